@@ -1,0 +1,1 @@
+"""Training: the bilevel search, fixed networks, checkpoints and the loop they share."""
