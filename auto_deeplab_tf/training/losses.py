@@ -1,0 +1,220 @@
+"""The segmentation loss, as a sum and a weight that replicas can add up, and the class weights."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+CLASS_WEIGHT_SCHEMES = ("none", "median_frequency", "sqrt_median_frequency")
+
+SumAndWeight = tuple[tf.Tensor, tf.Tensor]
+
+
+def class_frequencies(pixel_counts: np.ndarray) -> np.ndarray:
+    """Computes how often each class occurs in the images that show it.
+
+    f_c = (pixels of class c) / (labelled pixels of all images in which c occurs).
+
+    Args:
+        pixel_counts: integers [num_images, num_classes], the pixels of each class in each image;
+            ignored pixels are counted nowhere.
+
+    Returns:
+        float64 [num_classes]; 0 for a class that occurs nowhere.
+
+    Reference: Eigen and Fergus, arXiv 1411.4734, sec. 6.3.2.
+    """
+    pixel_counts = np.asarray(pixel_counts, "float64")
+    if pixel_counts.ndim != 2:
+        raise ValueError(
+            "pixel_counts must have the shape [num_images, num_classes]. "
+            f"Received: shape {list(pixel_counts.shape)}"
+        )
+    pixels = pixel_counts.sum(axis=0)
+    pixels_where_present = (pixel_counts > 0).T.astype("float64") @ pixel_counts.sum(axis=1)
+    return np.divide(pixels, pixels_where_present, out=np.zeros_like(pixels), where=pixels > 0)
+
+
+def class_weights(frequencies: Sequence[float], scheme: str) -> tuple[float, ...] | None:
+    """Computes the weight of each class in the loss.
+
+    `median_frequency`: w_c = median(f) / f_c, the median over the classes that occur.
+    `sqrt_median_frequency`: the square root of it, which favours rare classes less.
+
+    A class that never occurs gets weight 1. It has no pixel to be weighted; the value only matters where
+    a later data set has the class after all, and then 1 means "like a class of middling frequency".
+
+    Args:
+        frequencies: share of each class, >= 0 (see `class_frequencies`).
+        scheme: `none`, `median_frequency` or `sqrt_median_frequency`.
+
+    Returns:
+        One weight per class, or None for `none`.
+
+    Raises:
+        ValueError: for an unknown scheme, a negative or non-finite share, or where no class occurs.
+    """
+    if scheme not in CLASS_WEIGHT_SCHEMES:
+        raise ValueError(
+            f"class_weights must be one of {', '.join(CLASS_WEIGHT_SCHEMES)}. Received: {scheme}"
+        )
+    if scheme == "none":
+        return None
+    shares = np.asarray(frequencies, "float64")
+    present = shares > 0
+    if shares.ndim != 1 or not np.all(np.isfinite(shares)) or np.any(shares < 0):
+        raise ValueError(
+            f"class frequencies must be one finite share >= 0 per class. Received: {frequencies}"
+        )
+    if not present.any():
+        raise ValueError(
+            "class weights need at least one class that occurs. Received: frequencies that are all 0"
+        )
+    weights = np.ones_like(shares)
+    weights[present] = np.median(shares[present]) / shares[present]
+    if scheme == "sqrt_median_frequency":
+        weights = np.sqrt(weights)
+    return tuple(float(weight) for weight in weights)
+
+
+def segmentation_loss(
+    num_classes: int,
+    ignore_label: int = 255,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+    hardest_fraction: float = 1.0,
+) -> Callable[[tf.Tensor, tf.Tensor], SumAndWeight]:
+    """Builds the loss of tf-models-official in a form that replicas can add up.
+
+    With p the softmax of the logits at a pixel, C classes, y its class and s the label smoothing, a pixel
+    that is not ignored costs
+
+        -w_y * sum_c ((1 - s) [c = y] + s / C) log p_c
+
+    and the loss of a batch is the sum over its pixels divided by their number (not by the sum of w).
+    `SegmentationLoss` divides by the pixels of its own batch; here sum and number stay apart, so that
+    several replicas can divide by the pixels of the global batch (`normalize`) and equal one device.
+
+    Hardest-pixel mining keeps the k = floor(hardest_fraction * H * W) pixels of EACH image that cost most
+    and divides by the sum over the images of min(k, pixels not ignored). The original takes the hardest
+    pixels of the whole batch, which would depend on how the batch is spread over replicas.
+
+    Args:
+        num_classes: C, the classes of the logits.
+        ignore_label: the label that costs nothing: any integer that is not a class.
+        class_weights: w, one number >= 0 per class; None for 1 each.
+        label_smoothing: s in [0, 1).
+        hardest_fraction: in (0, 1]; 1 takes every pixel.
+
+    Returns:
+        A function (labels, logits) -> (loss_sum, weight_sum): labels integers [N, H, W], logits float
+        [N, H, W, C], sizes static or not; two float32 scalars. It calculates in float32 whatever the
+        dtype of the logits. Where every pixel is ignored both are 0, and so is the gradient.
+
+    Raises:
+        ValueError: for a value outside the ranges above.
+    """
+    _check(num_classes, ignore_label, class_weights, label_smoothing, hardest_fraction)
+    weights = [1.0] * num_classes if class_weights is None else [float(w) for w in class_weights]
+    official = _official_loss(num_classes, ignore_label, weights, label_smoothing, hardest_fraction)
+    # The small constant that the official loss adds to its divisor.
+    epsilon = official.divisor_epsilon
+
+    def loss(labels: tf.Tensor, logits: tf.Tensor) -> SumAndWeight:
+        labels = tf.cast(tf.convert_to_tensor(labels), tf.int32)
+        logits = tf.cast(tf.convert_to_tensor(logits), tf.float32)
+        _check_shapes(labels, logits, num_classes)
+        batch_size = tf.shape(labels)[0]
+        # Every pixel becomes an image of 1 x 1: the official loss then has the equal static sizes that it
+        # needs (it would resize otherwise), whatever H and W are.
+        mean = official(
+            tf.reshape(logits, [-1, 1, 1, num_classes]),
+            tf.reshape(labels, [-1, 1, 1, 1]),
+            batch_size=batch_size,
+        )
+        valid = tf.cast(tf.reshape(labels, [batch_size, -1]) != ignore_label, tf.float32)
+        if hardest_fraction < 1.0:
+            kept = tf.cast(official.kept_pixels(tf.shape(valid)[1]), tf.float32)
+            return mean, tf.reduce_sum(tf.minimum(tf.reduce_sum(valid, axis=1), kept))
+        num_valid = tf.reduce_sum(valid)
+        return mean * (num_valid + epsilon), num_valid
+
+    return loss
+
+
+def normalize(loss_sum: tf.Tensor, weight_sum: tf.Tensor) -> tf.Tensor:
+    """Divides this replica's share of a loss by the weight of the global batch.
+
+    In a replica the result is a share: the shares of all replicas ADD UP to the mean over the global batch,
+    and so do their gradients. Outside a strategy it is that mean. A batch without any weight gives 0.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is not None and context.num_replicas_in_sync > 1:
+        weight_sum = context.all_reduce(tf.distribute.ReduceOp.SUM, weight_sum)
+    return tf.math.divide_no_nan(loss_sum, tf.stop_gradient(weight_sum))
+
+
+def _official_loss(num_classes, ignore_label, weights, label_smoothing, hardest_fraction):
+    # Imported here: it takes about 2 s (tf_keras), which only training has to pay.
+    from official.vision.losses import segmentation_losses
+
+    class HardestOfEachImage(segmentation_losses.SegmentationLoss):
+        """The official loss; with mining, the SUM over the hardest pixels of each image."""
+
+        divisor_epsilon = segmentation_losses.EPSILON
+
+        def __call__(self, logits, labels, batch_size):
+            self._batch_size = batch_size
+            return super().__call__(logits, labels)
+
+        def kept_pixels(self, pixels):
+            share = tf.constant(hardest_fraction, tf.float64) * tf.cast(pixels, tf.float64)
+            # The margin keeps 0.29 * 100 at 29; at least one pixel stays whatever the fraction.
+            return tf.maximum(tf.cast(tf.floor(share + 1e-6), tf.int32), 1)
+
+        def aggregate_loss_top_k(self, pixelwise_loss, num_valid_pixels=None):
+            of_image = tf.reshape(pixelwise_loss, [self._batch_size, -1])
+            hardest, _ = tf.math.top_k(
+                of_image, self.kept_pixels(tf.shape(of_image)[1]), sorted=False
+            )
+            return tf.reduce_sum(hardest)
+
+    return HardestOfEachImage(
+        label_smoothing=label_smoothing,
+        class_weights=weights,
+        ignore_label=ignore_label,
+        use_groundtruth_dimension=False,
+        top_k_percent_pixels=hardest_fraction,
+    )
+
+
+def _check(num_classes, ignore_label, class_weights, label_smoothing, hardest_fraction):
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2. Received: {num_classes}")
+    if 0 <= ignore_label < num_classes:
+        raise ValueError(
+            f"ignore_label must not be one of the classes 0..{num_classes - 1}. Received: {ignore_label}"
+        )
+    if class_weights is not None:
+        weights = np.asarray(class_weights, "float64")
+        if weights.shape != (num_classes,):
+            raise ValueError(
+                f"class_weights must be one number per class ({num_classes}). "
+                f"Received: shape {list(weights.shape)}"
+            )
+        if not np.all(np.isfinite(weights)) or np.any(weights < 0):
+            raise ValueError(f"class_weights must be finite and >= 0. Received: {class_weights}")
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing must lie in [0, 1). Received: {label_smoothing}")
+    if not 0.0 < hardest_fraction <= 1.0:
+        raise ValueError(f"hardest_fraction must lie in (0, 1]. Received: {hardest_fraction}")
+
+
+def _check_shapes(labels, logits, num_classes):
+    if labels.shape.rank != 3 or not logits.shape.is_compatible_with(
+        labels.shape.concatenate([num_classes])
+    ):
+        raise ValueError(
+            f"the loss needs labels [N, H, W] and logits [N, H, W, {num_classes}] of the same N, H, W. "
+            f"Received: labels {labels.shape}, logits {logits.shape}"
+        )
