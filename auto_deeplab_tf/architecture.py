@@ -1,0 +1,522 @@
+"""The search space's tables, and `Architecture`: the validated hand-over between all stages.
+
+One table of operations, relaxed edges and moves serves the supernet, the decoding, the drawing and
+the tests; nothing else does index arithmetic on alpha or beta. Pure Python and NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+NUM_LEVELS = 4
+NUM_MOVES = 3
+ATROUS_KINDS = ("full", "separable")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One row of the table of operations (paper, sec. 3.1).
+
+    Args:
+        name: Its name in files and drawings.
+        kernel_size: Width of its square window.
+        rate: Atrous rate at stride 1.
+        repeats: Number of ReLU-convolution-BN stages; 0 for the operations without parameters.
+        pooling: `"average"`, `"max"` or None.
+    """
+
+    name: str
+    kernel_size: int = 1
+    rate: int = 1
+    repeats: int = 0
+    pooling: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """One of `separable`, `atrous`, `pool`, `skip`, `none`."""
+        if self.pooling:
+            return "pool"
+        if self.repeats:
+            return "separable" if self.rate == 1 else "atrous"
+        return self.name
+
+
+OPERATION_TABLE = (
+    Operation("sep_3x3", kernel_size=3, repeats=2),
+    Operation("sep_5x5", kernel_size=5, repeats=2),
+    Operation("atrous_3x3", kernel_size=3, rate=2, repeats=1),
+    Operation("atrous_5x5", kernel_size=5, rate=2, repeats=1),
+    Operation("avg_pool_3x3", kernel_size=3, pooling="average"),
+    Operation("max_pool_3x3", kernel_size=3, pooling="max"),
+    Operation("skip"),
+    Operation("none"),
+)
+OPERATIONS = tuple(row.name for row in OPERATION_TABLE)
+# What a decoded edge may hold: all but `none`, in the same order.
+DECODABLE_OPERATIONS = tuple(name for name in OPERATIONS if name != "none")
+
+_OPERATION_BY_NAME = {row.name: row for row in OPERATION_TABLE}
+_CELL_INPUTS = ("prev", "prev_prev")
+
+
+def operation(name: str) -> Operation:
+    """Returns the table's row of that name."""
+    try:
+        return _OPERATION_BY_NAME[name]
+    except KeyError:
+        raise ValueError(
+            f"unknown operation {name!r}: the operations are {', '.join(OPERATIONS)}."
+        ) from None
+
+
+def stride(level: int) -> int:
+    """Returns the stride of a level: 4 * 2**level."""
+    return 4 * 2**level
+
+
+def block_sources(block: int) -> tuple[str, ...]:
+    """Returns what a block may read, in the order of the table: cell inputs, earlier blocks."""
+    return _CELL_INPUTS + tuple(f"block_{earlier}" for earlier in range(block))
+
+
+class RelaxedEdge(NamedTuple):
+    """One row of alpha: block `block` reads `source` through the mix of all operations."""
+
+    index: int  # type: ignore[assignment]
+    block: int
+    source: str
+
+    @property
+    def source_index(self) -> int:
+        """0 for `prev`, 1 for `prev_prev`, 2 + j for `block_j`."""
+        return block_sources(self.block).index(self.source)
+
+
+@functools.cache
+def relaxed_edges(num_blocks: int) -> tuple[RelaxedEdge, ...]:
+    """Returns the rows of alpha: block by block; inside a block `prev`, `prev_prev`, `block_0`, ...
+
+    A cell of B blocks has 2 + 3 + ... + (B + 1) = B (B + 3) / 2 of them.
+    """
+    _check_positive("num_blocks", num_blocks)
+    pairs = [(block, source) for block in range(num_blocks) for source in block_sources(block)]
+    return tuple(RelaxedEdge(index, *pair) for index, pair in enumerate(pairs))
+
+
+class Transition(NamedTuple):
+    """One entry of beta: into `layer` from `from_level` by `move` - 1 to `to_level`.
+
+    Moves are 0 (finer), 1 (same level), 2 (coarser): the last axis of beta.
+    """
+
+    layer: int
+    from_level: int
+    move: int
+    to_level: int
+
+
+@functools.cache
+def transitions(num_layers: int) -> tuple[Transition, ...]:
+    """Returns the moves that some path from the stem (level 0) takes, layer by layer."""
+    _check_positive("num_layers", num_layers)
+    mask = move_mask(num_layers)
+    return tuple(
+        Transition(layer, level, move, level + move - 1)
+        for layer in range(num_layers)
+        for level in range(min(layer + 1, NUM_LEVELS))
+        for move in range(NUM_MOVES)
+        if mask[layer, level, move]
+    )
+
+
+def move_mask(num_layers: int) -> np.ndarray:
+    """Returns bool [num_layers, 4, 3]: True where the move stays inside the trellis."""
+    _check_positive("num_layers", num_layers)
+    to_level = np.arange(NUM_LEVELS)[:, None] + np.arange(NUM_MOVES) - 1
+    return np.tile((to_level >= 0) & (to_level < NUM_LEVELS), (num_layers, 1, 1))
+
+
+@functools.cache
+def reachable_levels(num_layers: int) -> tuple[tuple[int, ...], ...]:
+    """Returns, for each layer, the levels that some path from the stem reaches, ascending."""
+    return tuple(
+        tuple(sorted({row.to_level for row in transitions(num_layers) if row.layer == layer}))
+        for layer in range(num_layers)
+    )
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1. Received: {value}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """A decoded edge: a block reads `source` through the operation `op`.
+
+    Args:
+        source: `"prev"` (layer l - 1), `"prev_prev"` (layer l - 2) or an earlier `"block_<j>"`.
+        op: A name in `DECODABLE_OPERATIONS`.
+    """
+
+    source: str
+    op: str
+
+    @property
+    def source_index(self) -> int:
+        """0 for `prev`, 1 for `prev_prev`, 2 + j for `block_j`."""
+        if self.source in _CELL_INPUTS:
+            return _CELL_INPUTS.index(self.source)
+        return len(_CELL_INPUTS) + int(self.source.removeprefix("block_"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Architecture:
+    """A discrete network: the path through the trellis and the cell that every layer repeats.
+
+    Two architectures are equal where path, cell (the order inside a block is free) and kind of
+    atrous convolution are; `provenance` says where one came from and takes no part in this.
+
+    Args:
+        levels: The level 0..3 (stride 4..32) of each layer; the stem before it is level 0.
+        cell: Two edges for each block.
+        atrous: `"full"`, as published, or `"separable"` (depthwise, then pointwise).
+        provenance: Any mapping that JSON can hold.
+
+    Raises:
+        ValueError: naming field and rule, where a rule is broken.
+    """
+
+    levels: tuple[int, ...]
+    cell: tuple[tuple[Edge, Edge], ...]
+    atrous: str
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", _checked_levels(self.levels))
+        object.__setattr__(self, "cell", _checked_cell(self.cell))
+        if not isinstance(self.atrous, str) or self.atrous not in ATROUS_KINDS:
+            raise ValueError(f"atrous must be 'full' or 'separable'. Received: {self.atrous!r}.")
+        object.__setattr__(self, "provenance", _checked_provenance(self.provenance))
+
+    @property
+    def num_layers(self) -> int:
+        """The number of cells in a row, L in the paper."""
+        return len(self.levels)
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks of the cell, B in the paper."""
+        return len(self.cell)
+
+    @property
+    def low_level_index(self) -> int:
+        """Index of the cell whose output is the decoder's low-level feature; -1 for the stem.
+
+        The last cell before the path first leaves level 0: -1, the stem's stride-4 tensor, where
+        the first cell already left it; the last cell where none leaves.
+        """
+        left = [index for index, level in enumerate(self.levels) if level != 0]
+        return (left[0] if left else self.num_layers) - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, hexadecimal, of levels, cell (order inside a block normalised) and atrous."""
+        text = json.dumps(self._canonical(), separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _canonical(self) -> tuple:
+        cell = tuple(
+            tuple((edge.source, edge.op) for edge in sorted(block, key=lambda e: e.source_index))
+            for block in self.cell
+        )
+        return (self.levels, cell, self.atrous)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Architecture):
+            return NotImplemented
+        return self._canonical() == other._canonical()
+
+    def __hash__(self) -> int:
+        return hash(self._canonical())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the content of the JSON file."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "levels": list(self.levels),
+            "cell": [[dataclasses.asdict(edge) for edge in block] for block in self.cell],
+            "atrous": self.atrous,
+            "provenance": json.loads(json.dumps(self.provenance)),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Architecture:
+        """Builds one from the content of a JSON file; `provenance` alone may be missing."""
+        required = ("schema_version", "levels", "cell", "atrous")
+        _check_keys("the architecture", content, required, optional=("provenance",))
+        version = content["schema_version"]
+        if type(version) is not int or version != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version must be {SCHEMA_VERSION}, the version this release reads. "
+                f"Received: {version!r}."
+            )
+        return cls(
+            levels=content["levels"],
+            cell=_edges_from(content["cell"]),
+            atrous=content["atrous"],
+            provenance=content.get("provenance", {}),
+        )
+
+    def to_json(self) -> str:
+        """Returns the file's text: one line for the path, one line for each block."""
+        content = self.to_dict()
+        blocks = ",\n".join(f"    {json.dumps(block)}" for block in content.pop("cell"))
+        provenance = json.dumps(content.pop("provenance"), indent=2).replace("\n", "\n  ")
+        return (
+            "{\n"
+            f'  "schema_version": {content["schema_version"]},\n'
+            f'  "levels": {json.dumps(content["levels"])},\n'
+            f'  "cell": [\n{blocks}\n  ],\n'
+            f'  "atrous": {json.dumps(content["atrous"])},\n'
+            f'  "provenance": {provenance}\n'
+            "}\n"
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Architecture:
+        """Builds one from the file's text, in UTF-8.
+
+        Raises:
+            ValueError: where the text is not JSON, a key comes twice, or a rule is broken.
+        """
+        try:
+            content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        except RecursionError:
+            raise ValueError("not an architecture: nested too deeply.") from None
+        except _RepeatedKeyError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"not a JSON file: {error}.") from None
+        return cls.from_dict(content)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON file atomically: it holds the old content or the new, never a part."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Architecture:
+        """Reads a JSON file; errors begin with its name."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is not a file: give an architecture.json, as `decode` writes it."
+            )
+        try:
+            return cls.from_json(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def preset(cls, name: str) -> Architecture:
+        """Returns a published architecture by name, one of `PRESETS`."""
+        try:
+            return dataclasses.replace(PRESETS[name])
+        except KeyError:
+            raise ValueError(
+                f"unknown architecture {name!r}: the presets are {', '.join(PRESETS)}."
+            ) from None
+
+    @classmethod
+    def from_argument(cls, argument: str) -> Architecture:
+        """Reads what `--architecture` takes: a preset's name, or else a file."""
+        if argument in PRESETS:
+            return cls.preset(argument)
+        if not Path(argument).exists():
+            raise FileNotFoundError(
+                f"--architecture={argument} is neither a file nor a preset: give an "
+                f"architecture.json, as `decode` writes it, or one of {', '.join(PRESETS)}."
+            )
+        return cls.load(argument)
+
+
+class _RepeatedKeyError(ValueError):
+    """A key comes twice in one JSON object."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _RepeatedKeyError(f"key {twice!r} comes twice: which one holds is not defined.")
+    return content
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _check_keys(
+    where: str, content: Any, required: Sequence[str], optional: Sequence[str] = ()
+) -> None:
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{where} must be an object with the keys {', '.join(required)}. "
+            f"Received: {_shown(content)}."
+        )
+    missing = [key for key in required if key not in content]
+    if missing:
+        raise ValueError(f"{where} lacks the key {missing[0]!r}.")
+    unknown = [key for key in content if key not in (*required, *optional)]
+    if unknown:
+        raise ValueError(
+            f"{where} has the unknown key {unknown[0]!r}: the keys are "
+            f"{', '.join((*required, *optional))}."
+        )
+
+
+def _shown(value: Any) -> str:
+    """Shows a refused value on one line, shortened."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+
+
+def _checked_levels(levels: Any) -> tuple[int, ...]:
+    if not _is_list(levels) or not len(levels):
+        raise ValueError(
+            f"levels must be a list with one level (0..3) for each layer. "
+            f"Received: {_shown(levels)}."
+        )
+    checked: list[int] = []
+    for index, value in enumerate(levels):
+        field = f"levels[{index}]"
+        try:
+            level = operator.index(value)
+        except TypeError:
+            level = -1
+        if isinstance(value, (bool, np.bool_)) or not 0 <= level < NUM_LEVELS:
+            raise ValueError(
+                f"{field} must be an integer 0, 1, 2 or 3 (stride 4, 8, 16, 32). "
+                f"Received: {_shown(value)}."
+            )
+        before = checked[-1] if checked else 0
+        if abs(level - before) > 1:
+            rule = "a layer keeps the level or moves by one"
+            if not checked:
+                rule = "the stem ends at level 0, and " + rule
+            raise ValueError(f"{field} = {level} cannot follow level {before} ({rule}).")
+        checked.append(level)
+    return tuple(checked)
+
+
+def _edges_from(cell: Any) -> Any:
+    """Turns the JSON form of a cell into edges; what is not a list is left to `_checked_cell`."""
+    if not _is_list(cell):
+        return cell
+    blocks = []
+    for index, block in enumerate(cell):
+        if not _is_list(block):
+            blocks.append(block)
+            continue
+        edges = []
+        for side, edge in enumerate(block):
+            _check_keys(f"cell[{index}][{side}]", edge, ("source", "op"))
+            edges.append(Edge(edge["source"], edge["op"]))
+        blocks.append(edges)
+    return blocks
+
+
+def _checked_cell(cell: Any) -> tuple[tuple[Edge, Edge], ...]:
+    if not _is_list(cell) or not len(cell):
+        raise ValueError(
+            f"cell must be a list of blocks, each of two edges. Received: {_shown(cell)}."
+        )
+    for index, block in enumerate(cell):
+        if not _is_list(block) or len(block) != 2:
+            raise ValueError(f"cell[{index}] must hold two edges. Received: {_shown(block)}.")
+        for side, edge in enumerate(block):
+            _check_edge(f"cell[{index}][{side}]", index, edge)
+        if block[0].source == block[1].source:
+            raise ValueError(
+                f"cell[{index}] reads {block[0].source!r} twice: the two sources of a block differ."
+            )
+    return tuple((block[0], block[1]) for block in cell)
+
+
+def _check_edge(field: str, block: int, edge: Any) -> None:
+    if not isinstance(edge, Edge):
+        raise ValueError(f"{field} must be an Edge. Received: {_shown(edge)}.")
+    sources = block_sources(block)
+    if not isinstance(edge.source, str) or edge.source not in sources:
+        raise ValueError(
+            f"{field}.source = {_shown(edge.source)} cannot be read by block {block} (its sources "
+            f"are {', '.join(sources)}: the cell's inputs and earlier blocks)."
+        )
+    if edge.op == "none":
+        raise ValueError(
+            f"{field}.op = 'none' is not allowed: a decoded edge carries one of "
+            f"{', '.join(DECODABLE_OPERATIONS)}."
+        )
+    if not isinstance(edge.op, str) or edge.op not in DECODABLE_OPERATIONS:
+        raise ValueError(
+            f"{field}.op = {_shown(edge.op)} is unknown: the operations are "
+            f"{', '.join(DECODABLE_OPERATIONS)}."
+        )
+
+
+def _checked_provenance(provenance: Any) -> dict[str, Any]:
+    """Returns a copy that no caller can reach, as JSON would give it back."""
+    if not isinstance(provenance, Mapping):
+        raise ValueError(f"provenance must be an object. Received: {_shown(provenance)}.")
+    if not all(isinstance(key, str) for key in provenance):
+        raise ValueError(f"provenance must have strings as keys. Received: {_shown(provenance)}.")
+    try:
+        return json.loads(json.dumps(dict(provenance), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"provenance must hold what JSON can hold: {error}.") from None
+
+
+def _published() -> Architecture:
+    """Auto-DeepLab of the paper (fig. 3), its cell as in the authors' inference code."""
+    cell = (
+        (Edge("prev_prev", "atrous_5x5"), Edge("prev", "sep_3x3")),
+        (Edge("prev_prev", "sep_3x3"), Edge("prev", "atrous_3x3")),
+        (Edge("block_1", "sep_3x3"), Edge("prev_prev", "sep_3x3")),
+        (Edge("block_2", "sep_5x5"), Edge("block_0", "sep_5x5")),
+        (Edge("block_1", "sep_5x5"), Edge("block_3", "atrous_5x5")),
+    )
+    return Architecture(
+        levels=(0, 0, 0, 1, 2, 1, 2, 2, 3, 3, 2, 1),
+        cell=cell,
+        atrous="full",
+        provenance={"preset": "auto_deeplab", "paper": "arXiv 1901.02985"},
+    )
+
+
+PRESETS: Mapping[str, Architecture] = {"auto_deeplab": _published()}
