@@ -1,0 +1,311 @@
+"""The command line of every entry point: absl flags made from a config class.
+
+    cli.define(config.SearchConfig)
+
+    def main() -> None:
+        options = cli.read(config.SearchConfig)
+        ...
+
+    if __name__ == "__main__":
+        cli.run(main)
+
+Exit codes: 0 on success and on --help, 1 with one line on stderr for an error the user can mend
+(its traceback with --verbosity=1), 2 for wrong flags, 130 after an interrupt.
+
+TensorFlow is imported neither here nor by an entry point before its `main` runs: --help answers
+at once, and a wrong flag is told before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+import os
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags
+
+from auto_deeplab_tf import config as config_lib
+
+# TensorFlow's C++ start-up lines would stand between the user and the one line that matters. It
+# reads the variable when it is imported, and never again.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+flags_text = config_lib.flags_text
+
+_MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, config_lib.RunError)
+_COMMON = (
+    ("--flagfile=FILE", "read flags from a file, one per line; later ones win"),
+    ("--verbosity=N", "1 also shows the traceback of an error"),
+    ("--help, --helpfull", "this text; also the flags of the libraries"),
+)
+
+_config_of_module: dict[str, type] = {}
+_result_stream: Any = None
+
+
+class FlagsError(ValueError):
+    """Flags that do not fit: `run` exits with 2."""
+
+
+def define(config_class: type) -> None:
+    """Makes the fields of a config class the flags of the calling module's command.
+
+    Nothing is registered before `run`, so any number of entry points can be imported together.
+    """
+    _config_of_module[sys._getframe(1).f_globals["__name__"]] = config_class
+
+
+def read(config_class: type) -> Any:
+    """The options as parsed by `run`.
+
+    Raises:
+        FlagsError: for a required flag that is missing, or a value that breaks a rule.
+    """
+    return _read(config_class, flags.FLAGS)
+
+
+def parse(config_class: type, arguments: Sequence[str]) -> Any:
+    """Reads options from a list of arguments, without a command (tests, scripts).
+
+    Raises:
+        FlagsError: as `read`, and for an unknown flag.
+    """
+    values = _flag_values(config_class)
+    _parse(values, ["", *arguments], config_class)
+    return _read(config_class, values)
+
+
+def run(main: Callable[[], Any]) -> NoReturn:
+    """Parses the flags that the module of `main` has defined, calls it, and exits."""
+    module = main.__globals__  # type: ignore[attr-defined]
+    config_class = _config_of_module.get(module["__name__"])
+    if config_class is not None:
+        flags.FLAGS.append_flag_values(_flag_values(config_class))
+
+    def parser(argv: list[str]) -> list[str]:
+        _answer_help(argv, module, config_class)
+        try:
+            return _parse(flags.FLAGS, argv, config_class)
+        except FlagsError as error:
+            _complain(error)
+            sys.exit(2)
+
+    app.run(lambda argv: _guard(main), flags_parser=parser)
+    raise SystemExit(0)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Prints a result as one object on one line; numbers that are not finite become null."""
+    text = json.dumps(_finite(result), allow_nan=False)
+    print(text, file=_result_stream or sys.stdout, flush=True)
+
+
+# ---- running
+
+
+def _guard(main: Callable[[], Any]) -> int:
+    """Calls main and turns what it raises into an exit code and one line."""
+    global _result_stream
+    _result_stream = sys.stdout
+    # With --json nothing but the result reaches stdout, whatever a library prints.
+    wants_json = "json" in flags.FLAGS and flags.FLAGS["json"].value is True
+    quiet = contextlib.redirect_stdout(sys.stderr) if wants_json else contextlib.nullcontext()
+    try:
+        with quiet:
+            return main() or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except _MENDABLE as error:
+        if flags.FLAGS.verbosity >= 1:
+            traceback.print_exc()
+        _complain(error)
+        return 2 if isinstance(error, FlagsError) else 1
+
+
+def _complain(error: BaseException) -> None:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
+    else:
+        message = str(error) or type(error).__name__
+    print("error:", " ".join(message.split()), file=sys.stderr)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+# ---- parsing
+
+
+class _ValueParser(flags.ArgumentParser):
+    """Reads one flag by the kind of its field."""
+
+    def __init__(self, kind: config_lib.Kind) -> None:
+        self._kind = kind
+        self.syntactic_help = ""
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument  # a default, already a value
+        return config_lib.parse_value(self._kind, argument)
+
+    def flag_type(self) -> str:
+        return self._kind.metavar
+
+
+class _ValueSerializer(flags.ArgumentSerializer):
+    def __init__(self, kind: config_lib.Kind) -> None:
+        self._kind = kind
+
+    def serialize(self, value: Any) -> str:
+        return config_lib.format_value(self._kind, value)
+
+
+def _flag_values(config_class: type) -> flags.FlagValues:
+    values = flags.FlagValues()
+    kinds = config_lib.kinds(config_class)
+    for field in dataclasses.fields(config_class):
+        kind = kinds[field.name]
+        default = None if config_lib.is_required(field) else field.default
+        text = field.metadata["help"]
+        if kind.element is bool:
+            flags.DEFINE_boolean(field.name, default, text, flag_values=values)
+        else:
+            flags.DEFINE(
+                _ValueParser(kind),
+                field.name,
+                default,
+                text,
+                flag_values=values,
+                serializer=_ValueSerializer(kind),
+            )
+    return values
+
+
+def _parse(values: flags.FlagValues, argv: list[str], config_class: type | None) -> list[str]:
+    try:
+        rest = values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise FlagsError(_unknown(error.flagname, values, config_class)) from None
+    except flags.Error as error:
+        raise FlagsError(_reworded(str(error))) from None
+    if len(rest) > 1:
+        raise FlagsError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    return rest
+
+
+def _unknown(name: str, values: flags.FlagValues, config_class: type | None) -> str:
+    """The message for a flag that does not exist, with the nearest one that does."""
+    names = list(config_lib.kinds(config_class)) if config_class else []
+    switches = [key for key in names if values[key].boolean]
+    words = {key: key for key in [*names, "flagfile", "verbosity", "help"]}
+    words.update({f"no{key}": f"no{key}" for key in switches})
+    nearest = difflib.get_close_matches(name, words, n=1, cutoff=0.6)
+    hint = f"did you mean --{nearest[0]}?" if nearest else "see --help"
+    return f"unknown flag --{name}; {hint}"
+
+
+def _reworded(message: str) -> str:
+    """absl's messages in the form of all of ours."""
+    message = message.removeprefix("flag ").removeprefix("ERROR:: ")
+    switch = re.fullmatch(r"(--\w+=\S*): \('Non-boolean argument.*", message)
+    return f"{switch[1]}: expected true or false" if switch else message
+
+
+def _read(config_class: type, values: flags.FlagValues) -> Any:
+    given = {}
+    for field in dataclasses.fields(config_class):
+        value = values[field.name].value
+        if value is None and config_lib.is_required(field):
+            raise FlagsError(f"--{field.name} is required: {field.metadata['help']}")
+        given[field.name] = value
+    try:
+        return config_class(**given)
+    except ValueError as error:
+        raise FlagsError(str(error)) from error
+
+
+# ---- help
+
+
+def _answer_help(argv: Sequence[str], module: Mapping[str, Any], config_class: Any) -> None:
+    """Prints the help and exits with 0 where it is asked for."""
+    for argument in argv[1:]:
+        if argument == "--":
+            return
+        if argument in ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort"):
+            print(_help(module, config_class))
+            sys.exit(0)
+        if argument in ("--helpfull", "-helpfull"):
+            print(_help(module, config_class))
+            print(_library_help(config_class))
+            sys.exit(0)
+        if argument in ("--helpxml", "-helpxml"):
+            flags.FLAGS.write_help_in_xml_format(sys.stdout)
+            sys.exit(0)
+
+
+def _help(module: Mapping[str, Any], config_class: Any) -> str:
+    spec = module.get("__spec__")
+    command = f"python -m {spec.name}" if spec else os.path.basename(sys.argv[0])
+    parts = [(module.get("__doc__") or "").strip(), f"usage: {command} [--name=value ...]"]
+    groups: dict[str, list[tuple[str, str]]] = {"run": []}
+    if config_class is not None:
+        kinds = config_lib.kinds(config_class)
+        for field in dataclasses.fields(config_class):
+            rows = groups.setdefault(field.metadata["group"], [])
+            row = _help_row(field, kinds[field.name])
+            rows.insert(0, row) if config_lib.is_required(field) else rows.append(row)
+    last = {name: groups.pop(name) for name in ("output", "device") if name in groups}
+    groups |= last | {"every command": list(_COMMON)}
+    parts += [f"{group}:\n{_table(rows)}" for group, rows in groups.items() if rows]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _help_row(field: dataclasses.Field, kind: config_lib.Kind) -> tuple[str, str]:
+    rules = field.metadata
+    text = rules["help"]
+    if kind.element is bool:
+        return f"--[no]{field.name}", f"{text} [{config_lib.format_value(kind, field.default)}]"
+    values = "|".join(rules["choices"]) if rules["choices"] else None
+    name = f"--{field.name}={rules['metavar'] or values or kind.metavar}"
+    if config_lib.is_required(field):
+        return name, f"{text} [required]"
+    default = config_lib.format_value(kind, field.default)
+    return name, f"{text} [{default}]" if default else text
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    width = 32
+    lines = []
+    for name, text in rows:
+        separator = "  " if len(name) <= width else "\n" + " " * (width + 4)
+        lines.append(f"  {name:<{width}}{separator}{text}")
+    return "\n".join(lines)
+
+
+def _library_help(config_class: Any) -> str:
+    """The flags that absl and other libraries add, one line each."""
+    own = set(config_lib.kinds(config_class)) if config_class else set()
+    rows = [
+        (f"--{name}", textwrap.shorten(" ".join((item.help or "").split()), 90))
+        for name, item in sorted(flags.FLAGS._flags().items())
+        if name not in own and len(name) > 1
+    ]
+    return f"\nflags of the libraries:\n{_table(rows)}"
