@@ -1,0 +1,317 @@
+"""From alpha and beta to an `Architecture`: argmax for the cell, Viterbi for the path (sec. 3.3).
+
+Everything works on float64 logarithms of probabilities. A long search drives logits far apart:
+probabilities then round to exactly 1 and would tie, their logarithms still tell them apart.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from auto_deeplab_tf.architecture import (
+    DECODABLE_OPERATIONS,
+    NUM_LEVELS,
+    NUM_MOVES,
+    OPERATIONS,
+    Architecture,
+    Edge,
+    Transition,
+    block_sources,
+    move_mask,
+    relaxed_edges,
+    transitions,
+)
+
+
+def checked_alpha(alpha_logits: Any) -> np.ndarray:
+    """Returns alpha's logits as float64 [B (B + 3) / 2, 8], or says what is wrong with them."""
+    logits = _as_floats("alpha", alpha_logits)
+    if logits.ndim != 2 or logits.shape[1] != len(OPERATIONS) or not _blocks_of(len(logits)):
+        raise ValueError(
+            f"alpha must have the shape [B (B + 3) / 2, {len(OPERATIONS)}] for some number of "
+            f"blocks B: [20, {len(OPERATIONS)}] for 5. Received: {list(logits.shape)}."
+        )
+    _check_finite("alpha", logits, np.ones(logits.shape, bool))
+    return logits
+
+
+def checked_beta(beta_logits: Any) -> np.ndarray:
+    """Returns beta's logits as float64 [L, 4, 3], or says what is wrong with them.
+
+    What stands at moves that leave the trellis is of no account and may be anything.
+    """
+    logits = _as_floats("beta", beta_logits)
+    _check_beta_shape("beta", logits)
+    _check_finite("beta", logits, move_mask(len(logits)))
+    return logits
+
+
+def num_blocks_of(alpha_logits: Any) -> int:
+    """Returns B, the number of blocks that alpha [B (B + 3) / 2, 8] describes."""
+    return _blocks_of(len(checked_alpha(alpha_logits)))
+
+
+def softmax_alpha(alpha_logits: Any) -> np.ndarray:
+    """Returns alpha, float64 [edges, 8]: the softmax over all operations, `none` included."""
+    return np.exp(log_softmax_alpha(alpha_logits))
+
+
+def log_softmax_alpha(alpha_logits: Any) -> np.ndarray:
+    """Returns log(alpha), float64 [edges, 8]."""
+    logits = checked_alpha(alpha_logits)
+    return _log_softmax(logits, np.ones(logits.shape, bool))
+
+
+def masked_softmax_beta(beta_logits: Any) -> np.ndarray:
+    """Returns beta, float64 [L, 4, 3]: the softmax over the moves leaving a level (eq. 3).
+
+    Moves that leave the trellis are masked before the softmax: they hold exactly 0.
+    """
+    return np.exp(log_softmax_beta(beta_logits))
+
+
+def log_softmax_beta(beta_logits: Any) -> np.ndarray:
+    """Returns log(beta), float64 [L, 4, 3]; -inf where the move leaves the trellis."""
+    logits = checked_beta(beta_logits)
+    return _log_softmax(logits, move_mask(len(logits)))
+
+
+def decode_cell(alpha_logits: Any) -> tuple[tuple[Edge, Edge], ...]:
+    """Keeps the two strongest edges of each block, and on each its strongest operation.
+
+    The strength of an edge is the largest probability among its operations other than `none`,
+    where `none` takes its share of the softmax. Ties go to the lower index, of edges and of
+    operations. Inside a block the edges come out in the order of alpha.
+
+    Args:
+        alpha_logits: float [B (B + 3) / 2, 8].
+    """
+    log_alpha = log_softmax_alpha(alpha_logits)[:, : len(DECODABLE_OPERATIONS)]
+    best = np.argmax(log_alpha, axis=1)
+    strength = np.max(log_alpha, axis=1)
+    edges = relaxed_edges(_blocks_of(len(log_alpha)))
+    cell = []
+    for _, candidates in itertools.groupby(edges, key=lambda edge: edge.block):
+        # sorted() is stable: of equal strengths the lower index comes first.
+        kept = sorted(candidates, key=lambda edge: -strength[edge.index])[:2]
+        first, second = sorted(kept, key=lambda edge: edge.index)
+        cell.append(
+            (
+                Edge(first.source, OPERATIONS[best[first.index]]),
+                Edge(second.source, OPERATIONS[best[second.index]]),
+            )
+        )
+    return tuple(cell)
+
+
+def viterbi(log_beta: Any) -> tuple[tuple[int, ...], float]:
+    """Finds the most probable path through the trellis (paper, sec. 3.3).
+
+    Args:
+        log_beta: float [layers, 4, 3], log-probability of leaving a level by -1 (finer), 0
+            or +1 (coarser); -inf where the move leaves the trellis.
+
+    Returns:
+        (levels, log_prob): one level per layer, and the sum of its log-probabilities. Of equal
+        paths the one that is first in the order of its levels.
+
+    Raises:
+        ValueError: for another shape, or where no path is finite.
+    """
+    return next(best_paths(log_beta))
+
+
+def k_best_paths(log_beta: Any, k: int) -> list[tuple[tuple[int, ...], float]]:
+    """Returns the k most probable paths, best first, as `viterbi` returns the best.
+
+    Fewer come back where the trellis holds fewer (`number_of_paths`).
+    """
+    if k < 1:
+        raise ValueError(f"k, the number of paths, must be at least 1. Received: {k}.")
+    return list(itertools.islice(best_paths(log_beta), k))
+
+
+def best_paths(log_beta: Any) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Yields every path of probability above 0, the most probable first.
+
+    Best-first search over beginnings of paths. With V_l(s) the best log-probability from level s
+    before layer l to the end (Viterbi's recursion, backwards), a move s -> s' costs the regret
+    V_l(s) - (log_beta_l(s -> s') + V_{l+1}(s')) >= 0: exactly 0 along the best path. Regrets only
+    grow as a path does, so complete paths leave the queue in their exact order.
+    """
+    log_beta = _checked_log_beta(log_beta)
+    num_layers = len(log_beta)
+    to_go = _log_prob_to_go(log_beta)
+    best = float(to_go[0, 0])
+    if best == -math.inf:
+        raise ValueError("log_beta leaves no path: each one has a move of probability 0.")
+    leaving = _moves_leaving(num_layers)
+    queue: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    while queue:
+        regret, levels = heapq.heappop(queue)
+        layer = len(levels)
+        if layer == num_layers:
+            yield levels, best - regret
+            continue
+        for row in leaving[layer][levels[-1] if levels else 0]:
+            onward = log_beta[row[:3]] + to_go[layer + 1, row.to_level]
+            if onward > -math.inf:
+                step = to_go[layer, row.from_level] - onward
+                heapq.heappush(queue, (regret + float(step), (*levels, row.to_level)))
+
+
+def decode(
+    alpha_logits: Any,
+    beta_logits: Any,
+    atrous: str,
+    provenance: Mapping[str, Any] | None = None,
+) -> Architecture:
+    """Returns the architecture that alpha and beta favour.
+
+    Args:
+        alpha_logits: float [B (B + 3) / 2, 8].
+        beta_logits: float [L, 4, 3]; beta[l, s, m] leaves level s by m - 1 on the way into layer l.
+        atrous: What the search used for its atrous operation, `"full"` or `"separable"`.
+        provenance: Where the logits come from.
+    """
+    levels, _ = viterbi(log_softmax_beta(beta_logits))
+    return Architecture(
+        levels=levels,
+        cell=decode_cell(alpha_logits),
+        atrous=atrous,
+        provenance=provenance or {},
+    )
+
+
+def alpha_entropy(alpha_logits: Any) -> float:
+    """Returns the mean over edges of the entropy of alpha, in nats: 0 to log(8)."""
+    return float(np.mean(_entropy(log_softmax_alpha(alpha_logits))))
+
+
+def beta_entropy(beta_logits: Any) -> float:
+    """Returns the mean entropy of beta, in nats, over the (layer, level) that a path can leave."""
+    log_beta = log_softmax_beta(beta_logits)
+    left = sorted({(row.layer, row.from_level) for row in transitions(len(log_beta))})
+    entropy = _entropy(log_beta)
+    return float(np.mean([entropy[node] for node in left]))
+
+
+def unidentified_transitions(num_layers: int) -> tuple[Transition, ...]:
+    """Returns the entries of beta that a search cannot learn.
+
+    A node with ONE predecessor passes its beta on as a mere scale, and every consumer (ReLU, 1x1,
+    batch normalisation) cancels it: the gradient is nearly 0, while Adam still takes full steps.
+    """
+    rows = transitions(num_layers)
+    into = [(row.layer, row.to_level) for row in rows]
+    return tuple(row for row, node in zip(rows, into, strict=True) if into.count(node) == 1)
+
+
+def number_of_paths(num_layers: int) -> int:
+    """Returns the number of paths from the stem: 75,025 for 12 layers."""
+    arriving = {0: 1}
+    for layer in range(num_layers):
+        counts = dict.fromkeys(range(NUM_LEVELS), 0)
+        for row in transitions(num_layers):
+            if row.layer == layer:
+                counts[row.to_level] += arriving.get(row.from_level, 0)
+        arriving = counts
+    return sum(arriving.values())
+
+
+def number_of_cells(num_blocks: int) -> int:
+    """Returns how many cells decoding can give: 762,683,172,300 for 5 blocks.
+
+    Each block has two different sources, and on each an operation other than `none`.
+    """
+    operations = len(DECODABLE_OPERATIONS) ** 2
+    return math.prod(
+        math.comb(len(block_sources(block)), 2) * operations for block in range(num_blocks)
+    )
+
+
+def _as_floats(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be an array of real numbers.") from None
+
+
+def _check_beta_shape(name: str, values: np.ndarray) -> None:
+    if values.ndim != 3 or values.shape[1:] != (NUM_LEVELS, NUM_MOVES) or not len(values):
+        raise ValueError(
+            f"{name} must have the shape [layers, {NUM_LEVELS}, {NUM_MOVES}]. "
+            f"Received: {list(values.shape)}."
+        )
+
+
+def _check_finite(name: str, values: np.ndarray, where: np.ndarray) -> None:
+    bad = np.argwhere(~np.isfinite(values) & where)
+    if len(bad):
+        place = tuple(int(index) for index in bad[0])
+        raise ValueError(
+            f"{name} must be finite: {name}{list(place)} is {values[place]} (and {len(bad) - 1} "
+            "more such values); the search that wrote it has diverged."
+        )
+
+
+def _checked_log_beta(log_beta: Any) -> np.ndarray:
+    log_beta = _as_floats("log_beta", log_beta)
+    _check_beta_shape("log_beta", log_beta)
+    if np.isnan(log_beta).any() or np.isposinf(log_beta).any():
+        raise ValueError("log_beta must hold logarithms of probabilities: it has NaN or +inf.")
+    return log_beta
+
+
+def _blocks_of(num_edges: int) -> int:
+    """Solves B (B + 3) / 2 = num_edges; 0 where no whole number does."""
+    num_blocks = (math.isqrt(9 + 8 * num_edges) - 3) // 2
+    return num_blocks if num_blocks * (num_blocks + 3) == 2 * num_edges else 0
+
+
+def _log_softmax(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The logarithm of the softmax over the unmasked entries of the last axis; -inf elsewhere.
+
+    log p_i = -log(1 + sum_{j != i} exp(x_j - x_i)) keeps the difference between 1 - 1e-17 and
+    1 - 1e-20, and the terms are added in ascending order: the result does not depend on theirs.
+    """
+    size = logits.shape[-1]
+    safe = np.where(mask, logits, 0.0)
+    others = mask[..., None, :] & ~np.eye(size, dtype=bool)
+    gaps = np.where(others, safe[..., None, :] - safe[..., :, None], -np.inf)
+    top = np.maximum(np.max(gaps, axis=-1), 0.0)
+    total = np.sum(np.exp(np.sort(gaps - top[..., None], axis=-1)), axis=-1)
+    log_sum = np.where(top == 0.0, np.log1p(total), top + np.log(np.exp(-top) + total))
+    return np.where(mask, -log_sum, -np.inf)
+
+
+def _entropy(log_probs: np.ndarray) -> np.ndarray:
+    probs = np.exp(log_probs)
+    return -np.sum(probs * np.where(probs > 0, log_probs, 0.0), axis=-1)
+
+
+def _log_prob_to_go(log_beta: np.ndarray) -> np.ndarray:
+    """Returns V, float [L + 1, 4]: the best log-probability from a level before a layer on."""
+    num_layers = len(log_beta)
+    to_go = np.full((num_layers + 1, NUM_LEVELS), -np.inf)
+    to_go[num_layers] = 0.0
+    for row in reversed(transitions(num_layers)):
+        onward = log_beta[row[:3]] + to_go[row.layer + 1, row.to_level]
+        to_go[row.layer, row.from_level] = max(to_go[row.layer, row.from_level], onward)
+    return to_go
+
+
+def _moves_leaving(num_layers: int) -> list[list[list[Transition]]]:
+    """The table of transitions by layer and by the level they leave."""
+    leaving: list[list[list[Transition]]] = [
+        [[] for _ in range(NUM_LEVELS)] for _ in range(num_layers)
+    ]
+    for row in transitions(num_layers):
+        leaving[row.layer][row.from_level].append(row)
+    return leaving
