@@ -150,8 +150,9 @@ def move_mask(num_layers: int) -> np.ndarray:
 @functools.cache
 def reachable_levels(num_layers: int) -> tuple[tuple[int, ...], ...]:
     """Returns, for each layer, the levels that some path from the stem reaches, ascending."""
+    rows = transitions(num_layers)
     return tuple(
-        tuple(sorted({row.to_level for row in transitions(num_layers) if row.layer == layer}))
+        tuple(sorted({row.to_level for row in rows if row.layer == layer}))
         for layer in range(num_layers)
     )
 

@@ -215,14 +215,11 @@ def unidentified_transitions(num_layers: int) -> tuple[Transition, ...]:
 
 def number_of_paths(num_layers: int) -> int:
     """Returns the number of paths from the stem: 75,025 for 12 layers."""
-    arriving = {0: 1}
-    for layer in range(num_layers):
-        counts = dict.fromkeys(range(NUM_LEVELS), 0)
-        for row in transitions(num_layers):
-            if row.layer == layer:
-                counts[row.to_level] += arriving.get(row.from_level, 0)
-        arriving = counts
-    return sum(arriving.values())
+    arriving = {(-1, 0): 1}
+    for row in transitions(num_layers):
+        node = (row.layer, row.to_level)
+        arriving[node] = arriving.get(node, 0) + arriving[row.layer - 1, row.from_level]
+    return sum(count for (layer, _), count in arriving.items() if layer == num_layers - 1)
 
 
 def number_of_cells(num_blocks: int) -> int:
