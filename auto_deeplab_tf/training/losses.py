@@ -41,8 +41,9 @@ def class_weights(frequencies: Sequence[float], scheme: str) -> tuple[float, ...
     `median_frequency`: w_c = median(f) / f_c, the median over the classes that occur.
     `sqrt_median_frequency`: the square root of it, which favours rare classes less.
 
-    A class that never occurs gets weight 1. It has no pixel to be weighted; the value only matters where
-    a later data set has the class after all, and then 1 means "like a class of middling frequency".
+    A class that never occurs gets weight 1. It has no pixel to be weighted; the value only matters
+    where a later data set has the class after all, and then 1 means "like a class of middling
+    frequency".
 
     Args:
         frequencies: share of each class, >= 0 (see `class_frequencies`).
@@ -68,7 +69,7 @@ def class_weights(frequencies: Sequence[float], scheme: str) -> tuple[float, ...
         )
     if not present.any():
         raise ValueError(
-            "class weights need at least one class that occurs. Received: frequencies that are all 0"
+            "class weights need at least one class that occurs. Received: all frequencies 0"
         )
     weights = np.ones_like(shares)
     weights[present] = np.median(shares[present]) / shares[present]
@@ -86,18 +87,20 @@ def segmentation_loss(
 ) -> Callable[[tf.Tensor, tf.Tensor], SumAndWeight]:
     """Builds the loss of tf-models-official in a form that replicas can add up.
 
-    With p the softmax of the logits at a pixel, C classes, y its class and s the label smoothing, a pixel
-    that is not ignored costs
+    With p the softmax of the logits at a pixel, C classes, y its class and s the label smoothing, a
+    pixel that is not ignored costs
 
         -w_y * sum_c ((1 - s) [c = y] + s / C) log p_c
 
-    and the loss of a batch is the sum over its pixels divided by their number (not by the sum of w).
-    `SegmentationLoss` divides by the pixels of its own batch; here sum and number stay apart, so that
-    several replicas can divide by the pixels of the global batch (`normalize`) and equal one device.
+    and the loss of a batch is the sum over its pixels divided by their number (not by the sum of
+    w). `SegmentationLoss` divides by the pixels of its own batch; here sum and number stay apart,
+    so that several replicas can divide by the pixels of the global batch (`normalized`) and equal
+    one device.
 
-    Hardest-pixel mining keeps the k = floor(hardest_fraction * H * W) pixels of EACH image that cost most
-    and divides by the sum over the images of min(k, pixels not ignored). The original takes the hardest
-    pixels of the whole batch, which would depend on how the batch is spread over replicas.
+    Hardest-pixel mining keeps the k = floor(hardest_fraction * H * W) pixels of EACH image that
+    cost most and divides by the sum over the images of min(k, pixels not ignored). The original
+    takes the hardest pixels of the whole batch, which would depend on how the batch is spread over
+    replicas.
 
     Args:
         num_classes: C, the classes of the logits.
@@ -107,9 +110,10 @@ def segmentation_loss(
         hardest_fraction: in (0, 1]; 1 takes every pixel.
 
     Returns:
-        A function (labels, logits) -> (loss_sum, weight_sum): labels integers [N, H, W], logits float
-        [N, H, W, C], sizes static or not; two float32 scalars. It calculates in float32 whatever the
-        dtype of the logits. Where every pixel is ignored both are 0, and so is the gradient.
+        A function (labels, logits) -> (loss_sum, weight_sum): labels integers [N, H, W], logits
+        float [N, H, W, C], sizes static or not; two float32 scalars. It calculates in float32
+        whatever the dtype of the logits. Where every pixel is ignored both are 0, and so is the
+        gradient.
 
     Raises:
         ValueError: for a value outside the ranges above.
@@ -125,8 +129,8 @@ def segmentation_loss(
         logits = tf.cast(tf.convert_to_tensor(logits), tf.float32)
         _check_shapes(labels, logits, num_classes)
         batch_size = tf.shape(labels)[0]
-        # Every pixel becomes an image of 1 x 1: the official loss then has the equal static sizes that it
-        # needs (it would resize otherwise), whatever H and W are.
+        # Every pixel becomes an image of 1 x 1: the official loss then has the equal static sizes
+        # that it needs (it would resize otherwise), whatever H and W are.
         mean = official(
             tf.reshape(logits, [-1, 1, 1, num_classes]),
             tf.reshape(labels, [-1, 1, 1, 1]),
@@ -142,11 +146,12 @@ def segmentation_loss(
     return loss
 
 
-def normalize(loss_sum: tf.Tensor, weight_sum: tf.Tensor) -> tf.Tensor:
+def normalized(loss_sum: tf.Tensor, weight_sum: tf.Tensor) -> tf.Tensor:
     """Divides this replica's share of a loss by the weight of the global batch.
 
-    In a replica the result is a share: the shares of all replicas ADD UP to the mean over the global batch,
-    and so do their gradients. Outside a strategy it is that mean. A batch without any weight gives 0.
+    In a replica the result is a share: the shares of all replicas ADD UP to the mean over the
+    global batch, and so do their gradients. Outside a strategy it is that mean. A batch without any
+    weight gives 0.
     """
     context = tf.distribute.get_replica_context()
     if context is not None and context.num_replicas_in_sync > 1:
@@ -193,7 +198,8 @@ def _check(num_classes, ignore_label, class_weights, label_smoothing, hardest_fr
         raise ValueError(f"num_classes must be at least 2. Received: {num_classes}")
     if 0 <= ignore_label < num_classes:
         raise ValueError(
-            f"ignore_label must not be one of the classes 0..{num_classes - 1}. Received: {ignore_label}"
+            f"ignore_label must not be one of the classes 0..{num_classes - 1}. "
+            f"Received: {ignore_label}"
         )
     if class_weights is not None:
         weights = np.asarray(class_weights, "float64")
@@ -215,6 +221,7 @@ def _check_shapes(labels, logits, num_classes):
         labels.shape.concatenate([num_classes])
     ):
         raise ValueError(
-            f"the loss needs labels [N, H, W] and logits [N, H, W, {num_classes}] of the same N, H, W. "
+            f"the loss needs labels [N, H, W] and logits [N, H, W, {num_classes}] of the same "
+            "N, H, W. "
             f"Received: labels {labels.shape}, logits {logits.shape}"
         )

@@ -72,7 +72,7 @@ def test_is_the_official_loss_once_divided():
     official = SegmentationLoss(0.1, weights, 255, False)(
         tf.constant(logits), tf.constant(labels[..., None])
     )
-    ours = losses.normalize(
+    ours = losses.normalized(
         *losses.segmentation_loss(NUM_CLASSES, class_weights=weights, label_smoothing=0.1)(
             labels, logits
         )
@@ -86,7 +86,7 @@ def test_only_void_costs_nothing_and_moves_nothing(fraction):
     logits = tf.constant(logits)
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        loss = losses.normalize(
+        loss = losses.normalized(
             *losses.segmentation_loss(NUM_CLASSES, hardest_fraction=fraction)(labels, logits)
         )
     assert float(loss) == 0.0
@@ -98,7 +98,7 @@ def test_gradient_is_softmax_minus_target_over_valid_pixels():
     variable = tf.Variable(logits)
     loss_function = losses.segmentation_loss(NUM_CLASSES)
     with tf.GradientTape() as tape:
-        loss = losses.normalize(*loss_function(labels, variable))
+        loss = losses.normalized(*loss_function(labels, variable))
     valid = labels != 255
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)

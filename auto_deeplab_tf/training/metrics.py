@@ -1,0 +1,237 @@
+"""Scores of a segmentation: one confusion matrix over a split, and trivial predictors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def scores(matrix: np.ndarray) -> dict[str, Any]:
+    """Computes the scores of a confusion matrix.
+
+    With n_yp pixels of class y predicted as p: IoU_c = n_cc / (sum_p n_cp + sum_y n_yc - n_cc). A
+    class that is neither labelled nor predicted anywhere is absent: it has no IoU and takes no part
+    in the mean.
+
+    Args:
+        matrix: counts [num_classes, num_classes], rows the labels, columns the predictions.
+
+    Returns:
+        `miou`; `per_class_iou`, one float per class, None where the class is absent;
+        `pixel_accuracy`; `mean_of_miou_and_pixel_accuracy` (the third column of ADE20K's table).
+        miou and pixel_accuracy of an empty matrix are 0.
+    """
+    matrix = np.asarray(matrix, "float64")
+    hits = np.diagonal(matrix)
+    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
+    present = union > 0
+    iou = np.divide(hits, union, out=np.zeros_like(hits), where=present)
+    miou = float(iou[present].mean()) if present.any() else 0.0
+    total = matrix.sum()
+    accuracy = float(hits.sum() / total) if total else 0.0
+    return {
+        "miou": miou,
+        "per_class_iou": [
+            float(value) if here else None for value, here in zip(iou, present, strict=True)
+        ],
+        "pixel_accuracy": accuracy,
+        "mean_of_miou_and_pixel_accuracy": (miou + accuracy) / 2,
+    }
+
+
+def named_scores(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """`scores` with `per_class_iou` as a mapping from the class name."""
+    result = scores(matrix)
+    result["per_class_iou"] = dict(zip(class_names, result["per_class_iou"], strict=True))
+    return result
+
+
+@keras.saving.register_keras_serializable(package="auto_deeplab_tf")
+class ConfusionMatrix(keras.metrics.Metric):
+    """Counts every pixel of a split once and gives mIoU and pixel accuracy.
+
+    The counts are whole numbers in float64, exact to 2**53 pixels, so the result depends neither on
+    the size of the batches nor on how replicas shared them.
+
+    Args:
+        num_classes: number of classes.
+        ignore_label: label of the pixels that are not counted.
+        name: name of the metric.
+        dtype: taken for Keras' sake; the counts are float64 always.
+
+    Call arguments:
+        y_true: integers [N, H, W].
+        y_pred: logits or probabilities, float [N, H, W, num_classes], or class ids, integers
+            [N, H, W].
+
+    Result: `{"miou", "pixel_accuracy"}`, two scalars; absent classes as in `scores`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_label: int = 255,
+        name: str = "confusion_matrix",
+        dtype: Any = None,
+    ):
+        super().__init__(name=name, dtype=dtype)
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.counts = self.add_variable(
+            (num_classes, num_classes), initializer="zeros", dtype="float64", name="counts"
+        )
+        self.num_invalid = self.add_variable(
+            (), initializer="zeros", dtype="float64", name="num_invalid"
+        )
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Counts the pixels of a batch.
+
+        Raises:
+            ValueError: with sample weights: a pixel counts once or, as void, not at all.
+        """
+        if sample_weight is not None:
+            raise ValueError(
+                "ConfusionMatrix takes no sample_weight: give void pixels the ignore label instead"
+            )
+        labels = tf.reshape(tf.cast(y_true, tf.int32), [-1])
+        predictions = tf.convert_to_tensor(y_pred)
+        if predictions.dtype.is_floating:
+            predictions = tf.argmax(predictions, axis=-1, output_type=tf.int32)
+        predictions = tf.reshape(tf.cast(predictions, tf.int32), [-1])
+        classes = self.num_classes
+        is_class = (labels >= 0) & (labels < classes)
+        invalid = ~is_class & (labels != self.ignore_label)
+        # Two bins behind the matrix take what does not belong to it: no pixel is dropped by a mask,
+        # whose result would have a size that XLA cannot know.
+        bins = tf.where(is_class, labels * classes + predictions, classes**2)
+        bins = tf.where(invalid, classes**2 + 1, bins)
+        counts = tf.math.bincount(
+            bins, minlength=classes**2 + 2, maxlength=classes**2 + 2, dtype=tf.int64
+        )
+        counts = tf.cast(counts, tf.float64)
+        self.counts.assign_add(tf.reshape(counts[: classes**2], [classes, classes]))
+        self.num_invalid.assign_add(counts[-1])
+
+    def result(self) -> dict[str, tf.Tensor]:
+        counts = tf.convert_to_tensor(self.counts)
+        hits = tf.linalg.diag_part(counts)
+        union = tf.reduce_sum(counts, axis=0) + tf.reduce_sum(counts, axis=1) - hits
+        num_present = tf.reduce_sum(tf.cast(union > 0, tf.float64))
+        iou = tf.math.divide_no_nan(hits, union)
+        return {
+            "miou": tf.math.divide_no_nan(tf.reduce_sum(iou), num_present),
+            "pixel_accuracy": tf.math.divide_no_nan(tf.reduce_sum(hits), tf.reduce_sum(counts)),
+        }
+
+    def matrix(self) -> np.ndarray:
+        """Returns the counts, int64 [num_classes, num_classes] (eagerly, outside replicas).
+
+        Raises:
+            ValueError: where a label was neither a class nor the ignore label.
+        """
+        invalid = int(np.asarray(tf.convert_to_tensor(self.num_invalid)))
+        if invalid:
+            raise ValueError(
+                f"labels must be classes 0..{self.num_classes - 1} or the ignore label "
+                f"{self.ignore_label}. Received: {invalid} pixels with another value"
+            )
+        return np.rint(np.asarray(tf.convert_to_tensor(self.counts))).astype("int64")
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {**config, "num_classes": self.num_classes, "ignore_label": self.ignore_label}
+
+
+class LabelStatistics:
+    """What can be said of a split from its labels alone: class shares, and two trivial predictors.
+
+    The trivial predictors never look at an image. `most_frequent_class` answers the same class
+    everywhere; `position_majority` answers, at every position, the class that the training labels
+    have there most often. A network has learnt something only where it beats the second.
+
+    Args:
+        num_classes: number of classes.
+        ignore_label: label of the pixels that are not counted.
+        positions: whether to count by position too (4 * height * width * num_classes bytes).
+    """
+
+    def __init__(self, num_classes: int, ignore_label: int = 255, positions: bool = True):
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self._positions = positions
+        self._per_image: list[np.ndarray] = []
+        self._per_position: np.ndarray | None = None
+
+    def add(self, labels: np.ndarray) -> None:
+        """Counts one label map, integers [H, W].
+
+        The first one fixes the grid of positions; one of another size is brought to it (nearest).
+
+        Raises:
+            ValueError: for a label that is neither a class nor the ignore label.
+        """
+        labels = np.asarray(labels)
+        if labels.ndim != 2:
+            raise ValueError(
+                f"a label map must have the shape [H, W]. Received: shape {list(labels.shape)}"
+            )
+        valid = labels != self.ignore_label
+        outside = valid & ((labels < 0) | (labels >= self.num_classes))
+        if outside.any():
+            raise ValueError(
+                f"labels must be classes 0..{self.num_classes - 1} or the ignore label "
+                f"{self.ignore_label}. Received: {labels[outside][0]}"
+            )
+        self._per_image.append(np.bincount(labels[valid], minlength=self.num_classes))
+        if not self._positions:
+            return
+        if self._per_position is None:
+            self._per_position = np.zeros((*labels.shape, self.num_classes), "uint32")
+        labels = resize_nearest(labels, self._per_position.shape[:2])
+        rows, columns = np.nonzero(labels != self.ignore_label)
+        self._per_position[rows, columns, labels[rows, columns]] += 1
+
+    @property
+    def pixel_counts(self) -> np.ndarray:
+        """int64 [num_images, num_classes]: pixels of each class in each image."""
+        return np.asarray(self._per_image, "int64").reshape(-1, self.num_classes)
+
+    def most_frequent_class(self) -> int:
+        """Returns the class with most pixels; on a tie the lower one."""
+        return int(self.pixel_counts.sum(axis=0).argmax())
+
+    def position_majority(self, size: tuple[int, int]) -> np.ndarray:
+        """Returns the most frequent class of every position, int64 [height, width].
+
+        Positions that no training label covers get the most frequent class of all.
+
+        Args:
+            size: (height, width) of the map, brought to it by the nearest position.
+        """
+        if self._per_position is None:
+            raise ValueError(
+                "no label was counted by position: call add() first, with positions=True"
+            )
+        majority = self._per_position.argmax(axis=-1)
+        majority[self._per_position.sum(axis=-1) == 0] = self.most_frequent_class()
+        return resize_nearest(majority, size)
+
+
+def resize_nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a map [H, W] to (height, width) by the value at each position's relative place."""
+    height, width = size
+    if labels.shape == (height, width):
+        return labels
+    rows = (np.arange(height) * 2 + 1) * labels.shape[0] // (2 * height)
+    columns = (np.arange(width) * 2 + 1) * labels.shape[1] // (2 * width)
+    return labels[rows[:, None], columns[None, :]]
+
+
+def flat_scores(result: Mapping[str, Any]) -> dict[str, float]:
+    """The scalar scores of `scores` or `named_scores`, without those per class."""
+    return {name: value for name, value in result.items() if name != "per_class_iou"}

@@ -1,0 +1,83 @@
+"""Learning rates over the steps of a run: the paper's poly (networks) and cosine (search)."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+
+class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate as a function of progress, min(step / steps, 1)."""
+
+    def __init__(self, initial: float, steps: int):
+        if not initial > 0.0 or not math.isfinite(initial):
+            raise ValueError(f"the initial learning rate must be > 0. Received: {initial}")
+        if int(steps) != steps or steps < 1:
+            raise ValueError(
+                f"steps of a schedule must be a whole number of at least 1. Received: {steps}"
+            )
+        self.initial = float(initial)
+        self.steps = int(steps)
+
+    def _progress(self, step):
+        return ops.minimum(ops.cast(step, "float32") / float(self.steps), 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"initial": self.initial, "steps": self.steps}
+
+
+@keras.saving.register_keras_serializable(package="auto_deeplab_tf")
+class Poly(_Schedule):
+    """lr(step) = initial * (1 - step / steps) ** power, and 0 from `steps` on.
+
+    Args:
+        initial: learning rate of step 0.
+        steps: number of steps of the run.
+        power: exponent, > 0.
+
+    Reference: the paper, sec. 4 (retraining): initial 0.05, power 0.9.
+    """
+
+    def __init__(self, initial: float = 0.05, steps: int = 1_500_000, power: float = 0.9):
+        super().__init__(initial, steps)
+        if not power > 0.0:
+            raise ValueError(f"power of a poly schedule must be > 0. Received: {power}")
+        self.power = float(power)
+
+    def __call__(self, step: Any) -> Any:
+        return self.initial * ops.power(1.0 - self._progress(step), self.power)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "power": self.power}
+
+
+@keras.saving.register_keras_serializable(package="auto_deeplab_tf")
+class Cosine(_Schedule):
+    """lr(step) = final + (initial - final) * (1 + cos(pi * step / steps)) / 2.
+
+    From `steps` on it stays at `final`.
+
+    Args:
+        initial: learning rate of step 0.
+        final: learning rate of the end, >= 0 and at most `initial`.
+        steps: number of steps of the run.
+
+    Reference: the paper, sec. 4 (search): 0.025 to 0.001.
+    """
+
+    def __init__(self, initial: float = 0.025, final: float = 0.001, steps: int = 29_760):
+        super().__init__(initial, steps)
+        if not 0.0 <= final <= initial:
+            raise ValueError(
+                "the final learning rate of a cosine schedule must lie between 0 and "
+                f"the initial one ({initial}). Received: {final}"
+            )
+        self.final = float(final)
+
+    def __call__(self, step: Any) -> Any:
+        wave = (1.0 + ops.cos(math.pi * self._progress(step))) / 2.0
+        return self.final + (self.initial - self.final) * wave
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "final": self.final}

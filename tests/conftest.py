@@ -1,0 +1,32 @@
+"""What tests of every part share."""
+
+import sys
+
+import pytest
+
+NUM_CPU_DEVICES = 2
+
+
+def _split_cpu():
+    """Gives TensorFlow two logical CPU devices; possible only before its first operation."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if not tf.config.get_logical_device_configuration(cpu):
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * NUM_CPU_DEVICES
+        )
+
+
+def pytest_collection_finish(session):
+    # After collection, because then nothing has run yet; and only where some test imported
+    # TensorFlow, because tests of the parts without it should start at once.
+    if "tensorflow" in sys.modules:
+        _split_cpu()
+
+
+@pytest.fixture
+def two_devices():
+    """Names of the two logical CPU devices, for `tf.distribute.MirroredStrategy`."""
+    _split_cpu()
+    return [f"CPU:{index}" for index in range(NUM_CPU_DEVICES)]
