@@ -10,7 +10,8 @@
         cli.run(main)
 
 Exit codes: 0 on success and on --help, 1 with one line on stderr for an error the user can mend
-(its traceback with --verbosity=1), 2 for wrong flags, 130 after an interrupt.
+(its traceback with --verbosity=1), 2 for wrong flags, 130 after an interrupt, 141 where the reader
+of stdout has gone.
 
 TensorFlow is imported neither here nor by an entry point before its `main` runs: --help answers
 at once, and a wrong flag is told before anything is loaded.
@@ -125,6 +126,9 @@ def _guard(main: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        _close_stdout()
+        return 141  # what a shell gives for SIGPIPE
     except _MENDABLE as error:
         if flags.FLAGS.verbosity >= 1:
             traceback.print_exc()
@@ -249,16 +253,25 @@ def _answer_help(argv: Sequence[str], module: Mapping[str, Any], config_class: A
     for argument in argv[1:]:
         if argument == "--":
             return
-        if argument in ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort"):
-            print(_help(module, config_class))
-            sys.exit(0)
-        if argument in ("--helpfull", "-helpfull"):
-            print(_help(module, config_class))
-            print(_library_help(config_class))
-            sys.exit(0)
-        if argument in ("--helpxml", "-helpxml"):
-            flags.FLAGS.write_help_in_xml_format(sys.stdout)
-            sys.exit(0)
+        name = argument.lstrip("-") if argument.startswith("-") else None
+        if name not in ("help", "h", "?", "helpshort", "helpfull", "helpxml"):
+            continue
+        try:
+            if name == "helpxml":
+                flags.FLAGS.write_help_in_xml_format(sys.stdout)
+            else:
+                print(_help(module, config_class))
+            if name == "helpfull":
+                print(_library_help(config_class))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _close_stdout()
+        sys.exit(0)
+
+
+def _close_stdout() -> None:
+    """Keeps the interpreter from complaining at its end that the reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help(module: Mapping[str, Any], config_class: Any) -> str:

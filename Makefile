@@ -1,0 +1,56 @@
+# setup   environment in .venv, with everything that demo, tests and export need
+# demo    the whole chain on generated street scenes: search, decode, train, evaluate, export, predict
+# test    all tests that fit in CI; test-slow runs the others
+# check   formatting, lint, types
+# bench   seconds, memory and graph size of a step of the search
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/setup.stamp
+USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c '$(USABLE)' 2>/dev/null && { echo $$p; break; }; done)
+PYTEST := $(BIN)/python -m pytest -q -rs --durations=15 -n 2 --dist loadfile
+
+.PHONY: help setup demo test test-slow check bench clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 with venv found;" \
+	  "install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(USABLE)' || { echo "error: PYTHON=$(PYTHON) is not Python 3.11 to 3.13" \
+	  "with venv" >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing into $(VENV): several minutes where the packages are not cached"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[export,dev]'
+	@touch $@
+
+demo: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
+
+test: setup
+	$(PYTEST) -m "not slow"
+
+test-slow: setup
+	$(PYTEST) -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks.search_step \
+	  --crop_size=65 --batch_size=2 --threads=1 --iterations=3 --json
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
