@@ -299,8 +299,9 @@ class Config:
     """
 
     def __post_init__(self) -> None:
+        all_kinds = kinds(type(self))
         for field in dataclasses.fields(self):
-            kind = kinds(type(self))[field.name]
+            kind = all_kinds[field.name]
             value = _check_type(field.name, kind, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
             if value is None:

@@ -1,8 +1,12 @@
 """What tests of every part share."""
 
+import os
 import sys
 
 import pytest
+
+# Read when TensorFlow is imported, which happens after this file.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 NUM_CPU_DEVICES = 2
 

@@ -1,0 +1,199 @@
+"""Every option survives the way through text, and every rule is told by the name of its flag."""
+
+import dataclasses
+import random
+
+import pytest
+
+from auto_deeplab_tf import config
+
+CONFIG_CLASSES = [
+    item
+    for item in vars(config).values()
+    if isinstance(item, type) and issubclass(item, config.Config) and item is not config.Config
+]
+# What a class needs before it can be built at all.
+NEEDED = {
+    config.DecodeConfig: {"run_dir": "runs/a"},
+    config.TrainConfig: {"architecture": "auto_deeplab"},
+}
+
+
+def needed(config_class):
+    values = dict(NEEDED.get(config_class, {}))
+    for field in dataclasses.fields(config_class):
+        if config.is_required(field):
+            kind = config.kinds(config_class)[field.name]
+            values[field.name] = (65, 97) if kind.form == "size" else f"some {field.name}"
+    return values
+
+
+def random_value(field, kind, rng):
+    """A value that keeps the rules of the field, other than its default where there is one."""
+    rules = field.metadata
+    if kind.element is bool:
+        return not field.default
+    if rules["choices"]:
+        return rng.choice(rules["choices"])
+    if kind.element is str:
+        return rng.choice(["a=b", "with space", "#x", "runs/é", "--odd"])
+    low = rules["minimum"] if rules["minimum"] is not None else (rules["above"] or 0)
+    high = rules["maximum"] or rules["below"] or low + 1000
+
+    def one():
+        if kind.element is int:
+            return rng.randint(int(low) + 1, int(high))
+        return low + (high - low) * rng.uniform(1e-9, 0.99)
+
+    if kind.form == "size":
+        return one(), one()
+    return tuple(one() for _ in range(rng.randint(1, 3))) if kind.form == "list" else one()
+
+
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
+def test_text_of_random_options_reads_back_equal(config_class):
+    rng = random.Random(7)
+    kinds = config.kinds(config_class)
+    tried = set()
+    for _ in range(60):
+        values = needed(config_class)
+        for field in rng.sample(dataclasses.fields(config_class), 3):
+            values[field.name] = random_value(field, kinds[field.name], rng)
+        try:
+            options = config_class(**values)
+        except ValueError:
+            continue  # a rule that ties two fields together
+        tried.update(values)
+        text = config.flags_text(options)
+        assert config.from_flags_text(config_class, text) == options
+        assert text.count("\n") == len(kinds)
+    assert len(tried) > len(kinds) // 2
+
+
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
+def test_defaults_keep_their_own_rules(config_class):
+    options = config_class(**needed(config_class))
+    for field in dataclasses.fields(config_class):
+        if not config.is_required(field) and field.name not in needed(config_class):
+            assert getattr(options, field.name) == field.default
+
+
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
+def test_every_bound_is_held(config_class):
+    kinds = config.kinds(config_class)
+    for field in dataclasses.fields(config_class):
+        rules, kind = field.metadata, kinds[field.name]
+        outside = []
+        if rules["minimum"] is not None:
+            outside.append(rules["minimum"] - 1)
+        if rules["maximum"] is not None:
+            outside.append(rules["maximum"] + 1)
+        outside += [rules[key] for key in ("above", "below") if rules[key] is not None]
+        if kind.element is float:
+            outside.append(float("nan"))
+            outside = [float(value) for value in outside]
+        if rules["choices"]:
+            outside.append("another")
+        for value in outside:
+            given = {"one": value, "size": (97, value), "list": (value,)}[kind.form]
+            with pytest.raises(ValueError, match=f"^--{field.name}="):
+                config_class(**(needed(config_class) | {field.name: given}))
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values", "message"),
+    [
+        (
+            config.SearchConfig,
+            {"epochs": 4, "arch_start_epoch": 5},
+            "--arch_start_epoch=5 must not be greater than --epochs=4",
+        ),
+        (
+            config.SearchConfig,
+            {"learning_rate": 1e-4},
+            "--min_learning_rate=0.001 must not be greater than --learning_rate=0.0001",
+        ),
+        (
+            config.SearchConfig,
+            {"scale_min": 2.0, "scale_max": 1.0},
+            "--scale_min=2.0 must not be greater than --scale_max=1.0",
+        ),
+        (config.SearchConfig, {"run_dir": ""}, "--run_dir is required"),
+        (config.SearchConfig, {"crop_size": (97, 31)}, "--crop_size=97x31: must be at least 32"),
+        (config.SearchConfig, {"epochs": 2.0}, "--epochs takes N. Received: 2.0"),
+        (config.SearchConfig, {"epochs": True}, "--epochs takes N. Received: True"),
+        (config.SearchConfig, {"resume": "False"}, "--resume takes BOOL. Received: 'False'"),
+        (config.SearchConfig, {"crop_size": (97,)}, r"--crop_size takes HxW. Received: \(97,\)"),
+        (config.SearchConfig, {"data_dir": "a\nb"}, "--data_dir=.*without line breaks"),
+        (config.SearchConfig, {"data_dir": " a"}, "--data_dir=.*without spaces at its ends"),
+        (config.TrainConfig, {"network": "other"}, "exactly one of --architecture and --network"),
+        (config.TrainConfig, {"architecture": None}, "exactly one of --architecture and --network"),
+        (config.DecodeConfig, {"logits": "a.npz"}, "exactly one of --run_dir and --logits"),
+        (config.DecodeConfig, {"logits": "a.npz", "run_dir": None}, "--logits needs --output"),
+        (config.DecodeConfig, {"max_params": 10}, "need --filter_multiplier"),
+        (config.EvaluateConfig, {"scales": ()}, "--scales=: needs at least one value"),
+        (config.TFLiteConfig, {"precision": "int8"}, "--precision=int8 needs --calibration_dir"),
+        (config.TFLiteConfig, {"calibration_dir": "a"}, "--calibration_dir is for"),
+    ],
+)
+def test_rules_are_told_by_the_name_of_the_flag(config_class, values, message):
+    with pytest.raises(ValueError, match=message):
+        config_class(**(needed(config_class) | values))
+
+
+def test_sizes_and_lists_from_text():
+    kinds = config.kinds(config.EvaluateConfig)
+    assert config.parse_value(kinds["image_size"], "97x480") == (97, 480)
+    assert config.parse_value(kinds["image_size"], "65") == (65, 65)
+    assert config.parse_value(kinds["image_size"], "") is None
+    assert config.parse_value(kinds["scales"], "0.5, 1,1.75") == (0.5, 1.0, 1.75)
+    assert config.parse_value(config.kinds(config.DecodeConfig)["max_params"], "3e6") == 3_000_000
+    for text in ("97*480", "97x", "x97", "-97x480", "97.5x480", "97x480x3"):
+        with pytest.raises(ValueError, match="expected HEIGHTxWIDTH"):
+            config.parse_value(kinds["image_size"], text)
+    with pytest.raises(ValueError, match="expected a number"):
+        config.parse_value(kinds["scales"], "0.5,,1")
+    with pytest.raises(ValueError, match="expected a whole number"):
+        config.parse_value(kinds["overlays"], "1.5")
+
+
+def test_flag_text_of_another_command_is_refused():
+    text = config.flags_text(config.SearchConfig(run_dir="runs/a"))
+    with pytest.raises(ValueError, match="no flag of EvaluateConfig: '--crop_size=321x321'"):
+        config.from_flags_text(config.EvaluateConfig, text)
+    with pytest.raises(ValueError, match=r"--epochs=x: expected a whole number \(line 2\)"):
+        config.from_flags_text(config.SearchConfig, "# a run\n--epochs=x\n")
+
+
+def test_a_run_goes_on_only_with_more_epochs_and_other_devices():
+    before = config.SearchConfig(run_dir="runs/a", epochs=30)
+
+    def conflicts(**changes):
+        return config.resume_conflicts(before, dataclasses.replace(before, **changes))
+
+    assert conflicts() == ()
+    assert conflicts(epochs=31, step_mode="traced", progress="none", run_dir="moved") == ()
+    assert conflicts(epochs=29) == ("--epochs=29 (the run has '30')",)
+    assert conflicts(seed=1, crop_size=(97, 97)) == (
+        "--crop_size=97x97 (the run has '321x321')",
+        "--seed=1 (the run has '0')",
+    )
+    train = config.TrainConfig(run_dir="runs/a", architecture="auto_deeplab")
+    assert config.resume_conflicts(train, before) == ("TrainConfig cannot go on as SearchConfig",)
+
+
+def test_options_cannot_be_changed():
+    options = config.SearchConfig(run_dir="runs/a")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.epochs = 3
+    with pytest.raises(TypeError, match="epoch"):
+        config.SearchConfig(run_dir="runs/a", epoch=3)
+
+
+def test_a_flag_needs_its_line_of_help():
+    with pytest.raises(ValueError, match="one line of text"):
+        config.flag(3)
+    with pytest.raises(ValueError, match="one line of text"):
+        config.flag(3, "two\nlines")
+    with pytest.raises(ValueError, match="on_resume is same, grow or free"):
+        config.flag(3, "a number", on_resume="never")
