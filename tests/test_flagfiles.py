@@ -1,0 +1,83 @@
+"""Every file in configs/ is accepted, and says what it runs on, how long, and what to expect."""
+
+import pathlib
+
+import pytest
+
+from auto_deeplab_tf import cli, config
+
+FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.flags"))
+
+
+def read(path):
+    if "search" in path.stem:
+        return cli.parse(config.SearchConfig, [f"--flagfile={path}", "--run_dir=a"])
+    flags = [f"--flagfile={path}", "--run_dir=a", "--architecture=auto_deeplab"]
+    return cli.parse(config.TrainConfig, flags)
+
+
+def test_a_file_per_use():
+    assert {path.stem for path in FILES} >= {
+        "demo_search",
+        "demo_train",
+        "camvid_search",
+        "camvid_train",
+        "cityscapes_search",
+        "cityscapes_train_s",
+        "cityscapes_train_m",
+        "cityscapes_train_l",
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_flags_are_accepted_and_headed_by_their_contract(path):
+    read(path)
+    text = path.read_text()
+    header = text[: text.index("\n\n-")]
+    assert all(line.startswith("#") for line in header.splitlines())
+    for word in ("# Runs on ", "# Takes ", "# Expect "):
+        assert header.count(word) == 1
+    assert f"--flagfile=configs/{path.name}" in header
+    # The command of the header is whole: it can be parsed too.
+    words = header.replace("\\\n#", " ").split(f"--flagfile=configs/{path.name}")[1].split("\n")[0]
+    config_class = config.SearchConfig if "search" in path.stem else config.TrainConfig
+    cli.parse(config_class, [f"--flagfile={path}", *words.split()])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_short_search_can_decide_something(path):
+    """Adam moves a logit by at most its learning rate per step."""
+    options = read(path)
+    if isinstance(options, config.SearchConfig) and options.steps_per_epoch:
+        steps = (options.epochs - options.arch_start_epoch) * options.steps_per_epoch
+        assert steps * options.arch_learning_rate >= 10
+
+
+def test_the_recipe_of_the_paper():
+    path = next(path for path in FILES if path.stem == "cityscapes_search")
+    options = read(path)
+    defaults = config.SearchConfig(run_dir="a")
+    # The paper's setting is also what the defaults are.
+    for name in (
+        *("num_layers", "num_blocks", "filter_multiplier", "crop_size", "batch_size", "epochs"),
+        *("arch_start_epoch", "learning_rate", "min_learning_rate", "momentum", "weight_decay"),
+        *("arch_learning_rate", "arch_weight_decay", "steps_per_epoch", "class_weights"),
+    ):
+        assert getattr(options, name) == getattr(defaults, name), name
+    assert (options.num_layers, options.num_blocks, options.filter_multiplier) == (12, 5, 8)
+    assert (options.crop_size, options.batch_size) == ((321, 321), 2)
+    assert (options.epochs, options.arch_start_epoch) == (40, 20)
+    assert (options.learning_rate, options.min_learning_rate) == (0.025, 0.001)
+    assert (options.momentum, options.weight_decay) == (0.9, 3e-4)
+    assert (options.arch_learning_rate, options.arch_weight_decay) == (0.003, 1e-3)
+    assert options.image_size == (512, 1024)
+
+
+@pytest.mark.parametrize(("size", "multiplier"), [("s", 20), ("m", 32), ("l", 48)])
+def test_the_three_sizes_of_the_paper_differ_in_the_filter_multiplier_only(size, multiplier):
+    path = next(path for path in FILES if path.stem == f"cityscapes_train_{size}")
+    options = read(path)
+    assert options.filter_multiplier == multiplier
+    other = next(path for path in FILES if path.stem == "cityscapes_train_s")
+    conflicts = config.resume_conflicts(read(other), options)
+    assert len(conflicts) == (0 if size == "s" else 1)
