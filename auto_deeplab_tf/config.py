@@ -646,6 +646,11 @@ class EvaluateConfig(DatasetConfig):
         (1.0,), "scales whose probabilities are averaged", group="evaluation", above=0
     )
     flip: bool = flag(False, "average with the mirrored image too", group="evaluation")
+    trivial_predictors: bool = flag(
+        False,
+        "also score two predictors that look at no image, made from the training labels",
+        group="evaluation",
+    )
     overlays: int = flag(
         8, "number of overlays written, spread over the split", group="output", minimum=0
     )
