@@ -118,8 +118,8 @@ def contact_sheet(
     for column, title in enumerate(titles):
         draw.text((_GAP + column * (tile_width + _GAP), 2), title, fill="black", font=font)
     y = _TEXT_HEIGHT
-    for row, row_height, name in zip(tiles, heights, row_names, strict=True):
-        for column, tile in enumerate(row):
+    for tile_row, row_height, name in zip(tiles, heights, row_names, strict=True):
+        for column, tile in enumerate(tile_row):
             sheet.paste(tile, (_GAP + column * (tile_width + _GAP), y))
         draw.text((_GAP, y + row_height + 1), name, fill="black", font=font)
         y += row_height + _TEXT_HEIGHT + _GAP

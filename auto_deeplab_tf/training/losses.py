@@ -10,29 +10,23 @@ CLASS_WEIGHT_SCHEMES = ("none", "median_frequency", "sqrt_median_frequency")
 SumAndWeight = tuple[tf.Tensor, tf.Tensor]
 
 
-def class_frequencies(pixel_counts: np.ndarray) -> np.ndarray:
+def class_frequencies(class_pixels: Sequence[int], present_pixels: Sequence[int]) -> np.ndarray:
     """Computes how often each class occurs in the images that show it.
 
-    f_c = (pixels of class c) / (labelled pixels of all images in which c occurs).
+    f_c = (pixels of class c) / (labelled pixels of all images in which c occurs); both counts are
+    attributes of a `data.Source`.
 
     Args:
-        pixel_counts: integers [num_images, num_classes], the pixels of each class in each image;
-            ignored pixels are counted nowhere.
+        class_pixels: integers [num_classes], the numerators.
+        present_pixels: integers [num_classes], the denominators.
 
     Returns:
         float64 [num_classes]; 0 for a class that occurs nowhere.
 
     Reference: Eigen and Fergus, arXiv 1411.4734, sec. 6.3.2.
     """
-    pixel_counts = np.asarray(pixel_counts, "float64")
-    if pixel_counts.ndim != 2:
-        raise ValueError(
-            "pixel_counts must have the shape [num_images, num_classes]. "
-            f"Received: shape {list(pixel_counts.shape)}"
-        )
-    pixels = pixel_counts.sum(axis=0)
-    pixels_where_present = (pixel_counts > 0).T.astype("float64") @ pixel_counts.sum(axis=1)
-    return np.divide(pixels, pixels_where_present, out=np.zeros_like(pixels), where=pixels > 0)
+    pixels = np.asarray(class_pixels, "float64")
+    return np.divide(pixels, present_pixels, out=np.zeros_like(pixels), where=pixels > 0)
 
 
 def class_weights(frequencies: Sequence[float], scheme: str) -> tuple[float, ...] | None:

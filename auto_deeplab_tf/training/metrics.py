@@ -148,7 +148,7 @@ class ConfusionMatrix(keras.metrics.Metric):
 
 
 class LabelStatistics:
-    """What can be said of a split from its labels alone: class shares, and two trivial predictors.
+    """What can be said of a split from its labels alone: two trivial predictors.
 
     The trivial predictors never look at an image. `most_frequent_class` answers the same class
     everywhere; `position_majority` answers, at every position, the class that the training labels
@@ -157,20 +157,19 @@ class LabelStatistics:
     Args:
         num_classes: number of classes.
         ignore_label: label of the pixels that are not counted.
-        positions: whether to count by position too (4 * height * width * num_classes bytes).
     """
 
-    def __init__(self, num_classes: int, ignore_label: int = 255, positions: bool = True):
+    def __init__(self, num_classes: int, ignore_label: int = 255):
         self.num_classes = num_classes
         self.ignore_label = ignore_label
-        self._positions = positions
-        self._per_image: list[np.ndarray] = []
+        self._per_class = np.zeros(num_classes, "int64")
         self._per_position: np.ndarray | None = None
 
     def add(self, labels: np.ndarray) -> None:
         """Counts one label map, integers [H, W].
 
-        The first one fixes the grid of positions; one of another size is brought to it (nearest).
+        The first one fixes the grid of positions (4 bytes for each class and position); one of
+        another size is brought to it (nearest).
 
         Raises:
             ValueError: for a label that is neither a class nor the ignore label.
@@ -187,23 +186,16 @@ class LabelStatistics:
                 f"labels must be classes 0..{self.num_classes - 1} or the ignore label "
                 f"{self.ignore_label}. Received: {labels[outside][0]}"
             )
-        self._per_image.append(np.bincount(labels[valid], minlength=self.num_classes))
-        if not self._positions:
-            return
+        self._per_class += np.bincount(labels[valid], minlength=self.num_classes)
         if self._per_position is None:
             self._per_position = np.zeros((*labels.shape, self.num_classes), "uint32")
         labels = resize_nearest(labels, self._per_position.shape[:2])
         rows, columns = np.nonzero(labels != self.ignore_label)
         self._per_position[rows, columns, labels[rows, columns]] += 1
 
-    @property
-    def pixel_counts(self) -> np.ndarray:
-        """int64 [num_images, num_classes]: pixels of each class in each image."""
-        return np.asarray(self._per_image, "int64").reshape(-1, self.num_classes)
-
     def most_frequent_class(self) -> int:
         """Returns the class with most pixels; on a tie the lower one."""
-        return int(self.pixel_counts.sum(axis=0).argmax())
+        return int(self._per_class.argmax())
 
     def position_majority(self, size: tuple[int, int]) -> np.ndarray:
         """Returns the most frequent class of every position, int64 [height, width].
@@ -214,9 +206,7 @@ class LabelStatistics:
             size: (height, width) of the map, brought to it by the nearest position.
         """
         if self._per_position is None:
-            raise ValueError(
-                "no label was counted by position: call add() first, with positions=True"
-            )
+            raise ValueError("no label was counted: call add() with those of the training split")
         majority = self._per_position.argmax(axis=-1)
         majority[self._per_position.sum(axis=-1) == 0] = self.most_frequent_class()
         return resize_nearest(majority, size)

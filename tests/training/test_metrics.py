@@ -148,10 +148,11 @@ def test_trivial_predictors_know_the_majorities():
     for row, column in np.ndindex(4, 3):
         here = [(maps[:, row, column] == index).sum() for index in range(NUM_CLASSES)]
         assert majority[row, column] == np.argmax(here if any(here) else totals)
-    np.testing.assert_array_equal(
-        statistics.pixel_counts,
-        [[(labels == index).sum() for index in range(NUM_CLASSES)] for labels in maps],
-    )
+
+
+def test_trivial_predictors_need_labels():
+    with pytest.raises(ValueError, match="no label was counted"):
+        metrics.LabelStatistics(NUM_CLASSES).position_majority((2, 2))
 
 
 def test_positions_are_relative_where_sizes_differ():
