@@ -313,18 +313,8 @@ class Architecture:
         return cls.from_dict(content)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the JSON file atomically: it holds the old content or the new, never a part."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Writes the JSON file, atomically."""
+        write_atomically(path, self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Architecture:
@@ -360,6 +350,21 @@ class Architecture:
                 f"architecture.json, as `decode` writes it, or one of {', '.join(PRESETS)}."
             )
         return cls.load(argument)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file that holds its old content or the new at any moment; makes its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class _RepeatedKeyError(ValueError):

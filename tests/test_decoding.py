@@ -1,0 +1,406 @@
+"""Decoding against direct searches that share no code with it."""
+
+import collections
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from auto_deeplab_tf import decoding
+from auto_deeplab_tf.architecture import OPERATIONS, Architecture, Edge, relaxed_edges, transitions
+
+DECODABLE = 7  # operations before `none`
+
+
+def random_logits(seed, num_layers=12, num_blocks=5, scale=1.0):
+    rng = np.random.default_rng(seed)
+    alpha = scale * rng.normal(size=(num_blocks * (num_blocks + 3) // 2, 8))
+    return alpha, scale * rng.normal(size=(num_layers, 4, 3))
+
+
+def all_paths(num_layers):
+    """Every sequence of levels from the stem, by trying all moves."""
+    for moves in itertools.product((-1, 0, 1), repeat=num_layers):
+        levels = tuple(np.cumsum(moves).tolist())
+        if min(levels) >= 0 and max(levels) <= 3:
+            yield levels
+
+
+def brute_force(log_beta):
+    """All paths with their log-probabilities, best first."""
+    scored = []
+    for levels in all_paths(len(log_beta)):
+        before = 0
+        total = 0.0
+        for layer, level in enumerate(levels):
+            total += log_beta[layer, before, level - before + 1]
+            before = level
+        scored.append((total, levels))
+    return sorted(scored, key=lambda item: (-item[0], item[1]))
+
+
+def plain_softmax(logits):
+    weights = [math.exp(value) for value in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+# --- Probabilities ---
+
+
+def test_alpha_is_the_softmax_over_all_eight():
+    alpha, _ = random_logits(0, num_blocks=3, scale=2.0)
+    expected = [plain_softmax(row) for row in alpha]
+    np.testing.assert_allclose(decoding.softmax_alpha(alpha), expected, rtol=1e-12)
+    np.testing.assert_allclose(decoding.log_softmax_alpha(alpha), np.log(expected), rtol=1e-11)
+
+
+@pytest.mark.parametrize("num_layers", [1, 4, 12])
+def test_masked_moves_have_probability_zero_and_the_others_sum_to_one(num_layers):
+    _, logits = random_logits(1, num_layers, scale=3.0)
+    beta = decoding.masked_softmax_beta(logits)
+    assert beta.shape == (num_layers, 4, 3)
+    assert (beta[:, 0, 0] == 0).all()
+    assert (beta[:, 3, 2] == 0).all()
+    assert np.count_nonzero(beta) == 10 * num_layers
+    np.testing.assert_allclose(beta.sum(axis=-1), 1, rtol=1e-12)
+    for layer in range(num_layers):
+        np.testing.assert_allclose(beta[layer, 0, 1:], plain_softmax(logits[layer, 0, 1:]))
+        np.testing.assert_allclose(beta[layer, 1], plain_softmax(logits[layer, 1]))
+        np.testing.assert_allclose(beta[layer, 3, :2], plain_softmax(logits[layer, 3, :2]))
+
+
+def test_values_at_masked_moves_are_of_no_account():
+    _, logits = random_logits(2, 5)
+    other = logits.copy()
+    other[:, 0, 0] = np.nan
+    other[:, 3, 2] = 1e30
+    np.testing.assert_array_equal(
+        decoding.masked_softmax_beta(logits), decoding.masked_softmax_beta(other)
+    )
+
+
+def test_one_beta_entry_touches_its_own_level_only():
+    _, logits = random_logits(3, 6)
+    before = decoding.masked_softmax_beta(logits)
+    for row in transitions(6):
+        changed = logits.copy()
+        changed[row[:3]] += 0.7
+        after = decoding.masked_softmax_beta(changed)
+        moved = np.argwhere(after != before)
+        assert {tuple(place[:2]) for place in moved} == {(row.layer, row.from_level)}
+        assert after[row[:3]] > before[row[:3]]
+
+
+def test_large_logits_neither_overflow_nor_tie():
+    logits = np.zeros((5, 8))
+    logits[:, 2] = [40.0, 50.0, 60.0, 1000.0, 2000.0]
+    log_alpha = decoding.log_softmax_alpha(logits)
+    assert np.isfinite(log_alpha).all()
+    assert (np.diff(log_alpha[:4, 2]) > 0).all()  # as probabilities all four are 1.0
+    np.testing.assert_allclose(log_alpha[0, 2], -7 * math.exp(-40), rtol=1e-12)
+    np.testing.assert_allclose(log_alpha[4, 0], -2000)
+    np.testing.assert_allclose(decoding.softmax_alpha(logits).sum(axis=1), 1)
+
+
+# --- The path ---
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 5, 7])
+@pytest.mark.parametrize("seed", range(8))
+def test_viterbi_equals_brute_force(num_layers, seed):
+    _, logits = random_logits(seed, num_layers, scale=1.0 + seed)
+    log_beta = decoding.log_softmax_beta(logits)
+    log_prob, levels = brute_force(log_beta)[0]
+    found, found_log_prob = decoding.viterbi(log_beta)
+    assert found == levels
+    assert found_log_prob == pytest.approx(log_prob, rel=1e-12)
+
+
+def test_viterbi_equals_brute_force_at_the_papers_depth():
+    _, logits = random_logits(40)
+    log_beta = decoding.log_softmax_beta(logits)
+    expected = brute_force(log_beta)
+    assert len(expected) == 75_025
+    assert decoding.viterbi(log_beta)[0] == expected[0][1]
+    best = decoding.k_best_paths(log_beta, 500)
+    assert [levels for levels, _ in best] == [levels for _, levels in expected[:500]]
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 5, 7])
+def test_k_best_equals_brute_force_sorted(num_layers):
+    _, logits = random_logits(50 + num_layers, num_layers, scale=2.0)
+    log_beta = decoding.log_softmax_beta(logits)
+    expected = brute_force(log_beta)
+    found = decoding.k_best_paths(log_beta, 10_000)
+    assert [levels for levels, _ in found] == [levels for _, levels in expected]
+    np.testing.assert_allclose([p for _, p in found], [p for p, _ in expected], rtol=1e-12)
+    assert sum(math.exp(p) for _, p in found) == pytest.approx(1.0)
+    assert decoding.k_best_paths(log_beta, 1) == [decoding.viterbi(log_beta)]
+
+
+def test_equal_paths_come_in_the_order_of_their_levels():
+    log_beta = np.where(decoding.log_softmax_beta(np.zeros((3, 4, 3))) > -np.inf, -1.0, -np.inf)
+    paths = [levels for levels, _ in decoding.k_best_paths(log_beta, 100)]
+    assert paths == sorted(all_paths(3))
+    assert decoding.viterbi(log_beta) == ((0, 0, 0), -3.0)
+
+
+def test_a_forced_path_is_found():
+    levels = (1, 2, 3, 3, 2, 1, 0, 0, 1)
+    log_beta = np.full((9, 4, 3), -np.inf)
+    before = 0
+    for layer, level in enumerate(levels):
+        log_beta[layer, before, level - before + 1] = math.log(0.5)
+        before = level
+    assert decoding.viterbi(log_beta)[0] == levels
+    assert len(decoding.k_best_paths(log_beta, 5)) == 1
+    assert decoding.viterbi(log_beta)[1] == pytest.approx(9 * math.log(0.5))
+
+
+def test_finite_values_outside_the_trellis_are_not_followed():
+    _, logits = random_logits(4, 4)
+    log_beta = decoding.log_softmax_beta(logits)
+    filled = np.where(np.isfinite(log_beta), log_beta, 100.0)
+    assert decoding.viterbi(filled) == decoding.viterbi(log_beta)
+
+
+@pytest.mark.parametrize(
+    ("log_beta", "rule"),
+    [
+        (np.zeros((3, 4, 2)), r"log_beta must have the shape \[layers, 4, 3\]. .*\[3, 4, 2\]"),
+        (np.zeros((0, 4, 3)), r"log_beta must have the shape"),
+        (np.zeros((4, 3)), r"log_beta must have the shape"),
+        (np.full((3, 4, 3), -np.inf), "log_beta leaves no path"),
+        (np.full((3, 4, 3), np.nan), "log_beta must hold logarithms .* NaN or"),
+        (np.full((3, 4, 3), np.inf), "log_beta must hold logarithms .* NaN or"),
+        ("beta", "log_beta must be an array of real numbers"),
+    ],
+)
+def test_viterbi_refuses(log_beta, rule):
+    with pytest.raises(ValueError, match=rule):
+        decoding.viterbi(log_beta)
+
+
+def test_k_must_be_positive():
+    with pytest.raises(ValueError, match=r"k, the number of paths, must be at least 1"):
+        decoding.k_best_paths(np.zeros((2, 4, 3)), 0)
+
+
+# --- The cell ---
+
+
+def direct_search(alpha, num_blocks):
+    """The best pair of edges and operations of each block, by trying all of them."""
+    probs = [plain_softmax(row) for row in alpha]
+    cell = []
+    row = 0
+    for block in range(num_blocks):
+        sources = ["prev", "prev_prev"] + [f"block_{j}" for j in range(block)]
+        candidates = [
+            (probs[row + s][op], sources[s], OPERATIONS[op])
+            for s in range(len(sources))
+            for op in range(DECODABLE)
+        ]
+        pairs = [(a, b) for a, b in itertools.combinations(candidates, 2) if a[1] != b[1]]
+        best = max(pairs, key=lambda pair: pair[0][0] + pair[1][0])
+        cell.append({(source, op) for _, source, op in best})
+        row += len(sources)
+    return cell
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 5, 6])
+def test_decoded_edges_are_those_with_the_largest_weights(num_blocks):
+    for seed in range(10):
+        alpha, _ = random_logits(100 + seed, num_blocks=num_blocks, scale=0.5 + seed)
+        cell = decoding.decode_cell(alpha)
+        assert [{(edge.source, edge.op) for edge in block} for block in cell] == direct_search(
+            alpha, num_blocks
+        )
+        assert all(a.source_index < b.source_index for a, b in cell)
+
+
+def test_each_edge_can_win_with_each_operation():
+    edges = relaxed_edges(3)
+    for edge in edges:
+        for index, name in enumerate(OPERATIONS[:DECODABLE]):
+            alpha = np.zeros((len(edges), 8))
+            alpha[edge.index, index] = 3.0
+            assert Edge(edge.source, name) in decoding.decode_cell(alpha)[edge.block]
+
+
+def test_none_is_never_decoded_but_weakens_its_edge():
+    alpha = np.zeros((5, 8))
+    alpha[:, 7] = 5.0  # `none` strongest everywhere
+    alpha[0, 3] = alpha[1, 4] = 1.0
+    alpha[2:, 0] = [1.0, 1.0, 1.0]
+    cell = decoding.decode_cell(alpha)
+    assert all(edge.op != "none" for block in cell for edge in block)
+    assert cell[0] == (Edge("prev", "atrous_5x5"), Edge("prev_prev", "avg_pool_3x3"))
+    # Block 1 reads rows 2..4, equally strong: the lower two. Where `none` takes a share of row 2,
+    # it falls behind; renormalised over the other seven the three would still be equal.
+    assert [edge.source for edge in cell[1]] == ["prev", "prev_prev"]
+    alpha[2, 7] += 0.1
+    assert [edge.source for edge in decoding.decode_cell(alpha)[1]] == ["prev_prev", "block_0"]
+    alpha[2, 7] -= 0.2
+    alpha[3, 7] += 0.1
+    assert [edge.source for edge in decoding.decode_cell(alpha)[1]] == ["prev", "block_0"]
+
+
+def test_ties_go_to_the_lower_index():
+    cell = decoding.decode_cell(np.zeros((9, 8)))
+    expected = (Edge("prev", "sep_3x3"), Edge("prev_prev", "sep_3x3"))
+    assert cell == (expected,) * 3
+    # The same seven values in another order are equally strong, whatever the rounding.
+    values = np.random.default_rng(5).normal(size=8)
+    values[7] = -9.0
+    for seed in range(50):
+        order = np.random.default_rng(seed).permutation(7)
+        alpha = np.stack([values, values, np.append(values[order], -9.0)])
+        alpha = np.concatenate([alpha[:2], alpha[[2, 0, 1]]])
+        first, second = decoding.decode_cell(alpha)[1]
+        assert (first.source, second.source) == ("prev", "prev_prev")
+        assert first.op == OPERATIONS[int(np.argmax(values[order]))]
+
+
+def test_saturated_edges_are_still_told_apart():
+    alpha = np.zeros((5, 8))
+    alpha[2:, 1] = [40.0, 50.0, 60.0]
+    assert decoding.softmax_alpha(alpha)[3, 1] == decoding.softmax_alpha(alpha)[4, 1] == 1.0
+    assert [edge.source for edge in decoding.decode_cell(alpha)[1]] == ["prev_prev", "block_0"]
+
+
+# --- Both ---
+
+
+@pytest.mark.parametrize(("num_layers", "num_blocks"), [(12, 5), (3, 2), (1, 1)])
+def test_random_alpha_and_beta_decode_and_validate(num_layers, num_blocks):
+    found = set()
+    for seed in range(100):
+        alpha, beta = random_logits(seed, num_layers, num_blocks)
+        built = decoding.decode(alpha, beta, "separable", {"seed": seed})
+        assert (built.num_layers, built.num_blocks) == (num_layers, num_blocks)
+        assert (built.atrous, built.provenance) == ("separable", {"seed": seed})
+        assert built.levels == decoding.viterbi(decoding.log_softmax_beta(beta))[0]
+        assert built.cell == decoding.decode_cell(alpha)
+        assert all(edge.op != "none" for block in built.cell for edge in block)
+        assert Architecture.from_json(built.to_json()) == built
+        found.add(built)
+    assert len({built.cell for built in found}) > 20
+    assert len({built.levels for built in found}) > 1
+
+
+def test_float32_and_float64_decode_alike():
+    alpha, beta = (x.astype(np.float32) for x in random_logits(8))
+    assert decoding.decode(alpha, beta, "full") == decoding.decode(
+        alpha.astype(np.float64), beta.tolist(), "full"
+    )
+
+
+@pytest.mark.parametrize(
+    ("alpha", "rule"),
+    [
+        (np.zeros((19, 8)), r"alpha must have the shape \[B \(B \+ 3\) / 2, 8\] .*\[19, 8\]"),
+        (np.zeros((0, 8)), r"alpha must have the shape .*\[0, 8\]"),
+        (np.zeros((20, 7)), r"alpha must have the shape .*\[20, 7\]"),
+        (np.zeros((20, 8, 1)), r"alpha must have the shape"),
+        (np.zeros(8), r"alpha must have the shape .*\[8\]"),
+        (np.full((2, 8), "x"), "alpha must be an array of real numbers"),
+        (np.full((2, 8), np.inf), r"alpha must be finite: alpha\[0, 0\] is inf \(and 15 more"),
+    ],
+)
+def test_alpha_that_is_none_is_refused(alpha, rule):
+    with pytest.raises(ValueError, match=rule):
+        decoding.decode(alpha, np.zeros((2, 4, 3)), "full")
+
+
+def test_beta_that_is_none_is_refused():
+    alpha = np.zeros((2, 8))
+    with pytest.raises(ValueError, match=r"beta must have the shape \[layers, 4, 3\]"):
+        decoding.decode(alpha, np.zeros((2, 3, 4)), "full")
+    beta = np.zeros((3, 4, 3))
+    beta[1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match=r"beta must be finite: beta\[1, 2, 0\] is nan \(and 0 "):
+        decoding.decode(alpha, beta, "full")
+    with pytest.raises(ValueError, match="atrous must be 'full' or 'separable'"):
+        decoding.decode(alpha, np.zeros((3, 4, 3)), "half")
+
+
+# --- Counts and reports ---
+
+
+def test_number_of_paths():
+    assert decoding.number_of_paths(12) == 75_025
+    for num_layers in range(1, 9):
+        assert decoding.number_of_paths(num_layers) == len(list(all_paths(num_layers)))
+
+
+def enumerate_cells(num_blocks):
+    """Every decodable cell as a set of (source, operation) per block."""
+    blocks = []
+    for block in range(num_blocks):
+        edges = list(itertools.product(range(2 + block), range(DECODABLE)))
+        blocks.append([{a, b} for a, b in itertools.combinations(edges, 2) if a[0] != b[0]])
+    return math.prod(map(len, blocks)), blocks
+
+
+def test_number_of_cells():
+    assert decoding.number_of_cells(5) == 762_683_172_300
+    for num_blocks in (1, 2, 3, 4, 5):
+        count, _ = enumerate_cells(num_blocks)
+        assert decoding.number_of_cells(num_blocks) == count
+    # And each of them is an architecture, all different, for one block.
+    _, (block,) = enumerate_cells(1)
+    built = {
+        Architecture(
+            levels=(0,),
+            cell=[[Edge(("prev", "prev_prev")[s], OPERATIONS[op]) for s, op in sorted(edges)]],
+            atrous="full",
+        ).fingerprint
+        for edges in block
+    }
+    assert len(built) == decoding.number_of_cells(1) == 49
+
+
+def test_entropies():
+    rng = np.random.default_rng(9)
+    assert decoding.alpha_entropy(np.zeros((20, 8))) == pytest.approx(math.log(8))
+    sharp = np.zeros((20, 8))
+    sharp[np.arange(20), rng.integers(8, size=20)] = 900.0
+    assert decoding.alpha_entropy(sharp) == pytest.approx(0.0, abs=1e-12)
+    alpha, beta = random_logits(10, 6)
+    rows = [plain_softmax(row) for row in alpha]
+    expected = np.mean([-sum(p * math.log(p) for p in row) for row in rows])
+    assert decoding.alpha_entropy(alpha) == pytest.approx(expected)
+
+    nodes = collections.defaultdict(list)
+    for layer, level, move, _ in transitions(6):
+        nodes[layer, level].append(beta[layer, level, move])
+    probs = [plain_softmax(values) for values in nodes.values()]
+    assert len(probs) == 1 + 2 + 3 + 4 + 4 + 4
+    expected = np.mean([-sum(p * math.log(p) for p in row) for row in probs])
+    assert decoding.beta_entropy(beta) == pytest.approx(expected)
+
+
+def test_entropy_of_beta_ignores_what_no_path_leaves():
+    _, beta = random_logits(11, 3)
+    other = beta.copy()
+    other[0, 1:] += np.arange(9).reshape(3, 3)
+    other[1, 2:] *= 5
+    other[2, 3] *= 5
+    assert decoding.beta_entropy(other) == decoding.beta_entropy(beta)
+    other[2, 2] *= 5
+    assert decoding.beta_entropy(other) != decoding.beta_entropy(beta)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 12])
+def test_transitions_that_cannot_be_learned(num_layers):
+    expected = [(0, 0, 1, 0), (0, 0, 2, 1), (1, 1, 2, 2), (2, 2, 2, 3)]
+    found = decoding.unidentified_transitions(num_layers)
+    assert [tuple(row) for row in found] == [row for row in expected if row[0] < num_layers]
+
+
+def test_number_of_blocks_is_read_from_the_shape():
+    for num_blocks in range(1, 12):
+        edges = num_blocks * (num_blocks + 3) // 2
+        assert decoding.num_blocks_of(np.zeros((edges, 8))) == num_blocks
