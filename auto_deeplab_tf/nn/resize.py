@@ -1,7 +1,9 @@
 """Bilinear resizing with aligned corners, as two products with interpolation matrices.
 
-The authors' TF1 code aligned corners. `tf.image.resize` (half-pixel centres) is another function, and under XLA it
-is wrong at small odd sizes; a matrix product is exact on every backend and needs no special gradient.
+The authors' TF1 code aligned corners. `tf.image.resize` (half-pixel centres) is another function,
+and under XLA it
+is wrong at small odd sizes; a matrix product is exact on every backend and needs no special
+gradient.
 """
 
 import numpy as np
@@ -15,11 +17,13 @@ def interpolation_matrix(size_out, size_in):
     output lies on the first input, the last on the last. A single output lies on the first input.
 
     Args:
-        size_out: number of outputs: an int, or a scalar integer tensor where it is not known statically.
+        size_out: number of outputs: an int, or a scalar integer tensor where it is not known
+            statically.
         size_in: number of inputs, likewise.
 
     Returns:
-        float32 [size_out, size_in]: a NumPy array where both sizes are ints, else a tensor. Rows sum to 1.
+        float32 [size_out, size_in]: a NumPy array where both sizes are ints, else a tensor. Rows
+        sum to 1.
     """
     if isinstance(size_out, int) and isinstance(size_in, int):
         position = np.arange(size_out) * ((size_in - 1) / max(size_out - 1, 1))
@@ -27,7 +31,8 @@ def interpolation_matrix(size_out, size_in):
         return np.maximum(0.0, 1.0 - distance).astype("float32")
     last_in = ops.cast(size_in - 1, "float32")
     last_out = ops.cast(ops.maximum(size_out - 1, 1), "float32")
-    # Multiplied before it is divided: o * last_in is exact in float32, so whole positions stay whole.
+    # Multiplied before it is divided: o * last_in is exact in float32, so whole positions stay
+    # whole.
     position = ops.cast(ops.arange(size_out), "float32") * last_in / last_out
     inputs = ops.cast(ops.arange(size_in), "float32")
     return ops.maximum(0.0, 1.0 - ops.abs(position[:, None] - inputs[None, :]))
@@ -41,7 +46,8 @@ def resize_bilinear(images, size):
         size: (height, width) of the result: ints or scalar integer tensors.
 
     Returns:
-        float [N, height, width, C] in the dtype of `images`; `images` itself where the size is the same.
+        float [N, height, width, C] in the dtype of `images`; `images` itself where the size is the
+        same.
     """
     _, height_in, width_in, _ = ops.shape(images)
     height, width = size

@@ -1,0 +1,360 @@
+"""A node of the relaxed trellis (paper, eq. 1 and 2) as one pure function, in a fused formulation.
+
+What the plain formulation computes edge by edge and operation by operation runs here as few wide
+operations:
+
+- All edges that leave one source state run together, `targets` copies of the state side by side
+(target-major).
+- The (up to 3) predecessors of the node lie side by side on the channel axis. Operation kernels are
+the node's
+  (`share_operations`) or each predecessor's own; batch statistics are always the predecessor's own.
+- `prev_prev` is the same for every predecessor, so with shared kernels its edges are computed once.
+- One batch normalisation serves all convolutions of a stage. It has no affine part, so normalising
+and weighting by
+  alpha is one multiplication and one addition per channel.
+- Pooling is computed once a source; `none` costs nothing.
+
+Channels are always ordered (operation, target, predecessor, filter).
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+from keras import ops
+
+from auto_deeplab_tf.architecture import OPERATION_TABLE, OPERATIONS, relaxed_edges
+from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.nn.segments import (
+    BatchStatistics,
+    SegmentKind,
+    kernel_layout,
+    project,
+    spread,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StateShape:
+    """A feature map that a node reads.
+
+    Its stride as a power of two (level + 2) and its channels.
+    """
+
+    log2_stride: int
+    channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeKind(SegmentKind):
+    """The relaxed node of one level.
+
+    sH^l = sum over predecessors p of beta_p * Cell(p, sH^{l-2}; alpha), each p first brought to
+    stride s.
+
+    Attributes:
+        level: 0..3, of the node.
+        predecessors: `StateShape` of each H^{l-1} that leads here, finer ones first.
+        prev_prev: `StateShape` of H^{l-2}, or of the nearest-sized one.
+        filters: F * 2**level, channels of each block.
+        num_blocks: B.
+        atrous: "separable" or "full".
+        share_operations: whether the predecessors share the kernels of the operations.
+    """
+
+    level: int
+    predecessors: tuple[StateShape, ...]
+    prev_prev: StateShape
+    filters: int
+    num_blocks: int
+    atrous: str
+    share_operations: bool
+
+    @functools.cached_property
+    def sources(self):
+        """The source states in the order of computation.
+
+        Each with its edges: ((name, edges), ...).
+        """
+        by_source = {}
+        for edge in relaxed_edges(self.num_blocks):
+            by_source.setdefault(edge.source, []).append(edge)
+        blocks = [f"block_{i}" for i in range(self.num_blocks - 1)]
+        return tuple((name, tuple(by_source[name])) for name in ("prev", "prev_prev", *blocks))
+
+    def _lanes(self, source):
+        """The number of predecessors for which the edges of a source are computed."""
+        return 1 if source == "prev_prev" and self.share_operations else len(self.predecessors)
+
+    def _is_separable(self, operation):
+        return operation.rate == 1 or self.atrous == "separable"
+
+    @functools.cached_property
+    def stages(self):
+        """The convolutions that run side by side.
+
+        Stage r holds those with more than r repeats, separable ones first.
+        """
+        convolutions = sorted(
+            (operation for operation in OPERATION_TABLE if operation.repeats),
+            key=lambda operation: (
+                not self._is_separable(operation),
+                -operation.repeats,
+                operation.rate,
+            ),
+        )
+        depth = max(operation.repeats for operation in convolutions)
+        return tuple(
+            tuple(operation for operation in convolutions if operation.repeats > stage)
+            for stage in range(depth)
+        )
+
+    @functools.cached_property
+    def kernels(self):
+        filters = self.filters
+        shapes = {
+            f"prev_{i}": ((state.channels, filters), state.channels)
+            for i, state in enumerate(self.predecessors)
+        }
+        shapes["prev_prev"] = ((self.prev_prev.channels, filters), self.prev_prev.channels)
+        for source, edges in self.sources:
+            lanes = 1 if self.share_operations else self._lanes(source)
+            for stage, convolutions in enumerate(self.stages):
+                separable = [c for c in convolutions if self._is_separable(c)]
+                for operation in convolutions:
+                    size = operation.kernel_size
+                    window = (size, size)
+                    name = f"{source}/{operation.name}_{stage}"
+                    if operation in separable:
+                        shapes[name] = ((*window, len(edges), lanes, filters), size**2)
+                    else:
+                        shape = (*window, filters, len(edges), lanes, filters)
+                        shapes[name] = (shape, size**2 * filters)
+                shapes[f"{source}/pointwise_{stage}"] = (
+                    (filters, len(separable), len(edges), lanes, filters),
+                    filters,
+                )
+        return kernel_layout(shapes)
+
+    @functools.cached_property
+    def num_normalized(self):
+        channels = (len(self.predecessors) + 1) * self.filters
+        for source, edges in self.sources:
+            lanes = self._lanes(source)
+            channels += sum(map(len, self.stages)) * len(edges) * lanes * self.filters
+        return channels
+
+    def compute(self, kernels, affine, moving, architecture, inputs, training):
+        """See `SegmentKind.compute`. architecture: (alpha [num_edges, num_ops], beta
+        [predecessors]).
+
+        inputs: (one H^{l-1} for each predecessor, ..., H^{l-2}); output: one map [N, h, w, B *
+            filters].
+        """
+        alpha, beta = architecture
+        kernels = self.kernels.unpack(ops.cast(kernels, inputs[0].dtype))
+        statistics = BatchStatistics(moving, training)
+        states = self._project(inputs, kernels, statistics)
+
+        order = [edge.index for _, edges in self.sources for edge in edges]
+        counts = [len(edges) for _, edges in self.sources]
+        alpha = backend.split(
+            ops.matmul(np.eye(len(order), dtype="float32")[order], alpha), counts, axis=0
+        )
+        terms = [[] for _ in range(self.num_blocks)]
+        for (source, edges), alpha_rows in zip(self.sources, alpha, strict=True):
+            if source.startswith("block_"):
+                states[source] = sum_all(terms[int(source.removeprefix("block_"))])
+            mixed = self._mix(source, states[source], alpha_rows, kernels, statistics)
+            parts = backend.split(mixed, [1] * len(edges), axis=3)
+            for edge, part in zip(edges, parts, strict=True):
+                terms[edge.block].append(part)
+
+        # [N, h, w, 1, predecessors, filters] each, side by side on the axis of targets.
+        output = ops.concatenate([sum_all(block) for block in terms], axis=3)
+        _, height, width, *_ = output.shape
+        output = output * ops.cast(ops.reshape(beta, (-1, 1)), output.dtype)
+        if len(self.predecessors) > 1:
+            output = ops.sum(output, axis=4)
+        output = ops.reshape(output, (-1, height, width, self.num_blocks * self.filters))
+        return (output,), statistics.moments()
+
+    def _project(self, inputs, kernels, statistics):
+        """Brings the inputs to the node's stride and width: ReLU, 1x1, batch normalisation."""
+        log2_stride = self.level + 2
+        # Sizes are ceil(H / s): the finest input says them exactly, a coarser one alone could not.
+        size = self._size(inputs)
+        projected = []
+        names = [*(f"prev_{i}" for i in range(len(self.predecessors))), "prev_prev"]
+        for name, state, images in zip(
+            names, (*self.predecessors, self.prev_prev), inputs, strict=True
+        ):
+            if state.log2_stride > log2_stride:
+                images = resize_bilinear(images, size)
+            stride = 2 ** max(log2_stride - state.log2_stride, 0)
+            projected.append(project(images, kernels[name], stride))
+        *prevs, prev_prev = projected
+        prev = ops.concatenate(prevs, axis=-1) if len(prevs) > 1 else prevs[0]
+        prev, prev_prev = statistics.normalize(prev), statistics.normalize(prev_prev)
+        if not self.share_operations:
+            prev_prev = ops.tile(prev_prev, (1, 1, 1, len(prevs)))
+        return {"prev": prev, "prev_prev": prev_prev}
+
+    def _size(self, inputs):
+        """Returns (h, w) of the node, from an input that is not coarser than it."""
+        for state, images in zip((*self.predecessors, self.prev_prev), inputs, strict=True):
+            if state.log2_stride <= self.level + 2:
+                stride = 2 ** (self.level + 2 - state.log2_stride)
+                return tuple(-(-extent // stride) for extent in images.shape[1:3])
+        raise ValueError("A node has a predecessor or an H^{l-2} at its own stride or a finer one.")
+
+    def _mix(self, source, images, alpha_rows, kernels, statistics):
+        """Sums the alpha-weighted operations of all edges that leave one source (eq. 1).
+
+        Args:
+            images: float [N, h, w, (1,) lanes * filters or lanes, filters], any form of the same
+                channels.
+            alpha_rows: float32 [targets, num_ops].
+
+        Returns:
+            float [N, h, w, targets, predecessors, filters].
+        """
+        targets, lanes = alpha_rows.shape[0], self._lanes(source)
+        _, height, width, *_ = images.shape
+        images = ops.reshape(images, (-1, height, width, lanes * self.filters))
+        columns = dict(
+            zip(OPERATIONS, backend.split(alpha_rows, [1] * len(OPERATIONS), axis=1), strict=True)
+        )
+        terms = self._free_terms(images, columns)
+        terms += self._convolution_terms(source, images, columns, kernels, statistics)
+        mixed = ops.reshape(sum_all(terms), (-1, height, width, targets, lanes, self.filters))
+        return spread(mixed, 4, len(self.predecessors) // lanes)
+
+    def _free_terms(self, images, columns):
+        """The weighted operations without parameters.
+
+        Float [N, h, w, targets * C] each; `none` has no term.
+        """
+        _, height, width, channels = images.shape
+        images = images[:, :, :, None]
+        terms = []
+        for operation in OPERATION_TABLE:
+            if operation.repeats or operation.name == "none":
+                continue
+            result = free_operation(operation, images[:, :, :, 0])[:, :, :, None]
+            terms.append(result * ops.cast(columns[operation.name], result.dtype))
+        return [ops.reshape(sum_all(terms), (-1, height, width, terms[0].shape[3] * channels))]
+
+    def _convolution_terms(self, source, images, columns, kernels, statistics):
+        """The weighted convolutions, stage by stage: a list of float [N, h, w, targets * C].
+
+        The last normalisation of an operation has alpha for its gamma.
+        """
+        _, height, width, channels = images.shape
+        targets = columns["skip"].shape[0]
+        wide = targets * channels
+        narrow_input = ops.relu(images)
+        wide_input = spread(narrow_input[:, :, :, None], 3, targets)
+        wide_input = ops.reshape(wide_input, (-1, height, width, wide))
+        stage_inputs, terms = {}, []
+        for stage, convolutions in enumerate(self.stages):
+            result = self._convolve(
+                source, stage, convolutions, narrow_input, wide_input, stage_inputs, kernels
+            )
+            going_on = [c.name for c in convolutions if c.repeats > stage + 1]
+            gammas = [
+                ops.ones((targets, 1), "float32") if c.name in going_on else columns[c.name]
+                for c in convolutions
+            ]
+            gamma = spread(ops.stack(gammas), 2, channels)
+            result = statistics.normalize(result, ops.reshape(gamma, (-1,)))
+            parts = backend.split(result, [wide] * len(convolutions), axis=-1)
+            for operation, part in zip(convolutions, parts, strict=True):
+                if operation.name in going_on:
+                    stage_inputs[operation.name] = ops.relu(part)
+                else:
+                    terms.append(part)
+        return terms
+
+    def _convolve(
+        self, source, stage, convolutions, narrow_input, wide_input, stage_inputs, kernels
+    ):
+        """Runs one stage before its normalisation.
+
+        Float [N, h, w, convolutions * targets * lanes * filters].
+        """
+        lanes = self._lanes(source)
+        depthwise = []
+        separable = [operation for operation in convolutions if self._is_separable(operation)]
+        # In the first stage neighbours of one rate share their input; later each has its own.
+        for (rate, name), members in itertools.groupby(
+            separable, key=lambda operation: (operation.rate, operation.name if stage else "")
+        ):
+            depthwise_kernels = [
+                self._depthwise_kernel(kernels[f"{source}/{operation.name}_{stage}"], lanes)
+                for operation in members
+            ]
+            images = stage_inputs[name] if stage else wide_input
+            depthwise.append(backend.depthwise_convs(images, depthwise_kernels, rate))
+        pointwise = kernels[f"{source}/pointwise_{stage}"]
+        filters, count, targets, _, _ = pointwise.shape
+        pointwise = spread(pointwise, 3, lanes // pointwise.shape[3])
+        pointwise = ops.reshape(pointwise, (filters, count * targets * lanes, filters))
+        depthwise = ops.concatenate(depthwise, axis=-1) if len(depthwise) > 1 else depthwise[0]
+        results = [backend.grouped_pointwise(depthwise, pointwise)]
+        for operation in convolutions[len(separable) :]:
+            kernel = kernels[f"{source}/{operation.name}_{stage}"]
+            images = stage_inputs[operation.name] if stage else narrow_input
+            results.append(self._full_convolution(images, kernel, lanes, operation.rate))
+        return ops.concatenate(results, axis=-1) if len(results) > 1 else results[0]
+
+    def _depthwise_kernel(self, kernel, lanes):
+        """[k, k, targets, 1 or lanes, filters] -> [k, k, targets * lanes * filters]."""
+        size, _, targets, own, filters = kernel.shape
+        kernel = spread(kernel, 3, lanes // own)
+        return ops.reshape(kernel, (size, size, targets * lanes * filters))
+
+    def _full_convolution(self, images, kernel, lanes, rate):
+        """A full atrous convolution of every lane to all targets.
+
+        Args:
+            images: float [N, h, w, lanes * filters].
+            kernel: float [k, k, filters, targets, 1 or lanes, filters].
+
+        Returns:
+            float [N, h, w, targets * lanes * filters].
+        """
+        size, _, filters, targets, own, _ = kernel.shape
+        _, height, width, _ = images.shape
+        results = []
+        for lane, part in enumerate(backend.split(images, [filters] * lanes, -1)):
+            weights = ops.reshape(
+                kernel[:, :, :, :, lane if own > 1 else 0], (size, size, filters, targets * filters)
+            )
+            result = ops.conv(part, weights, padding="same", dilation_rate=rate)
+            results.append(ops.reshape(result, (-1, height, width, targets, filters)))
+        stacked = ops.stack(results, axis=-2)
+        return ops.reshape(stacked, (-1, height, width, targets * lanes * filters))
+
+
+def sum_all(terms):
+    """Sums a list of tensors of one shape."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def free_operation(operation, images):
+    """Applies an operation without parameters at stride 1: a pooling or skip. [N, h, w, C] -> the
+    same shape.
+
+    The average counts the pixels inside the map only.
+    """
+    if operation.pooling == "average":
+        return ops.average_pool(images, operation.kernel_size, strides=1, padding="same")
+    if operation.pooling == "max":
+        return ops.max_pool(images, operation.kernel_size, strides=1, padding="same")
+    return images

@@ -1,0 +1,237 @@
+"""The supernet as a chain of segments, each a pure function of its weights, alpha, beta and inputs.
+
+A `SegmentKind` is the function; a `Segment` is one place of the network where it stands, with the
+variables. Segments of one kind
+share their compiled functions where the outer step is eager, and stand inline where a whole step is
+traced.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from auto_deeplab_tf.nn import backend
+
+BATCH_NORM_EPSILON = 1e-3
+
+
+class Layout:
+    """Where each named array lies in one flat vector.
+
+    One flat variable a segment keeps the number of variables, optimizer operations and function
+    arguments small.
+
+    Args:
+        shapes: name -> shape, in the order of the vector.
+        initial: `(name, shape, generator) -> float array`, the initial values of one array.
+    """
+
+    def __init__(self, shapes, initial):
+        self.shapes = dict(shapes)
+        self._initial = initial
+        self._sizes = [math.prod(shape) for shape in self.shapes.values()]
+        self.size = sum(self._sizes)
+
+    def unpack(self, flat):
+        """Returns name -> tensor for a flat vector [size]."""
+        if not self.shapes:
+            return {}
+        parts = backend.split(flat, self._sizes, 0)
+        return {
+            name: ops.reshape(part, shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def initializer(self, seed):
+        """Returns a Keras initializer (a callable) of the flat vector."""
+
+        def initialize(shape, dtype=None):
+            generator = np.random.default_rng(seed)
+            parts = [
+                np.ravel(self._initial(name, size, generator)) for name, size in self.shapes.items()
+            ]
+            return ops.convert_to_tensor(np.concatenate([np.zeros(0), *parts]), dtype=dtype)
+
+        return initialize
+
+
+def kernel_layout(kernels):
+    """Returns the `Layout` of kernels, initialised by He's N(0, 2 / fan_in).
+
+    Args:
+        kernels: name -> (shape, fan_in), fan_in the number of inputs that one output sums.
+    """
+
+    def initial(name, shape, generator):
+        return generator.standard_normal(shape) * math.sqrt(2.0 / kernels[name][1])
+
+    return Layout({name: shape for name, (shape, _) in kernels.items()}, initial)
+
+
+def affine_layout(shapes):
+    """Returns the `Layout` of gammas (initially 1.
+
+    Their names end in "gamma"), betas and biases (0).
+    """
+    return Layout(shapes, lambda name, shape, _: np.full(shape, float(name.endswith("gamma"))))
+
+
+class BatchStatistics:
+    """Gives each batch normalisation of a segment its mean and variance, and collects those of the
+    batch.
+
+    Args:
+        moving: float32 [2, M], moving means and variances of all normalised channels, in the order
+            of the calls.
+        training: True: statistics of the batch (over all replicas); False: the moving ones.
+    """
+
+    def __init__(self, moving, training):
+        self._moving = moving
+        self._training = training
+        self._offset = 0
+        self._collected = []
+
+    def normalize(self, images, gamma=None, beta=None):
+        """Normalises over [N, h.
+
+        W], then times gamma plus beta, float32 [C] each (1 and 0 where they are None).
+        """
+        channels = images.shape[-1]
+        gamma = np.ones(channels, "float32") if gamma is None else gamma
+        beta = np.zeros(channels, "float32") if beta is None else beta
+        if self._training:
+            images, mean, variance = backend.normalize_batch(
+                images, gamma, beta, BATCH_NORM_EPSILON
+            )
+            self._collected.append(ops.stack([mean, variance]))
+            return images
+        mean, variance = (
+            self._moving[row, self._offset : self._offset + channels] for row in (0, 1)
+        )
+        self._offset += channels
+        scale = gamma * ops.rsqrt(variance + BATCH_NORM_EPSILON)
+        shift = beta - mean * scale
+        return images * ops.cast(scale, images.dtype) + ops.cast(shift, images.dtype)
+
+    def moments(self):
+        """Returns the batch's statistics, float32 [2, M]; the moving ones in inference."""
+        if self._training and self._collected:
+            return ops.concatenate(self._collected, axis=1)
+        return self._moving
+
+
+def spread(values, axis, count):
+    """Repeats a tensor along an axis of length 1, as broadcasting does; its gradient is one sum."""
+    if count == 1:
+        return values
+
+    @ops.custom_gradient
+    def repeat(values):
+        def gradient(upstream):
+            return ops.sum(upstream, axis=axis, keepdims=True)
+
+        return ops.concatenate([values] * count, axis=axis), gradient
+
+    return repeat(values)
+
+
+class SegmentKind:
+    """A pure function with the layout of its weights. Two kinds that compare equal are the same
+    function.
+
+    Attributes:
+        kernels: `Layout` of the convolution kernels (weight decay applies to them).
+        affine: `Layout` of batch normalisation's gammas and betas, and biases.
+        num_normalized: M, the number of batch-normalised channels.
+        input_gradients: whether anything before the segment needs a gradient through its inputs.
+    """
+
+    kernels = kernel_layout({})
+    affine = affine_layout({})
+    num_normalized = 0
+    input_gradients = True
+
+    def compute(self, kernels, affine, moving, architecture, inputs, training):
+        """Computes the outputs.
+
+        Args:
+            kernels: float32 [kernels.size]; None where that is 0; likewise:
+            affine: float32 [affine.size].
+            moving: float32 [2, num_normalized].
+            architecture: tuple of alpha / beta tensors that the segment reads; may be empty.
+            inputs: tuple of feature maps.
+            training: bool, static.
+
+        Returns:
+            (outputs, moments): tuple of tensors; float32 [2, num_normalized].
+        """
+        raise NotImplementedError
+
+
+def project(images, kernel, stride):
+    """ReLU and a 1x1 convolution with a stride.
+
+    images [N, h, w, C], kernel [C, D] -> [N, ceil(h / stride), ..., D].
+    """
+    if stride > 1:
+        images = images[:, ::stride, ::stride]
+    return ops.conv(ops.relu(images), kernel[None, None], padding="same")
+
+
+class Segment(keras.layers.Layer):
+    """One place of the supernet: a kind, its variables, and the names of the states it reads and
+    writes.
+
+    Args:
+        kind: `SegmentKind`.
+        reads: names of the feature states read.
+        writes: names of the states written.
+        reads_architecture: names of the alpha / beta states read.
+        seed: int, of the initial kernels.
+    """
+
+    def __init__(self, kind, reads, writes, reads_architecture=(), seed=0, **kwargs):
+        super().__init__(**kwargs)
+        self.kind = kind
+        self.reads = tuple(reads)
+        self.writes = tuple(writes)
+        self.reads_architecture = tuple(reads_architecture)
+        self.kernels = self._vector("kernels", kind.kernels, seed)
+        self.affine = self._vector("affine", kind.affine, seed)
+        self.moving = None
+        if kind.num_normalized:
+            self.moving = self.add_weight(
+                name="moving",
+                shape=(2, kind.num_normalized),
+                initializer=_zero_mean_unit_variance,
+                trainable=False,
+                dtype="float32",
+                aggregation="mean",
+            )
+        self.built = True
+
+    def _vector(self, name, layout, seed):
+        if not layout.size:
+            return None
+        return self.add_weight(
+            name=name, shape=(layout.size,), initializer=layout.initializer(seed), dtype="float32"
+        )
+
+    def arguments(self, states):
+        """Returns (kernels, affine.
+
+        Moving, architecture, inputs), the arguments of the kind, from the states by name.
+        """
+        weights = (self.kernels, self.affine, self.moving)
+        return (
+            *(None if v is None else ops.convert_to_tensor(v) for v in weights),
+            tuple(states[name] for name in self.reads_architecture),
+            tuple(states[name] for name in self.reads),
+        )
+
+
+def _zero_mean_unit_variance(shape, dtype=None):
+    return ops.stack([ops.zeros(shape[1:], dtype), ops.ones(shape[1:], dtype)])

@@ -1,0 +1,227 @@
+"""The supernet's segments beside its nodes.
+
+Softmax of alpha and beta, the stem, the reduced ASPPs, and their sum.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from keras import ops
+
+from auto_deeplab_tf.architecture import Transition, move_mask
+from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.nn.segments import (
+    BatchStatistics,
+    SegmentKind,
+    affine_layout,
+    kernel_layout,
+    project,
+)
+
+STEM_CHANNELS = (64, 64, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class StemKind(SegmentKind):
+    """Images to the tensors at stride 2 and 4 that the first layer reads (method: three 3x3
+    convolutions).
+
+    3x3 3 -> 64 stride 2, BN, ReLU; 3x3 64 -> 64, BN (stride 2 output); ReLU; 3x3 64 -> 128 stride
+    2, BN (stride 4 output).
+    Images are normalised (x - mean) / std first.
+
+    Attributes:
+        mean, std: three floats each, in units of 0..255.
+        dtype: name of the dtype of the features.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dtype: str
+
+    input_gradients = False
+
+    @functools.cached_property
+    def kernels(self):
+        shapes, channels = {}, 3
+        for i, filters in enumerate(STEM_CHANNELS):
+            shapes[f"conv_{i}"] = ((3, 3, channels, filters), 9 * channels)
+            channels = filters
+        return kernel_layout(shapes)
+
+    @functools.cached_property
+    def affine(self):
+        return affine_layout(_gammas_and_betas(enumerate(STEM_CHANNELS)))
+
+    @property
+    def num_normalized(self):
+        return sum(STEM_CHANNELS)
+
+    def compute(self, kernels, affine, moving, architecture, inputs, training):
+        """See `SegmentKind.compute`.
+
+        inputs: (images float32 [N, H, W, 3], 0..255); outputs: (stride 2, stride 4).
+        """
+        (images,) = inputs
+        kernels = self.kernels.unpack(ops.cast(kernels, self.dtype))
+        affine = self.affine.unpack(affine)
+        statistics = BatchStatistics(moving, training)
+        mean, std = (np.asarray(values, "float32") for values in (self.mean, self.std))
+        features = ops.cast((images - mean) / std, self.dtype)
+        outputs = []
+        for i, stride in enumerate((2, 1, 2)):
+            if i:
+                features = ops.relu(features)
+            features = ops.conv(features, kernels[f"conv_{i}"], strides=stride, padding="same")
+            features = statistics.normalize(features, affine[f"{i}/gamma"], affine[f"{i}/beta"])
+            outputs.append(features)
+        return (outputs[1], outputs[2]), statistics.moments()
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadKind(SegmentKind):
+    """The ASPP of one final level, reduced to three branches, and its prediction at the level's
+    stride.
+
+    ReLU; 1x1 | 3x3 with atrous rate 96 / stride | image pooling and 1x1, each to `channels`, BN,
+    ReLU; concatenated;
+    1x1 with bias to the classes.
+
+    Attributes:
+        level: 0..3.
+        channels: B * F * stride / 4, of the input and of each branch.
+        num_classes: of the prediction.
+    """
+
+    level: int
+    channels: int
+    num_classes: int
+
+    @property
+    def rate(self):
+        return 96 // 2 ** (self.level + 2)
+
+    @functools.cached_property
+    def kernels(self):
+        channels = self.channels
+        return kernel_layout(
+            {
+                "pointwise": ((channels, channels), channels),
+                "atrous": ((3, 3, channels, channels), 9 * channels),
+                "pooling": ((channels, channels), channels),
+                "classes": ((3 * channels, self.num_classes), 3 * channels),
+            }
+        )
+
+    @functools.cached_property
+    def affine(self):
+        branches = ("pointwise", "atrous", "pooling")
+        return affine_layout(
+            _gammas_and_betas((branch, self.channels) for branch in branches)
+            | {"bias": (self.num_classes,)}
+        )
+
+    @property
+    def num_normalized(self):
+        return 3 * self.channels
+
+    def compute(self, kernels, affine, moving, architecture, inputs, training):
+        """See `SegmentKind.compute`.
+
+        inputs: (map [N, h, w, channels],); outputs: (logits [N, h, w, classes],).
+        """
+        (features,) = inputs
+        kernels = self.kernels.unpack(ops.cast(kernels, features.dtype))
+        affine = self.affine.unpack(affine)
+        statistics = BatchStatistics(moving, training)
+        features = ops.relu(features)
+        pooled = ops.mean(features, axis=(1, 2), keepdims=True)
+        branches = {
+            "pointwise": project(features, kernels["pointwise"], 1),
+            "atrous": atrous_conv_3x3(features, kernels["atrous"], self.rate),
+            "pooling": project(pooled, kernels["pooling"], 1),
+        }
+        branches = [
+            ops.relu(statistics.normalize(images, affine[f"{name}/gamma"], affine[f"{name}/beta"]))
+            for name, images in branches.items()
+        ]
+        branches[2] = ops.broadcast_to(branches[2], ops.shape(features))
+        joined = ops.concatenate(branches, axis=-1)
+        logits = project(joined, kernels["classes"], 1) + ops.cast(affine["bias"], joined.dtype)
+        return (logits,), statistics.moments()
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitsKind(SegmentKind):
+    """Sums the predictions of the levels.
+
+    Each resized to the images' size. Output: float32 logits [N, H, W, classes].
+    """
+
+    def compute(self, kernels, affine, moving, architecture, inputs, training):
+        """See `SegmentKind.compute`.
+
+        inputs: (images [N, H, W, 3], then the logits of each level).
+        """
+        images, *predictions = inputs
+        size = tuple(images.shape[1:3])
+        resized = [resize_bilinear(ops.cast(logits, "float32"), size) for logits in predictions]
+        return (sum(resized[1:], resized[0]),), None
+
+
+@dataclasses.dataclass(frozen=True)
+class RelaxKind(SegmentKind):
+    """Normalises the architecture variables (paper, eq. 1 and 3).
+
+    alpha^k = softmax over the operations k of an edge; beta = softmax over the moves that leave a
+    level of a layer, those that
+    leave the trellis masked out before it.
+
+    Attributes:
+        incoming: for each node, node by node, the transitions that lead to it.
+    """
+
+    incoming: tuple[tuple[Transition, ...], ...]
+
+    input_gradients = False
+
+    def compute(self, kernels, affine, moving, architecture, inputs, training):
+        """See `SegmentKind.compute`. architecture: (alpha_logits [num_edges, num_ops], beta_logits
+        [L, 4, 3]).
+
+        outputs: (alpha [num_edges, num_ops], then for each node the beta of its predecessors,
+            [predecessors]).
+        """
+        alpha_logits, beta_logits = architecture
+        mask = move_mask(beta_logits.shape[0])
+        # A finite stand-in for -inf: its softmax is exactly 0, and so is its gradient, never NaN.
+        beta = ops.softmax(ops.where(mask, beta_logits, -1e9), axis=-1)
+        by_node = [
+            ops.stack([beta[t.layer, t.from_level, t.move] for t in node]) for node in self.incoming
+        ]
+        return (ops.softmax(alpha_logits, axis=-1), *by_node), None
+
+
+def atrous_conv_3x3(images, kernel, rate):
+    """A 3x3 atrous convolution that leaves out the taps which fall on padding at every position.
+
+    Args:
+        images: float [N, h, w, C], h and w known statically.
+        kernel: float [3, 3, C, D].
+        rate: int; from the map's height on, the rows above and below never touch it; columns
+            likewise.
+
+    Returns:
+        float [N, h, w, D].
+    """
+    _, height, width, _ = images.shape
+    if rate >= height:
+        kernel = kernel[1:2]
+    if rate >= width:
+        kernel = kernel[:, 1:2]
+    return ops.conv(images, kernel, padding="same", dilation_rate=rate)
+
+
+def _gammas_and_betas(channels):
+    return {f"{name}/{part}": (width,) for name, width in channels for part in ("gamma", "beta")}
