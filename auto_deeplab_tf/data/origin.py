@@ -1,0 +1,44 @@
+"""Where a data set's examples come from: the interface between its files and the records."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The files (or the settings of a generator) of one data set, listed but not yet read.
+
+    Attributes:
+        splits: name of each split that is there -> its name in the TFDS builder.
+        build: builds the set with TFDS under the directory that it is given; returns the builder,
+            ready to be read.
+        image_key: feature of the builder that holds the image.
+        label_key: feature that holds the map of label ids.
+        group_of: the drive or city of an example id. Halves of the set are balanced over groups.
+        files: the files that the examples are read from, by the names to record them under.
+        settings: whatever else the examples depend on; JSON values.
+    """
+
+    splits: Mapping[str, str]
+    build: Callable[[Path], Any]
+    image_key: str
+    label_key: str
+    group_of: Callable[[str], str]
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def listing(self) -> list[tuple[str, int, int]]:
+        """Name, size in bytes and time of change (nanoseconds) of every file, sorted by name."""
+        stats = [(name, path.stat()) for name, path in sorted(self.files.items())]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def code_digest(*modules: str) -> str:
+    """A digest of source files, so that records of older code are not taken for new ones."""
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(Path(module).read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""The two disjoint halves of a training set that the search learns on in turn."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from auto_deeplab_tf.data.source import Source
+
+
+def halves(
+    ids: Sequence[str], groups: Sequence[str], *, frames_per_block: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divides a set into two disjoint halves that together hold every example.
+
+    Without `frames_per_block`, the examples of each group (a city) are ranked by a hash of their id
+    and dealt out in
+    turn: in each group, and over all, the halves differ by one example at most. The hash makes the
+        halves random
+    but the same on every machine, and leaves an example's rank almost alone when others come or go.
+
+    With `frames_per_block`, the examples of a group are successive frames of a drive: blocks of
+    that many are dealt out in turn, since a random half would hold the neighbour of nearly every
+    frame of the other one.
+
+    Args:
+        ids: image id of each example.
+        groups: its city or drive.
+        frames_per_block: number of successive frames kept together, less where the set is smaller
+            than two blocks.
+
+    Returns:
+        (train_a, train_b): int64 positions in `ids`, ascending; neither is empty.
+
+    Raises:
+        ValueError: for fewer than two examples, ids that are not unique, or groups of another
+            length.
+    """
+    if len(ids) < 2:
+        raise ValueError(
+            f"the search needs at least 2 training images, one for each half. Received: {len(ids)}"
+        )
+    if len(set(ids)) != len(ids):
+        raise ValueError(
+            f"image ids must be unique. Received: {len(ids)} ids, {len(set(ids))} different"
+        )
+    if len(groups) != len(ids):
+        raise ValueError(
+            f"there must be one group per id. Received: {len(groups)} groups, {len(ids)} ids"
+        )
+    if frames_per_block is None:
+        order = sorted(range(len(ids)), key=lambda i: (groups[i], _rank(ids[i]), ids[i]))
+        sides = np.arange(len(ids)) % 2
+    else:
+        if frames_per_block < 1:
+            raise ValueError(f"frames_per_block must be 1 or more. Received: {frames_per_block}")
+        order = sorted(range(len(ids)), key=lambda i: (groups[i], ids[i]))
+        sides = _block_sides([groups[i] for i in order], min(frames_per_block, len(ids) // 2))
+    order = np.array(order, np.int64)
+    return np.sort(order[sides == 0]), np.sort(order[sides == 1])
+
+
+def source_halves(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """`halves` of a split, by the rule of its data set."""
+    return halves(source.ids, source.groups, frames_per_block=source.info.frames_per_block)
+
+
+def _rank(image_id: str) -> str:
+    return hashlib.sha256(image_id.encode()).hexdigest()
+
+
+def _block_sides(groups: Sequence[str], block: int) -> np.ndarray:
+    """Side (0 or 1) of each frame: blocks end with their group, sides alternate over all blocks."""
+    sides = np.zeros(len(groups), np.int64)
+    number, first = 0, 0
+    for i in range(len(groups)):
+        if i > 0 and (groups[i] != groups[i - 1] or i - first == block):
+            number, first = number + 1, i
+        sides[i] = number % 2
+    return sides
