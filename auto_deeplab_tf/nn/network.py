@@ -1,0 +1,341 @@
+"""The network of an `Architecture`: stem, cells, ASPP, decoder (method of the published networks).
+
+Nothing depends on the image size but the resizing, so the weights serve every size.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from auto_deeplab_tf.architecture import Architecture, stride
+from auto_deeplab_tf.nn.aspp import ASPP, Decoder
+from auto_deeplab_tf.nn.cell import Cell
+from auto_deeplab_tf.nn.drop_path import ScheduledDropPath
+from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, register
+from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.nn.stem import STEM_FILTERS, Stem
+
+MINIMUM_SIZE = 32
+
+# Strides of the two tensors that the first cell reads.
+_STEM_STRIDES = (2, 4)
+
+
+def build_network(
+    architecture: Architecture | str,
+    num_classes: int = 19,
+    filter_multiplier: int = 20,
+    input_size: tuple[int, int] | None = None,
+    *,
+    head_channels: int = 256,
+    decoder_channels: int = 48,
+    mean: Sequence[float] = (127.5, 127.5, 127.5),
+    std: Sequence[float] = (127.5, 127.5, 127.5),
+    drop_path_keep: float = 1.0,
+    drop_path_seed: int = 0,
+    batch_norm_decay: float = BATCH_NORM_DECAY,
+    synchronized: bool = True,
+    dtype: Any = None,
+    name: str | None = None,
+) -> Network:
+    """Builds the network of an architecture; the arguments are those of `Network`.
+
+    >>> build_network("auto_deeplab", filter_multiplier=20).count_params()  # doctest: +SKIP
+    """
+    return Network(
+        architecture,
+        num_classes,
+        filter_multiplier,
+        input_size,
+        head_channels=head_channels,
+        decoder_channels=decoder_channels,
+        mean=mean,
+        std=std,
+        drop_path_keep=drop_path_keep,
+        drop_path_seed=drop_path_seed,
+        batch_norm_decay=batch_norm_decay,
+        synchronized=synchronized,
+        dtype=dtype,
+        name=name,
+    )
+
+
+@register
+class Network(keras.Model):
+    """A decoded network: images to logits at the images' size.
+
+    Every path of the trellis builds. The decoder's low-level feature is the output of the last cell
+    before the path first leaves level 0 (the stem's stride-4 tensor where the first cell already
+    left it, the last cell's output where none does), and the ASPP sits at the level where the path
+    ends. A tensor at stride s is ceil(H / s) x ceil(W / s).
+
+    Args:
+        architecture: An `Architecture`, or the name of a preset.
+        num_classes: Number of classes, 1 or more.
+        filter_multiplier: F: blocks at level k have F * 2**k channels.
+        input_size: (height, width), each 32 or more: the static size recorded for summaries and
+            exports; None: any size. The weights serve any other size too.
+        head_channels: Channels of the ASPP and the decoder.
+        decoder_channels: Channels of the projected low-level feature.
+        mean, std: Images are normalised (x - mean) / std, in units of 0..255, three values each.
+        drop_path_keep: ScheduledDropPath's keep probability of the last cell at the end of the
+            training, in (0, 1]; 1 drops nothing.
+        drop_path_seed: Its seed.
+        batch_norm_decay: Decay of the moving statistics.
+        synchronized: Whether batch statistics are taken over all replicas.
+
+    Input shape: [N, H, W, 3], RGB, 0..255; H and W 32 or more.
+    Output shape: float32 [N, H, W, num_classes], logits, also in mixed precision.
+
+    Attributes:
+        architecture: The `Architecture`.
+        stem, cells, aspp, decoder: The layers, in the order of computation.
+        low_level_index: Index of the cell whose output is the low-level feature; -1 for the stem.
+        output_stride: Stride of the ASPP.
+        drop_path: The `ScheduledDropPath`.
+        progress: Its float32 variable, step / steps in 0..1, for the training loop to set.
+
+    Raises:
+        ValueError: for a setting out of its range, or images smaller than 32 pixels.
+
+    Reference: Liu et al., Auto-DeepLab, CVPR 2019, arXiv:1901.02985.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture | str,
+        num_classes: int = 19,
+        filter_multiplier: int = 20,
+        input_size: tuple[int, int] | None = None,
+        *,
+        head_channels: int = 256,
+        decoder_channels: int = 48,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+        drop_path_keep: float = 1.0,
+        drop_path_seed: int = 0,
+        batch_norm_decay: float = BATCH_NORM_DECAY,
+        synchronized: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        # Images stay float32 until they are normalised: bfloat16 holds 0..255 to 8 bits only.
+        super().__init__(**{"autocast": False, **kwargs})
+        self.architecture = _checked_architecture(architecture)
+        self.num_classes = _checked_count("num_classes", num_classes)
+        self.filter_multiplier = _checked_count("filter_multiplier", filter_multiplier)
+        self.input_size = _checked_size(input_size)
+        self.head_channels = _checked_count("head_channels", head_channels)
+        self.decoder_channels = _checked_count("decoder_channels", decoder_channels)
+        self.mean = _checked_triple("mean", mean)
+        self.std = _checked_triple("std", std)
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0 for each channel. Received: {self.std}.")
+        self.drop_path_keep = float(drop_path_keep)
+        self.drop_path_seed = int(drop_path_seed)
+        if not 0 <= batch_norm_decay < 1:
+            raise ValueError(
+                f"batch_norm_decay must be at least 0 and below 1. Received: {batch_norm_decay}."
+            )
+        self.batch_norm_decay = float(batch_norm_decay)
+        self.synchronized = bool(synchronized)
+        self._add_layers()
+        height, width = self.input_size or (None, None)
+        self.build((None, height, width, 3))
+
+    def _add_layers(self):
+        norm = {
+            "batch_norm_decay": self.batch_norm_decay,
+            "synchronized": self.synchronized,
+            "dtype": self.dtype_policy,
+        }
+        levels = self.architecture.levels
+        self.low_level_index = self.architecture.low_level_index
+        self.output_stride = stride(levels[-1])
+        self.stem = Stem(name="stem", **norm)
+        self.cells = [
+            Cell(
+                self.filter_multiplier * 2**level,
+                self.architecture.cell,
+                stride=2 if level > before else 1,
+                atrous=self.architecture.atrous,
+                name=f"cell_{index}",
+                **norm,
+            )
+            for index, (before, level) in enumerate(zip((0, *levels[:-1]), levels, strict=True))
+        ]
+        self.aspp = ASPP(self.output_stride, self.head_channels, name="aspp", **norm)
+        self.decoder = Decoder(
+            self.num_classes,
+            self.head_channels,
+            self.decoder_channels,
+            upsample=levels[-1] > 0,
+            name="decoder",
+            **norm,
+        )
+        self.drop_path = ScheduledDropPath(
+            len(self.cells),
+            self.cells[0].num_droppable,
+            self.drop_path_keep,
+            seed=self.drop_path_seed,
+            name="drop_path",
+            dtype=self.dtype_policy,
+        )
+
+    @property
+    def progress(self) -> keras.Variable:
+        """The training's progress in 0..1, of which `drop_path` drops more and more."""
+        return self.drop_path.progress
+
+    def build(self, input_shape):
+        """Creates the weights; `input_shape` is [N, H, W, 3], N, H and W possibly None."""
+        self.stem.build(input_shape)
+        shapes = [(None, None, None, channels) for channels in STEM_FILTERS[1:]]
+        for cell in self.cells:
+            cell.build(shapes[-1], shapes[-2])
+            shapes.append((None, None, None, len(cell.blocks) * cell.filters))
+        self.aspp.build(shapes[-1])
+        # Behind the stem's two tensors come the cells' outputs: the last of the stem is number -1.
+        low_level = shapes[2 + self.low_level_index]
+        self.decoder.build((*low_level[:-1], self.head_channels), low_level)
+
+    def __call__(self, images, *args, **kwargs):
+        # Checked here, not in `call`, for Keras would wrap the message into a report of ten lines.
+        _check_images(images)
+        return super().__call__(images, *args, **kwargs)
+
+    def call(self, images, training=None):
+        sizes = _sizes_by_stride(ops.shape(images)[1:3])
+        factors = None
+        if training and self.drop_path_keep < 1:
+            factors = self.drop_path(images)
+
+        images = ops.cast(images, "float32")
+        images = (images - ops.convert_to_tensor(self.mean, "float32")) / ops.convert_to_tensor(
+            self.std, "float32"
+        )
+        images = ops.cast(images, self.compute_dtype)
+        states = list(self.stem(images, training=training))
+        strides = list(_STEM_STRIDES)
+        for index, (cell, level) in enumerate(
+            zip(self.cells, self.architecture.levels, strict=True)
+        ):
+            # The stride at which the cell reads its inputs: its own, or the finer one of `prev`.
+            reads = min(strides[-1], stride(level))
+            prev_prev, prev = (
+                state if at == reads else resize_bilinear(state, sizes[reads])
+                for state, at in zip(states[-2:], strides[-2:], strict=True)
+            )
+            states.append(
+                cell(
+                    prev,
+                    prev_prev,
+                    factors=None if factors is None else factors[index],
+                    training=training,
+                )
+            )
+            strides.append(stride(level))
+        features = self.aspp(ops.relu(states[-1]), training=training)
+        low_level = states[len(_STEM_STRIDES) + self.low_level_index]
+        logits = self.decoder(features, low_level, training=training)
+        return resize_bilinear(ops.cast(logits, "float32"), sizes[1])
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.num_classes)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments; the architecture as JSON content, with its fingerprint."""
+        return super().get_config() | {
+            "architecture": self.architecture.to_dict(),
+            "fingerprint": self.architecture.fingerprint,
+            "num_classes": self.num_classes,
+            "filter_multiplier": self.filter_multiplier,
+            "input_size": self.input_size,
+            "head_channels": self.head_channels,
+            "decoder_channels": self.decoder_channels,
+            "mean": self.mean,
+            "std": self.std,
+            "drop_path_keep": self.drop_path_keep,
+            "drop_path_seed": self.drop_path_seed,
+            "batch_norm_decay": self.batch_norm_decay,
+            "synchronized": self.synchronized,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Network:
+        """Builds a network from `get_config`'s content.
+
+        Raises:
+            ValueError: where the fingerprint is not that of the architecture.
+        """
+        config = dict(config)
+        architecture = Architecture.from_dict(config.pop("architecture"))
+        fingerprint = config.pop("fingerprint")
+        if fingerprint != architecture.fingerprint:
+            raise ValueError(
+                f"the saved network's fingerprint {fingerprint} is not that of its architecture, "
+                f"{architecture.fingerprint}: the file was changed; save the network again from "
+                "its architecture.json."
+            )
+        for key in ("input_size", "mean", "std"):
+            if config.get(key) is not None:
+                config[key] = tuple(config[key])
+        return cls(architecture, **config)
+
+
+def _sizes_by_stride(size):
+    """Returns {stride: (ceil(H / stride), ceil(W / stride))}; ints where H and W are ints."""
+    return {s: tuple((extent + s - 1) // s for extent in size) for s in (1, 2, 4, 8, 16, 32)}
+
+
+def _checked_architecture(architecture: Any) -> Architecture:
+    if isinstance(architecture, str):
+        return Architecture.preset(architecture)
+    if not isinstance(architecture, Architecture):
+        raise ValueError(
+            "architecture must be an Architecture (Architecture.load reads a file) or a preset's "
+            f"name. Received: {type(architecture).__name__}."
+        )
+    return architecture
+
+
+def _checked_count(name: str, value: Any) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of 1 or more. Received: {value!r}.")
+    return int(value)
+
+
+def _checked_size(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    values = tuple(size)
+    if len(values) != 2 or not all(
+        isinstance(v, numbers.Integral) and v >= MINIMUM_SIZE for v in values
+    ):
+        raise ValueError(
+            f"input_size must be (height, width), each {MINIMUM_SIZE} pixels or more, or None. "
+            f"Received: {size!r}."
+        )
+    return int(values[0]), int(values[1])
+
+
+def _checked_triple(name: str, values: Any) -> tuple[float, float, float]:
+    values = tuple(float(value) for value in values)
+    if len(values) != 3:
+        raise ValueError(f"{name} must hold three values, R, G and B. Received: {values}.")
+    return values
+
+
+def _check_images(images: Any) -> None:
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[-1] != 3:
+        raise ValueError(f"images must be [N, H, W, 3], RGB, 0..255. Received shape: {shape}.")
+    if any(extent is not None and extent < MINIMUM_SIZE for extent in shape[1:3]):
+        raise ValueError(
+            f"images must be {MINIMUM_SIZE} pixels or more in height and width. "
+            f"Received: {shape[1]} x {shape[2]}."
+        )

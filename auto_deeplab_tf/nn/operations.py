@@ -1,0 +1,368 @@
+"""The operations of the search space as plain layers, and the conv-BN unit of every part.
+
+`OPERATION_LAYERS` gives the layer for each kind of row in `architecture.OPERATION_TABLE`; the
+supernet computes the same operations fused (nn/node.py).
+"""
+
+import keras
+from keras import ops
+
+from auto_deeplab_tf.architecture import ATROUS_KINDS, DECODABLE_OPERATIONS, operation
+from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.resize import resize_bilinear
+
+BATCH_NORM_EPSILON = 1e-3
+BATCH_NORM_DECAY = 0.9997
+
+
+def register(cls):
+    """Registers a class for Keras serialisation under this package's name."""
+    return keras.saving.register_keras_serializable(package="auto_deeplab_tf")(cls)
+
+
+@register
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras' batch normalisation with statistics over all replicas, on any backend.
+
+    Keras' own `synchronized=True` is for TensorFlow alone and takes E[x^2] - E[x]^2 even on one
+    device; here the variance is the mean of (x - mean)^2, and one replica costs nothing more.
+
+    Args:
+        momentum: Decay of the moving statistics.
+        epsilon: Added to the variance.
+        synchronized: Whether batch statistics are averaged over the replicas, which must hold the
+            same number of examples each.
+
+    Input shape: float [..., C].
+    Output shape: The same.
+
+    Reference: Ioffe and Szegedy 2015, arXiv:1502.03167.
+    """
+
+    def __init__(
+        self, momentum=BATCH_NORM_DECAY, epsilon=BATCH_NORM_EPSILON, synchronized=True, **kwargs
+    ):
+        super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
+        self.synchronized_over_replicas = synchronized
+
+    def _moments(self, inputs, mask):
+        if not self.synchronized_over_replicas or mask is not None:
+            return super()._moments(inputs, mask)
+        mean = backend.replica_mean(ops.mean(inputs, axis=self._reduction_axes))
+        deviation = ops.mean(ops.square(inputs - mean), axis=self._reduction_axes)
+        return mean, backend.replica_mean(deviation)
+
+    def get_config(self):
+        config = super().get_config()
+        config["synchronized"] = self.synchronized_over_replicas
+        return config
+
+
+@register
+class ConvBN(keras.layers.Layer):
+    """(ReLU,) convolution without bias, batch normalisation (, ReLU).
+
+    Args:
+        filters: Output channels.
+        kernel_size: Width of the square window.
+        stride: 1 or 2.
+        rate: Atrous rate; 1 where `stride` is 2.
+        separable: A depthwise window, then a pointwise 1x1, in place of the full convolution.
+        relu: `"before"`, `"after"` or None.
+        batch_norm_decay: Decay of the moving statistics.
+        synchronized: Whether batch statistics are taken over all replicas.
+
+    Input shape: float [N, h, w, C].
+    Output shape: float [N, ceil(h / stride), ceil(w / stride), filters].
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size=1,
+        stride=1,
+        rate=1,
+        separable=False,
+        relu="before",
+        batch_norm_decay=BATCH_NORM_DECAY,
+        synchronized=True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if relu not in ("before", "after", None):
+            raise ValueError(f"relu must be 'before', 'after' or None. Received: {relu!r}.")
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.rate = rate
+        self.separable = separable
+        self.relu = relu
+        self.batch_norm_decay = batch_norm_decay
+        self.synchronized = synchronized
+        window = {"strides": stride, "dilation_rate": rate, "padding": "same"}
+        shared = {"use_bias": False, "dtype": self.dtype_policy}
+        self.depthwise = None
+        if separable:
+            self.depthwise = keras.layers.DepthwiseConv2D(
+                kernel_size,
+                # Keras counts the fan-in of a depthwise kernel over all channels; it is k * k.
+                depthwise_initializer=keras.initializers.RandomNormal(stddev=1 / kernel_size),
+                name="depthwise",
+                **window,
+                **shared,
+            )
+            kernel_size, window = 1, {}
+        self.conv = AtrousConv2D(
+            filters, kernel_size, kernel_initializer="he_normal", name="conv", **window, **shared
+        )
+        self.batch_norm = BatchNormalization(
+            batch_norm_decay,
+            synchronized=synchronized,
+            name="batch_norm",
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, input_shape):
+        if self.depthwise is not None:
+            self.depthwise.build(input_shape)
+        self.conv.build(input_shape)
+        self.batch_norm.build((*input_shape[:-1], self.filters))
+
+    def call(self, inputs, training=None):
+        features = ops.relu(inputs) if self.relu == "before" else inputs
+        if self.depthwise is not None:
+            features = self.depthwise(features)
+        features = self.batch_norm(self.conv(features), training=training)
+        return ops.relu(features) if self.relu == "after" else features
+
+    def compute_output_shape(self, input_shape):
+        return strided_shape(input_shape, self.stride, self.filters)
+
+    def get_config(self):
+        return super().get_config() | {
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "rate": self.rate,
+            "separable": self.separable,
+            "relu": self.relu,
+            "batch_norm_decay": self.batch_norm_decay,
+            "synchronized": self.synchronized,
+        }
+
+
+@register
+class AtrousConv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D` that leaves out taps which fall on padding at every position.
+
+    At a rate of the map's height or more the rows above and below the middle of a 3x3 window never
+    touch the map (columns likewise). On CPU TensorFlow runs an atrous convolution as rate * rate
+    padded phases: at rate 36 on 23x30 that is 1,296 positions of 9 taps in place of 690 of one.
+
+    Input shape: float [N, h, w, C]. Where h or w is unknown statically, all taps are computed.
+    Output shape: float [N, h, w, filters].
+    """
+
+    def convolution_op(self, inputs, kernel):
+        rate = self.dilation_rate[0]
+        if rate > 1 and self.kernel_size == (3, 3):
+            _, height, width, _ = inputs.shape
+            if height is not None and rate >= height:
+                kernel = kernel[1:2]
+            if width is not None and rate >= width:
+                kernel = kernel[:, 1:2]
+        return ops.conv(
+            inputs,
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=1 if kernel.shape[:2] == (1, 1) else self.dilation_rate,
+        )
+
+
+class OperationLayer(keras.layers.Layer):
+    """Base of the operations on an edge of a cell.
+
+    A subclass names in `make_units` the layers that it applies in order; that, a row in
+    `architecture.OPERATION_TABLE` and an entry in `OPERATION_LAYERS` make a new operation.
+
+    Args:
+        op: Name of a row of `OPERATION_TABLE`.
+        filters: Channels of input and output.
+        stride: 2 where the path goes down and the operation reads an input of the cell, else 1.
+        atrous: `"full"` or `"separable"`, the form of the atrous operations.
+        batch_norm_decay: Decay of the moving statistics.
+        synchronized: Whether batch statistics are taken over all replicas.
+
+    Input shape: float [N, h, w, filters].
+    Output shape: float [N, ceil(h / stride), ceil(w / stride), filters].
+
+    Reference: Liu et al., Auto-DeepLab, CVPR 2019, arXiv:1901.02985, sec. 3.1.
+    """
+
+    # Whether ScheduledDropPath may drop the result.
+    droppable = True
+
+    def __init__(
+        self,
+        op: str,
+        filters: int,
+        stride: int = 1,
+        atrous: str = "full",
+        batch_norm_decay: float = BATCH_NORM_DECAY,
+        synchronized: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2. Received: {stride!r}.")
+        if atrous not in ATROUS_KINDS:
+            raise ValueError(f"atrous must be 'full' or 'separable'. Received: {atrous!r}.")
+        self.op = op
+        self.row = operation(op)
+        self.filters = filters
+        self.stride = stride
+        self.atrous = atrous
+        self.batch_norm_decay = batch_norm_decay
+        self.synchronized = synchronized
+        self.units = self.make_units()
+
+    def make_units(self) -> list[keras.layers.Layer]:
+        """Returns the layers with weights, in the order of application."""
+        return []
+
+    def conv_bn(self, name: str, **arguments) -> ConvBN:
+        """Returns one ReLU-conv-BN unit with this operation's settings."""
+        return ConvBN(
+            self.filters,
+            batch_norm_decay=self.batch_norm_decay,
+            synchronized=self.synchronized,
+            name=name,
+            dtype=self.dtype_policy,
+            **arguments,
+        )
+
+    def build(self, input_shape):
+        for unit in self.units:
+            unit.build(input_shape)
+
+    def call(self, inputs, training=None):
+        for unit in self.units:
+            inputs = unit(inputs, training=training)
+        return inputs
+
+    def compute_output_shape(self, input_shape):
+        return strided_shape(input_shape, self.stride, self.filters)
+
+    def get_config(self):
+        return super().get_config() | {
+            "op": self.op,
+            "filters": self.filters,
+            "stride": self.stride,
+            "atrous": self.atrous,
+            "batch_norm_decay": self.batch_norm_decay,
+            "synchronized": self.synchronized,
+        }
+
+
+@register
+class SeparableOperation(OperationLayer):
+    """ReLU, depthwise kxk, pointwise 1x1, BN: `repeats` times, the stride in the first.
+
+    Args, shapes, reference: see `OperationLayer`.
+    """
+
+    def make_units(self):
+        return [
+            self.conv_bn(
+                f"unit_{repeat}",
+                kernel_size=self.row.kernel_size,
+                stride=1 if repeat else self.stride,
+                separable=True,
+            )
+            for repeat in range(self.row.repeats)
+        ]
+
+
+@register
+class AtrousOperation(OperationLayer):
+    """ReLU, atrous kxk convolution, BN: `repeats` times.
+
+    In a stride-2 position the input is, after the first ReLU, resized bilinearly to half its size,
+    and the rate is 1 (as the authors' code does it). Full convolution, or depthwise and pointwise
+    where `atrous` is `"separable"`.
+
+    Args, shapes, reference: see `OperationLayer`.
+    """
+
+    def make_units(self):
+        return [
+            self.conv_bn(
+                f"unit_{repeat}",
+                kernel_size=self.row.kernel_size,
+                rate=self.row.rate if self.stride == 1 else 1,
+                separable=self.atrous == "separable",
+            )
+            for repeat in range(self.row.repeats)
+        ]
+
+    def call(self, inputs, training=None):
+        if self.stride == 2:
+            _, height, width, _ = ops.shape(inputs)
+            # ReLU first: interpolating and clipping do not commute. The unit's own ReLU changes
+            # nothing after it.
+            inputs = resize_bilinear(ops.relu(inputs), ((height + 1) // 2, (width + 1) // 2))
+        return super().call(inputs, training=training)
+
+
+@register
+class PoolOperation(OperationLayer):
+    """Average or maximum over a kxk window, the stride in the pool; neither weights nor BN.
+
+    Args, shapes, reference: see `OperationLayer`.
+    """
+
+    def call(self, inputs, training=None):
+        pool = {"average": ops.average_pool, "max": ops.max_pool}[self.row.pooling]
+        return pool(inputs, self.row.kernel_size, strides=self.stride, padding="same")
+
+
+@register
+class SkipOperation(OperationLayer):
+    """Identity; in a stride-2 position ReLU, 1x1 convolution with stride 2, BN.
+
+    Args, shapes, reference: see `OperationLayer`.
+    """
+
+    # ScheduledDropPath never drops it.
+    droppable = False
+
+    def make_units(self):
+        return [self.conv_bn("unit_0", stride=2)] if self.stride == 2 else []
+
+
+# What a decoded edge may carry, by the kind of its row in `architecture.OPERATION_TABLE`.
+OPERATION_LAYERS = {
+    "separable": SeparableOperation,
+    "atrous": AtrousOperation,
+    "pool": PoolOperation,
+    "skip": SkipOperation,
+}
+
+
+def operation_layer_class(op: str) -> type[OperationLayer]:
+    """Returns the layer class of an operation by its name."""
+    row = operation(op)
+    try:
+        return OPERATION_LAYERS[row.kind]
+    except KeyError:
+        raise ValueError(
+            f"operation {op!r} has no layer: a decoded edge carries one of "
+            f"{', '.join(DECODABLE_OPERATIONS)}."
+        ) from None
+
+
+def strided_shape(input_shape, stride, filters):
+    """Returns the shape [N, ceil(h / stride), ceil(w / stride), filters]; None stays None."""
+    batch, *extents, _ = input_shape
+    return (batch, *(None if e is None else -(-e // stride) for e in extents), filters)
