@@ -6,15 +6,22 @@ probabilities then round to exactly 1 and would tie, their logarithms still tell
 
 from __future__ import annotations
 
+import functools
 import heapq
+import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from auto_deeplab_tf.architecture import (
+    ATROUS_KINDS,
     DECODABLE_OPERATIONS,
     NUM_LEVELS,
     NUM_MOVES,
@@ -26,7 +33,56 @@ from auto_deeplab_tf.architecture import (
     move_mask,
     relaxed_edges,
     transitions,
+    write_atomically,
 )
+
+
+class Logits(NamedTuple):
+    """What a search leaves in logits.npz; `atrous` is None where the file does not say."""
+
+    alpha: np.ndarray
+    beta: np.ndarray
+    atrous: str | None
+
+
+def save_logits(
+    path: str | os.PathLike[str], alpha_logits: Any, beta_logits: Any, atrous: str
+) -> None:
+    """Writes logits.npz atomically: the arrays `alpha` and `beta`, and the text `atrous`."""
+    content = io.BytesIO()
+    alpha, beta = np.asarray(alpha_logits), np.asarray(beta_logits)
+    np.savez(content, alpha=alpha, beta=beta, atrous=np.array(atrous))
+    write_atomically(path, content.getvalue())
+
+
+def load_logits(path: str | os.PathLike[str]) -> Logits:
+    """Reads and checks the arrays `alpha` and `beta`, and `atrous` where it is there.
+
+    Raises:
+        FileNotFoundError, ValueError: beginning with the file's name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file: expected an .npz of alpha and beta.")
+    try:
+        # Opened as an archive first: NumPy would read a single array as well.
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        raise ValueError(f"{path} is not a complete .npz file of numbers.") from None
+    for name in ("alpha", "beta"):
+        if name not in arrays:
+            raise ValueError(
+                f"{path} has no array {name!r}: alpha and beta are expected. "
+                f"Received: {', '.join(arrays) or 'no arrays'}."
+            )
+    atrous = str(arrays["atrous"]) if "atrous" in arrays else None
+    if atrous is not None and atrous not in ATROUS_KINDS:
+        raise ValueError(f"{path}: atrous must be 'full' or 'separable'. Received: {atrous!r}.")
+    try:
+        return Logits(checked_alpha(arrays["alpha"]), checked_beta(arrays["beta"]), atrous)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def checked_alpha(alpha_logits: Any) -> np.ndarray:
@@ -137,13 +193,20 @@ def k_best_paths(log_beta: Any, k: int) -> list[tuple[tuple[int, ...], float]]:
     return list(itertools.islice(best_paths(log_beta), k))
 
 
-def best_paths(log_beta: Any) -> Iterator[tuple[tuple[int, ...], float]]:
+def best_paths(
+    log_beta: Any, fits: Callable[[tuple[int, ...]], bool] | None = None
+) -> Iterator[tuple[tuple[int, ...], float]]:
     """Yields every path of probability above 0, the most probable first.
 
     Best-first search over beginnings of paths. With V_l(s) the best log-probability from level s
     before layer l to the end (Viterbi's recursion, backwards), a move s -> s' costs the regret
     V_l(s) - (log_beta_l(s -> s') + V_{l+1}(s')) >= 0: exactly 0 along the best path. Regrets only
     grow as a path does, so complete paths leave the queue in their exact order.
+
+    Args:
+        log_beta: As `viterbi` takes it.
+        fits: Where given, only the paths that it lets through are yielded. It is called with
+            beginnings of paths too, and must refuse one only where it refuses all that follow.
     """
     log_beta = _checked_log_beta(log_beta)
     num_layers = len(log_beta)
@@ -161,9 +224,71 @@ def best_paths(log_beta: Any) -> Iterator[tuple[tuple[int, ...], float]]:
             continue
         for row in leaving[layer][levels[-1] if levels else 0]:
             onward = log_beta[row[:3]] + to_go[layer + 1, row.to_level]
-            if onward > -math.inf:
+            longer = (*levels, row.to_level)
+            if onward > -math.inf and (fits is None or fits(longer)):
                 step = to_go[layer, row.from_level] - onward
-                heapq.heappush(queue, (regret + float(step), (*levels, row.to_level)))
+                heapq.heappush(queue, (regret + float(step), longer))
+
+
+class PathCosts:
+    """What every path costs, worked out from the costs of a few short ones.
+
+    A cell costs what its level and those of the two tensors it reads make it cost, and the head
+    what the last level and the low-level feature (a cell's or the stem's) do. Making a path
+    longer by one layer therefore adds an amount that depends on three levels and on whether the
+    path begins on level 0: some 50 amounts, however many paths there are.
+
+    Args:
+        num_layers: Length of the paths.
+        cost: Gives the costs, one number for each resource, of a path of any length.
+    """
+
+    def __init__(self, num_layers: int, cost: Callable[[tuple[int, ...]], tuple[int, ...]]) -> None:
+        self._num_layers = num_layers
+        self._cost = functools.cache(lambda levels: np.array(cost(levels), np.int64))
+        pairs = [(last, after) for last in range(NUM_LEVELS) for after in _next_levels(last)]
+        states = [(from_zero, *pair) for from_zero in (True, False) for pair in pairs]
+        self._step: dict[tuple, np.ndarray] = {
+            (*state, after): self._measured_step(*state, after)
+            for state in (states if num_layers > 2 else ())
+            for after in _next_levels(state[-1])
+        }
+        # For each number of layers still to come, the least that they add.
+        none = np.zeros((), np.int64)
+        self._onward: list[dict[tuple, np.ndarray]] = [dict.fromkeys(states, none)]
+        for _ in range(num_layers - 2):
+            self._onward.append({state: self._least_onward(*state) for state in states})
+
+    def of(self, levels: tuple[int, ...]) -> np.ndarray:
+        """Returns the costs, int64 [resources], of a path or of the beginning of one."""
+        total = self._cost(levels[:2])
+        for layer in range(2, len(levels)):
+            total = total + self._step[levels[0] == 0, *levels[layer - 2 : layer + 1]]
+        return total
+
+    def least(self, beginning: tuple[int, ...] = ()) -> np.ndarray:
+        """Returns, for each resource apart, its least cost among the paths with this beginning."""
+        to_come = self._num_layers - len(beginning)
+        if to_come == 0:
+            return self.of(beginning)
+        if len(beginning) >= 2:
+            return self.of(beginning) + self._onward[to_come][beginning[0] == 0, *beginning[-2:]]
+        level = beginning[-1] if beginning else 0
+        return np.min([self.least((*beginning, after)) for after in _next_levels(level)], axis=0)
+
+    def _measured_step(self, from_zero: bool, before: int, last: int, after: int) -> np.ndarray:
+        """What one more layer adds, measured on the shortest path that ends in these levels."""
+        start = 0 if from_zero else 1
+        shortest = (*range(start, before, 1 if before >= start else -1), before, last)
+        return self._cost((*shortest, after)) - self._cost(shortest)
+
+    def _least_onward(self, from_zero: bool, before: int, last: int) -> np.ndarray:
+        shorter = self._onward[-1]
+        options = [
+            self._step[from_zero, before, last, after] + shorter[from_zero, last, after]
+            for after in _next_levels(last)
+        ]
+        return np.min(options, axis=0)
 
 
 def decode(
@@ -231,6 +356,13 @@ def number_of_cells(num_blocks: int) -> int:
     return math.prod(
         math.comb(len(block_sources(block)), 2) * operations for block in range(num_blocks)
     )
+
+
+@functools.cache
+def _next_levels(level: int) -> tuple[int, ...]:
+    """The levels that a move leads to."""
+    rows = transitions(NUM_LEVELS)
+    return tuple(sorted({row.to_level for row in rows if row.from_level == level}))
 
 
 def _as_floats(name: str, values: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Decoding against direct searches that share no code with it."""
 
 import collections
+import io
 import itertools
 import math
 
@@ -404,3 +405,111 @@ def test_number_of_blocks_is_read_from_the_shape():
     for num_blocks in range(1, 12):
         edges = num_blocks * (num_blocks + 3) // 2
         assert decoding.num_blocks_of(np.zeros((edges, 8))) == num_blocks
+
+
+# --- Budgets ---
+
+
+def made_up_costs(levels):
+    """Two costs of the form that a network's have: by three levels, last level and first level."""
+    path = [0, 0, *levels]
+    by_layer = [
+        7 * path[n] + 3 * path[n - 1] * path[n] + 5 * abs(path[n] - path[n - 2]) + 2
+        for n in range(2, len(path))
+    ]
+    head = 11 * levels[-1] + (40 if levels[0] else 0)
+    return sum(by_layer) + head, sum(20 - value for value in by_layer) + 3 * head
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 6])
+def test_costs_of_all_paths_follow_from_a_few(num_layers):
+    asked = set()
+
+    def cost(levels):
+        asked.add(levels)
+        return made_up_costs(levels)
+
+    costs = decoding.PathCosts(num_layers, cost)
+    paths = list(all_paths(num_layers))
+    for levels in paths:
+        assert tuple(costs.of(levels)) == made_up_costs(levels)
+    for length in range(num_layers + 1):
+        for beginning in {levels[:length] for levels in paths}:
+            followers = [made_up_costs(p) for p in paths if p[:length] == beginning]
+            assert tuple(costs.least(beginning)) == tuple(np.min(followers, axis=0))
+    assert len(asked) < 120
+
+
+def test_only_a_few_short_paths_are_counted_for_a_deep_network():
+    asked = []
+    decoding.PathCosts(40, lambda levels: asked.append(levels) or made_up_costs(levels)).least()
+    assert len(asked) < 120
+    assert max(map(len, asked)) <= 6
+
+
+@pytest.mark.parametrize("limits", [(150, 400), (95, 1000), (1000, 60), (60, 60), (1, 1000)])
+def test_best_paths_within_limits_equal_a_search_over_all(limits):
+    _, logits = random_logits(60, 6, scale=1.5)
+    log_beta = decoding.log_softmax_beta(logits)
+    costs = decoding.PathCosts(6, made_up_costs)
+    found = decoding.best_paths(log_beta, lambda p: bool((costs.least(p) <= limits).all()))
+    expected = [
+        levels
+        for _, levels in brute_force(log_beta)
+        if all(c <= limit for c, limit in zip(made_up_costs(levels), limits, strict=True))
+    ]
+    assert [levels for levels, _ in found] == expected
+    assert limits[0] == 1 or limits == (60, 60) or expected
+
+
+# --- Files of logits ---
+
+
+def test_logits_round_trip(tmp_path):
+    alpha, beta = random_logits(20, 4, 2)
+    path = tmp_path / "run" / "logits.npz"
+    decoding.save_logits(path, alpha.astype("float32"), beta, "full")
+    read = decoding.load_logits(path)
+    np.testing.assert_array_equal(read.alpha, alpha.astype("float32"))
+    np.testing.assert_array_equal(read.beta, beta)
+    assert read.atrous == "full"
+    np.savez(path, alpha=alpha, beta=beta)
+    assert decoding.load_logits(path).atrous is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "rule"),
+    [
+        ({"beta": np.zeros((3, 4, 3))}, "has no array 'alpha': .* Received: beta"),
+        ({"alpha": np.zeros((2, 8))}, "has no array 'beta'"),
+        ({}, "has no array 'alpha': .* Received: no arrays"),
+        ({"alpha": np.zeros((3, 8)), "beta": np.zeros((3, 4, 3))}, "alpha must have the shape"),
+        ({"alpha": np.zeros((2, 8)), "beta": np.zeros((3, 4))}, "beta must have the shape"),
+        ({"alpha": np.zeros((2, 8)), "beta": np.full((3, 4, 3), np.nan)}, "beta must be finite"),
+        (
+            {"alpha": np.zeros((2, 8)), "beta": np.zeros((3, 4, 3)), "atrous": np.array("half")},
+            "atrous must be 'full' or 'separable'. Received: 'half'",
+        ),
+        ({"alpha": np.array([{}]), "beta": np.zeros((3, 4, 3))}, "is not a complete .npz file"),
+    ],
+)
+def test_files_of_other_arrays_are_refused(tmp_path, arrays, rule):
+    path = tmp_path / "logits.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=rule) as caught:
+        decoding.load_logits(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_files_that_are_no_archive_are_refused(tmp_path):
+    path = tmp_path / "logits.npz"
+    with pytest.raises(FileNotFoundError, match=r"logits.npz is not a file"):
+        decoding.load_logits(path)
+    decoding.save_logits(path, np.zeros((2, 8)), np.zeros((3, 4, 3)), "full")
+    whole = path.read_bytes()
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    for content in (b"", b"alpha", whole[:-30], whole[:200], array.getvalue()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is not a complete .npz file"):
+            decoding.load_logits(path)
