@@ -526,8 +526,8 @@ class DecodeConfig(Config):
         choices=("full", "separable"),
         group="decoding",
     )
-    top_k: int = flag(
-        1, "also write the K best paths beside the output, as .csv", group="decoding", minimum=1
+    top_k: int | None = flag(
+        None, "also write the K best paths beside the output, as .csv", group="decoding", minimum=1
     )
     max_multi_adds: int | None = flag(
         None, "take the best path within this many Multi-Adds", group="budget", minimum=1
@@ -536,7 +536,10 @@ class DecodeConfig(Config):
         None, "take the best path within this many parameters", group="budget", minimum=1
     )
     filter_multiplier: tuple[int, ...] | None = flag(
-        None, "filters of a block at stride 4, F, to count with", group="budget", minimum=1
+        None,
+        "filters of a block at stride 4, F, to count with; of several, the largest that fits",
+        group="budget",
+        minimum=1,
     )
     num_classes: int = flag(19, "number of classes to count with", group="budget", minimum=2)
     input_size: Size = flag(
@@ -556,6 +559,8 @@ class DecodeConfig(Config):
             raise ValueError("exactly one of --run_dir and --logits is needed")
         if self.logits is not None and self.output is None:
             raise ValueError("--logits needs --output: the architecture file to write")
+        if self.output is not None and not self.output.endswith(".json"):
+            raise ValueError(f"--output={self.output}: expected a name that ends in .json")
         budget = self.max_multi_adds is not None or self.max_params is not None
         if budget and self.filter_multiplier is None:
             raise ValueError("--max_multi_adds and --max_params need --filter_multiplier")
