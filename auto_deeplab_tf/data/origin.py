@@ -13,8 +13,9 @@ class Origin:
 
     Attributes:
         splits: name of each split that is there -> its name in the TFDS builder.
-        build: builds the set with TFDS under the directory that it is given; returns the builder,
-            ready to be read.
+        builder: the TFDS builder of the set, "module:class". Its features hold `image_id`.
+        builder_options: further arguments of the builder.
+        manual_dir: the folder that the builder finds the user's files in.
         image_key: feature of the builder that holds the image.
         label_key: feature that holds the map of label ids.
         group_of: the drive or city of an example id. Halves of the set are balanced over groups.
@@ -23,10 +24,12 @@ class Origin:
     """
 
     splits: Mapping[str, str]
-    build: Callable[[Path], Any]
+    builder: str
     image_key: str
     label_key: str
     group_of: Callable[[str], str]
+    builder_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    manual_dir: Path | None = None
     files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -131,10 +131,9 @@ class SplitWriter:
     def _count(self, label: np.ndarray) -> None:
         pixels = np.bincount(label.ravel(), minlength=256)
         classes = pixels[: self._info.num_classes]
-        ignored = int(pixels[self._info.ignore_label])
         self._class_pixels += classes
-        self._present_pixels += np.where(classes > 0, label.size - ignored, 0)
-        self._ignored_pixels += ignored
+        self._present_pixels += np.where(classes > 0, label.size, 0)
+        self._ignored_pixels += int(pixels[self._info.ignore_label])
 
 
 def prepare(

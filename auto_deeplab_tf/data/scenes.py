@@ -7,11 +7,14 @@ weather, camera); the cities of `val` do not occur in `train`. Everything follow
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
+from auto_deeplab_tf.data import catalog, scene_drawing, scene_light
 from auto_deeplab_tf.data import scene_objects as objects
 from auto_deeplab_tf.data.catalog import CITYSCAPES_LABEL_IDS as LABEL
+from auto_deeplab_tf.data.origin import Origin, code_digest
 from auto_deeplab_tf.data.scene_drawing import (
     Camera,
     Canvas,
@@ -37,6 +40,21 @@ TRAIN_CITIES = (
 VAL_CITIES = ("ingrath", "jarrow", "kestrel")
 IMAGES_PER_CITY = {"train": 42, "val": 24}
 _FAR = 110.0
+
+
+def find(data_dir: Path | None) -> Origin:
+    """The scenes are drawn, so they depend on the code alone."""
+    if data_dir is not None:
+        raise ValueError(f"the generated scenes take no --data_dir. Received: {str(data_dir)!r}")
+    modules = (catalog.__file__, scene_drawing.__file__, scene_light.__file__, objects.__file__)
+    return Origin(
+        splits={"train": "train", "val": "validation"},
+        builder="auto_deeplab_tf.data.builders.scenes:Scenes",
+        image_key="image_left",
+        label_key="segmentation_label",
+        group_of=lambda image_id: image_id.split("_")[0],
+        settings={"code": code_digest(__file__, *modules)},
+    )
 
 
 def image_ids(split: str) -> list[str]:

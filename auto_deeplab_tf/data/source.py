@@ -5,22 +5,25 @@ import fcntl
 import functools
 import hashlib
 import importlib
+import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from auto_deeplab_tf.data import catalog, records
 from auto_deeplab_tf.data.origin import Origin
 
 # The module of each data set that finds its files: `find(data_dir) -> Origin`.
 _ORIGINS = {
-    "scenes": "auto_deeplab_tf.data.builders.scenes",
+    "scenes": "auto_deeplab_tf.data.scenes",
+    "camvid": "auto_deeplab_tf.data.camvid",
+    "cityscapes": "auto_deeplab_tf.data.cityscapes",
 }
 
 
@@ -35,8 +38,8 @@ class Source:
         image_size: (height, width) of the examples, None where they differ.
         max_image_size: the largest height and the largest width.
         class_pixels: int64 [num_classes], pixels of each class in the split.
-        present_pixels: int64 [num_classes], pixels that are not ignored in the images where the
-            class occurs.
+        present_pixels: int64 [num_classes], pixels of the images where the class occurs;
+            class_pixels / present_pixels is what median-frequency weights are made of.
         ignored_pixels: pixels that are ignored.
         directory: folder of the records.
         fingerprint: digest of the source files and of the settings of the records.
@@ -213,7 +216,8 @@ def _prepared(
     with _lock(cache / f"{directory.name}.lock"):
         if directory.exists():  # another process made it while this one waited
             return directory
-        logging.info("Preparing %s (%s) under %s", info.name, ", ".join(origin.splits), cache)
+        splits = ", ".join(origin.splits)
+        print(f"Preparing {info.name} ({splits}), once, in {directory}", file=sys.stderr)
         unfinished = cache / f"{directory.name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
         try:
@@ -236,14 +240,29 @@ def _prepare(
     """Builds the set with TFDS beside the records, and writes the records from it."""
     raw = directory / "tfds"
     raw.mkdir(parents=True)
-    builder = origin.build(raw)
+    builder = _build(origin, raw)
     splits = {split: _raw_examples(builder, origin, name) for split, name in origin.splits.items()}
     records.write(directory, info, splits, image_size=image_size, fingerprint=fingerprint)
     shutil.rmtree(raw)
 
 
+def _build(origin: Origin, directory: Path):
+    """Builds the set with TFDS, without the network and with nothing printed to stdout."""
+    import tensorflow_datasets as tfds  # takes seconds; not needed where the records are there
+
+    tfds.disable_progress_bar()
+    module, _, name = origin.builder.partition(":")
+    builder_class = getattr(importlib.import_module(module), name)
+    builder = builder_class(data_dir=directory, **origin.builder_options)
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=origin.manual_dir)
+        )
+    return builder
+
+
 def _raw_examples(builder, origin: Origin, tfds_split: str) -> Iterator[records.RawExample]:
-    import tensorflow_datasets as tfds  # 2 s, and not needed where the records are there
+    import tensorflow_datasets as tfds
 
     # Encoded images come through as they are: decoding a palette image with TensorFlow would turn
     # ids into luminance.

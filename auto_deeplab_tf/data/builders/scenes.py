@@ -1,12 +1,8 @@
 """TFDS builder of the generated street scenes, in the layout of TFDS's own `cityscapes`."""
 
-from pathlib import Path
-
 import tensorflow_datasets as tfds
 
-from auto_deeplab_tf.data import catalog, scene_drawing, scene_light, scene_objects, scenes
-from auto_deeplab_tf.data.builders import build
-from auto_deeplab_tf.data.origin import Origin, code_digest
+from auto_deeplab_tf.data import scenes
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
@@ -48,18 +44,3 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                     "segmentation_label": label[:, :, None],
                 },
             )
-
-
-def find(data_dir: Path | None) -> Origin:
-    """The scenes are drawn, so they depend on the code alone."""
-    if data_dir is not None:
-        raise ValueError(f"the generated scenes take no --data_dir. Received: {str(data_dir)!r}")
-    modules = (scenes, scene_drawing, scene_light, scene_objects, catalog)
-    return Origin(
-        splits={"train": "train", "val": "validation"},
-        build=lambda directory: build(Scenes, directory),
-        image_key="image_left",
-        label_key="segmentation_label",
-        group_of=lambda image_id: image_id.split("_")[0],
-        settings={"code": code_digest(*(module.__file__ for module in modules))},
-    )
