@@ -3,11 +3,9 @@
 import keras
 from keras import ops
 
+from auto_deeplab_tf.accounting import ASPP_EXTENTS
 from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, ConvBN, register
 from auto_deeplab_tf.nn.resize import resize_bilinear
-
-# Rates at stride s are these divided by s: 6, 12, 18 at stride 16.
-ASPP_EXTENTS = (96, 192, 288)
 
 
 @register

@@ -12,15 +12,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from auto_deeplab_tf.accounting import MINIMUM_SIZE, STEM_FILTERS
 from auto_deeplab_tf.architecture import Architecture, stride
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
 from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.drop_path import ScheduledDropPath
 from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, register
 from auto_deeplab_tf.nn.resize import resize_bilinear
-from auto_deeplab_tf.nn.stem import STEM_FILTERS, Stem
-
-MINIMUM_SIZE = 32
+from auto_deeplab_tf.nn.stem import Stem
 
 # Strides of the two tensors that the first cell reads.
 _STEM_STRIDES = (2, 4)

@@ -7,6 +7,7 @@ supernet computes the same operations fused (nn/node.py).
 import keras
 from keras import ops
 
+from auto_deeplab_tf.accounting import operation_units
 from auto_deeplab_tf.architecture import ATROUS_KINDS, DECODABLE_OPERATIONS, operation
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.resize import resize_bilinear
@@ -183,8 +184,8 @@ class AtrousConv2D(keras.layers.Conv2D):
 class OperationLayer(keras.layers.Layer):
     """Base of the operations on an edge of a cell.
 
-    A subclass names in `make_units` the layers that it applies in order; that, a row in
-    `architecture.OPERATION_TABLE` and an entry in `OPERATION_LAYERS` make a new operation.
+    It applies the convolutions that `accounting.operation_units` lists, each as ReLU-conv-BN, so
+    that what is built and what is counted cannot differ.
 
     Args:
         op: Name of a row of `OPERATION_TABLE`.
@@ -225,22 +226,17 @@ class OperationLayer(keras.layers.Layer):
         self.atrous = atrous
         self.batch_norm_decay = batch_norm_decay
         self.synchronized = synchronized
-        self.units = self.make_units()
-
-    def make_units(self) -> list[keras.layers.Layer]:
-        """Returns the layers with weights, in the order of application."""
-        return []
-
-    def conv_bn(self, name: str, **arguments) -> ConvBN:
-        """Returns one ReLU-conv-BN unit with this operation's settings."""
-        return ConvBN(
-            self.filters,
-            batch_norm_decay=self.batch_norm_decay,
-            synchronized=self.synchronized,
-            name=name,
-            dtype=self.dtype_policy,
-            **arguments,
-        )
+        self.units = [
+            ConvBN(
+                filters,
+                **unit._asdict(),
+                batch_norm_decay=batch_norm_decay,
+                synchronized=synchronized,
+                name=f"unit_{index}",
+                dtype=self.dtype_policy,
+            )
+            for index, unit in enumerate(operation_units(self.row, stride, atrous))
+        ]
 
     def build(self, input_shape):
         for unit in self.units:
@@ -272,39 +268,17 @@ class SeparableOperation(OperationLayer):
     Args, shapes, reference: see `OperationLayer`.
     """
 
-    def make_units(self):
-        return [
-            self.conv_bn(
-                f"unit_{repeat}",
-                kernel_size=self.row.kernel_size,
-                stride=1 if repeat else self.stride,
-                separable=True,
-            )
-            for repeat in range(self.row.repeats)
-        ]
-
 
 @register
 class AtrousOperation(OperationLayer):
-    """ReLU, atrous kxk convolution, BN: `repeats` times.
+    """ReLU, atrous kxk convolution, BN.
 
-    In a stride-2 position the input is, after the first ReLU, resized bilinearly to half its size,
-    and the rate is 1 (as the authors' code does it). Full convolution, or depthwise and pointwise
+    In a stride-2 position the input is, after the ReLU, resized bilinearly to half its size, and
+    the rate is 1 (as the authors' code does it). A full convolution, or depthwise and pointwise
     where `atrous` is `"separable"`.
 
     Args, shapes, reference: see `OperationLayer`.
     """
-
-    def make_units(self):
-        return [
-            self.conv_bn(
-                f"unit_{repeat}",
-                kernel_size=self.row.kernel_size,
-                rate=self.row.rate if self.stride == 1 else 1,
-                separable=self.atrous == "separable",
-            )
-            for repeat in range(self.row.repeats)
-        ]
 
     def call(self, inputs, training=None):
         if self.stride == 2:
@@ -318,6 +292,8 @@ class AtrousOperation(OperationLayer):
 @register
 class PoolOperation(OperationLayer):
     """Average or maximum over a kxk window, the stride in the pool; neither weights nor BN.
+
+    Positions on padding take no part in the average.
 
     Args, shapes, reference: see `OperationLayer`.
     """
@@ -336,9 +312,6 @@ class SkipOperation(OperationLayer):
 
     # ScheduledDropPath never drops it.
     droppable = False
-
-    def make_units(self):
-        return [self.conv_bn("unit_0", stride=2)] if self.stride == 2 else []
 
 
 # What a decoded edge may carry, by the kind of its row in `architecture.OPERATION_TABLE`.

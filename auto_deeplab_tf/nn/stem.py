@@ -2,9 +2,8 @@
 
 import keras
 
+from auto_deeplab_tf.accounting import STEM_FILTERS, STEM_STRIDES
 from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, ConvBN, register, strided_shape
-
-STEM_FILTERS = (64, 64, 128)
 
 
 @register
@@ -38,7 +37,7 @@ class Stem(keras.layers.Layer):
                 dtype=self.dtype_policy,
             )
             for index, (filters, stride, relu) in enumerate(
-                zip(STEM_FILTERS, (2, 1, 2), (None, "before", "before"), strict=True)
+                zip(STEM_FILTERS, STEM_STRIDES, (None, "before", "before"), strict=True)
             )
         ]
 
