@@ -1,0 +1,313 @@
+"""`python -m auto_deeplab_tf.decode` as scripts and people call it."""
+
+import csv
+import itertools
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from auto_deeplab_tf import accounting, cli, config, decode, decoding
+from auto_deeplab_tf.architecture import Architecture
+
+SIZE = {"num_classes": 5, "input_size": (65, 97), "head_channels": 16, "decoder_channels": 8}
+SIZE_FLAGS = [
+    "--num_classes=5",
+    "--input_size=65x97",
+    "--head_channels=16",
+    "--decoder_channels=8",
+]
+
+
+def random_logits(seed, num_layers=5, num_blocks=2):
+    rng = np.random.default_rng(seed)
+    alpha = rng.normal(size=(num_blocks * (num_blocks + 3) // 2, 8))
+    return alpha, rng.normal(size=(num_layers, 4, 3))
+
+
+def command(*arguments):
+    """(exit code, stdout, stderr) of the command in a process of its own."""
+    process = subprocess.run(
+        [sys.executable, "-m", "auto_deeplab_tf.decode", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+def choose(alpha, beta, *arguments):
+    """The choices of the command for these logits, in this process."""
+    options = cli.parse(
+        config.DecodeConfig, ["--logits=x.npz", "--output=x.json", *SIZE_FLAGS, *arguments]
+    )
+    logits = decoding.Logits(alpha, beta, "separable")
+    return decode.choose(logits, decoding.decode_cell(alpha), options)
+
+
+def all_counted(alpha, beta, filter_multiplier):
+    """All paths with their log-probability and count, best first, one count for each."""
+    cell = decoding.decode_cell(alpha)
+    ranked = []
+    for levels, log_prob in decoding.best_paths(decoding.log_softmax_beta(beta)):
+        built = Architecture(levels=levels, cell=cell, atrous="separable")
+        count = accounting.count(built, filter_multiplier=filter_multiplier, **SIZE)
+        ranked.append((levels, log_prob, count))
+    return ranked
+
+
+# --- Without a budget ---
+
+
+def test_a_run_is_decoded_into_its_own_folder(tmp_path):
+    alpha, beta = random_logits(0, 12, 5)
+    decoding.save_logits(tmp_path / "logits.npz", alpha, beta, "full")
+    expected = decoding.decode(alpha, beta, "full")
+    searched = decoding.decode(*random_logits(1), "full", {"seed": 7, "decode": "old"})
+    searched.save(tmp_path / "architecture.json")
+
+    code, out, err = command(f"--run_dir={tmp_path}")
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "architecture.json",
+        "architecture.png",
+        "architecture.svg",
+        "logits.npz",
+    ]
+    written = Architecture.load(tmp_path / "architecture.json")
+    assert written == expected
+    # What the search said of itself stays.
+    assert written.provenance["seed"] == 7
+    assert written.provenance["decode"]["logits"] == str(tmp_path / "logits.npz")
+
+    strides = " -> ".join(str(4 * 2**level) for level in expected.levels)
+    assert f"stem 4 -> {strides} -> head at stride {4 * 2 ** expected.levels[-1]}" in out
+    log_prob = decoding.viterbi(decoding.log_softmax_beta(beta))[1]
+    assert f"log-probability {log_prob:.4f}" in out
+    assert "of 75,025 paths" in out
+    assert "full convolution" in out
+    for index, (first, second) in enumerate(expected.cell):
+        line = f"block_{index} = {first.op}({first.source}) + {second.op}({second.source})"
+        assert line in out
+    assert "Not identified: 4 -> 4 into layer 0" in out
+    assert "16 -> 32 into layer 2" in out
+    for name in ("json", "svg", "png"):
+        assert str(tmp_path / f"architecture.{name}") in out
+
+
+def test_logits_of_any_shape_are_decoded_with_json_alone_on_stdout(tmp_path):
+    alpha, beta = random_logits(2, 3, 1)
+    np.savez(tmp_path / "x.npz", alpha=alpha.astype("float32"), beta=beta.astype("float32"))
+    output = tmp_path / "new" / "found.json"
+    code, out, err = command(f"--logits={tmp_path / 'x.npz'}", f"--output={output}", "--json")
+    assert (code, err) == (0, "")
+    assert out.count("\n") == 1
+    result = json.loads(out)
+    written = Architecture.load(output)
+    assert written == decoding.decode(alpha, beta, "separable")
+    assert result["levels"] == list(written.levels)
+    assert result["cell"] == written.to_dict()["cell"]
+    assert result["fingerprint"] == written.fingerprint
+    assert result["not_identified"] == [[0, 0, 1], [0, 0, 2], [1, 1, 2], [2, 2, 2]]
+    assert result["architecture"] == str(output)
+    assert output.with_suffix(".svg").is_file()
+    assert output.with_suffix(".png").is_file()
+    assert not output.with_suffix(".csv").exists()
+
+
+def test_top_k_writes_the_best_paths(tmp_path):
+    alpha, beta = random_logits(3)
+    decoding.save_logits(tmp_path / "x.npz", alpha, beta, "separable")
+    output = tmp_path / "found.json"
+    logits = f"--logits={tmp_path / 'x.npz'}"
+    code, out, err = command(logits, f"--output={output}", "--top_k=7", "--atrous=separable")
+    assert (code, err) == (0, "")
+    assert str(tmp_path / "found.csv") in out
+    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
+    assert list(rows[0]) == ["rank", "log_prob", "levels"]
+    expected = decoding.k_best_paths(decoding.log_softmax_beta(beta), 7)
+    assert [row["rank"] for row in rows] == list("1234567")
+    assert [row["levels"] for row in rows] == ["-".join(map(str, p)) for p, _ in expected]
+    np.testing.assert_allclose([float(row["log_prob"]) for row in rows], [p for _, p in expected])
+    assert Architecture.load(output).levels == expected[0][0]
+
+
+def test_multipliers_add_columns_and_counts(tmp_path):
+    alpha, beta = random_logits(4)
+    decoding.save_logits(tmp_path / "x.npz", alpha, beta, "separable")
+    output = tmp_path / "found.json"
+    code, out, err = command(
+        f"--logits={tmp_path / 'x.npz'}",
+        f"--output={output}",
+        "--top_k=3",
+        "--filter_multiplier=8,12",
+        "--json",
+        *SIZE_FLAGS,
+    )
+    assert (code, err) == (0, "")
+    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
+    columns = ["rank", "log_prob", "levels", "filter_multiplier", "params", "multi_adds"]
+    assert list(rows[0]) == columns
+    assert [(row["rank"], row["filter_multiplier"]) for row in rows] == list(
+        itertools.product("123", ("8", "12"))
+    )
+    for row in rows:
+        levels = tuple(map(int, row["levels"].split("-")))
+        built = Architecture(levels=levels, cell=decoding.decode_cell(alpha), atrous="separable")
+        count = accounting.count(built, filter_multiplier=int(row["filter_multiplier"]), **SIZE)
+        assert (int(row["params"]), int(row["multi_adds"])) == (count.params, count.multi_adds)
+    result = json.loads(out)
+    assert (result["filter_multiplier"], result["params"]) == (12, int(rows[1]["params"]))
+
+
+# --- With a budget ---
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_costs_of_real_networks_follow_from_a_few(seed):
+    alpha, beta = random_logits(seed, 4, 3)
+    cell = decoding.decode_cell(alpha)
+
+    def cost(levels):
+        built = Architecture(levels=levels, cell=cell, atrous="full")
+        count = accounting.count(built, filter_multiplier=6, **SIZE)
+        return count.params, count.multi_adds
+
+    costs = decoding.PathCosts(4, cost)
+    for levels, _ in decoding.best_paths(decoding.log_softmax_beta(beta)):
+        assert tuple(costs.of(levels)) == cost(levels)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.8])
+@pytest.mark.parametrize("resources", [("params",), ("multi_adds",), ("params", "multi_adds")])
+def test_the_best_path_within_the_budget_is_chosen(resources, share):
+    alpha, beta = random_logits(7)
+    ranked = all_counted(alpha, beta, 6)
+    limits = {
+        name: int(np.quantile([getattr(count, name) for *_, count in ranked], share))
+        for name in resources
+    }
+    flags = [f"--max_{name}={limit}" for name, limit in limits.items()]
+    expected = [
+        (levels, log_prob)
+        for levels, log_prob, count in ranked
+        if all(getattr(count, name) <= limit for name, limit in limits.items())
+    ]
+    if not expected:
+        assert len(limits) == 2
+        with pytest.raises(ValueError, match="no path is smallest in both"):
+            choose(alpha, beta, "--filter_multiplier=6", *flags)
+        return
+    assert len(expected) < len(ranked)
+    found = choose(alpha, beta, "--filter_multiplier=6", "--top_k=1000", *flags)
+    assert [choice.levels for choice in found] == [levels for levels, _ in expected]
+    np.testing.assert_allclose([c.log_prob for c in found], [p for _, p in expected])
+    (best,) = choose(alpha, beta, "--filter_multiplier=6", *flags)
+    assert best == found[0]
+
+
+def test_of_several_multipliers_the_best_path_first_then_the_largest_that_fits():
+    alpha, beta = random_logits(8)
+    by_multiplier = {m: all_counted(alpha, beta, m) for m in (4, 8, 12)}
+    best_levels, best_log_prob, _ = by_multiplier[4][0]
+    best_params = {m: ranked[0][2].params for m, ranked in by_multiplier.items()}
+
+    # Room for the most probable path at 8 and not at 12.
+    flags = ["--filter_multiplier=12,4,8", f"--max_params={best_params[8]}"]
+    (choice,) = choose(alpha, beta, *flags)
+    assert choice.levels == best_levels
+    assert choice.log_prob == pytest.approx(best_log_prob)
+    assert sorted(choice.counts) == [4, 8]
+    assert max(choice.counts) == 8
+    # Below it at 4, another path is chosen; it fits at 4 and takes what more it can.
+    limit = best_params[4] - 1
+    (choice,) = choose(alpha, beta, "--filter_multiplier=4,8,12", f"--max_params={limit}")
+    expected = next(
+        (levels, {m for m in by_multiplier if dict_of(by_multiplier[m])[levels] <= limit})
+        for levels, _, count in by_multiplier[4]
+        if count.params <= limit
+    )
+    assert (choice.levels, set(choice.counts)) == expected
+
+
+def dict_of(ranked):
+    return {levels: count.params for levels, _, count in ranked}
+
+
+def test_where_nothing_fits_the_smallest_is_told_and_nothing_is_written(tmp_path):
+    alpha, beta = random_logits(9)
+    decoding.save_logits(tmp_path / "x.npz", alpha, beta, "separable")
+    smallest = min(count.multi_adds for *_, count in all_counted(alpha, beta, 6))
+    arguments = [
+        f"--logits={tmp_path / 'x.npz'}",
+        f"--output={tmp_path / 'found.json'}",
+        "--top_k=2",
+        "--filter_multiplier=6,9",
+        *SIZE_FLAGS,
+    ]
+    code, out, err = command(*arguments, f"--max_multi_adds={smallest - 1}")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: no path keeps --max_multi_adds={smallest - 1}: the smallest of ")
+    assert f"needs {smallest} Multi-Adds at --filter_multiplier=6." in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+    code, _, err = command(*arguments, f"--max_multi_adds={smallest}")
+    assert (code, err) == (0, "")
+    chosen = Architecture.load(tmp_path / "found.json")
+    assert chosen.provenance["decode"]["multi_adds"] == smallest
+    assert chosen.provenance["decode"]["filter_multiplier"] == 6
+
+
+# --- Bad input ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ([], 2, "exactly one of --run_dir and --logits is needed"),
+        (["--run_dir={}", "--logits={}/good.npz"], 2, "exactly one of --run_dir and --logits"),
+        (["--logits={}/good.npz"], 2, "--logits needs --output"),
+        (["--logits={}/good.npz", "--output={}/a.svg"], 2, "expected a name that ends in .json"),
+        (["--logits={}/good.npz", "--output={}/a.json", "--topk=2"], 2, "did you mean --top_k?"),
+        (["--logits={}/good.npz", "--output={}/a.json", "--top_k=0"], 2, "must be at least 1"),
+        (["--run_dir={}", "--max_params=5"], 2, "need --filter_multiplier"),
+        (
+            ["--run_dir={}/nowhere"],
+            1,
+            "nowhere has no logits.npz: it is not the folder of a search",
+        ),
+        (["--logits={}/no.npz", "--output={}/a.json"], 1, "no.npz is not a file"),
+        (["--logits={}/text.npz", "--output={}/a.json"], 1, "text.npz is not a complete .npz file"),
+        (["--logits={}/nan.npz", "--output={}/a.json"], 1, "nan.npz: alpha must be finite: alpha["),
+        (["--logits={}/odd.npz", "--output={}/a.json"], 1, "odd.npz: beta must have the shape"),
+        (["--logits={}/good.npz", "--output={}/a.json", "--atrous=full"], 1, "leave the flag out"),
+        (["--logits={}/good.npz", "--output={}/text.npz/a.json"], 1, "text.npz"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, code, text):
+    alpha, beta = random_logits(10, 2, 1)
+    decoding.save_logits(tmp_path / "good.npz", alpha, beta, "separable")
+    np.savez(tmp_path / "nan.npz", alpha=alpha * math.nan, beta=beta)
+    np.savez(tmp_path / "odd.npz", alpha=alpha, beta=beta[0])
+    (tmp_path / "text.npz").write_text("alpha, beta")
+    before = sorted(tmp_path.iterdir())
+    got, out, err = command(*(argument.format(tmp_path) for argument in arguments))
+    assert (got, out) == (code, "")
+    assert err.startswith("error: ")
+    assert text in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_that_does_not_tell_its_atrous_operation_needs_the_flag(tmp_path):
+    alpha, beta = random_logits(11, 2, 1)
+    np.savez(tmp_path / "logits.npz", alpha=alpha, beta=beta)
+    code, _, err = command(f"--run_dir={tmp_path}")
+    assert code == 1
+    assert "does not say which atrous operation the search had: give --atrous" in err
+    code, _, _ = command(f"--run_dir={tmp_path}", "--atrous=full")
+    assert code == 0
+    assert Architecture.load(tmp_path / "architecture.json").atrous == "full"
