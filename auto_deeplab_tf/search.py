@@ -1,0 +1,195 @@
+"""Searches an architecture: weights on one half of the training images, alpha and beta on the
+other.
+
+Writes into --run_dir: architecture.json and its drawing, logits.npz (alpha and beta), metrics.csv
+(a row per epoch),
+split.json (members of the two halves), flags.txt, checkpoints/, logs/ for TensorBoard. The same
+command goes on from the
+last checkpoint; on a finished run it changes nothing.
+"""
+
+import sys
+import time
+from typing import Any
+
+from auto_deeplab_tf import cli, config
+
+cli.define(config.SearchConfig)
+
+_VERBOSE = {"bar": 1, "epochs": 2, "none": 0}
+
+
+def main() -> None:
+    options = cli.read(config.SearchConfig)
+    from auto_deeplab_tf.training.run_dir import RunDir
+
+    run = RunDir(options.run_dir, options, options.resume)
+    result = _finished(run, options) or _search(run, options)
+    if options.json:
+        cli.print_json(result)
+    else:
+        _print(result)
+
+
+def _finished(run: Any, options: config.SearchConfig) -> dict[str, Any] | None:
+    """The result of a run that has nothing left to do."""
+    from auto_deeplab_tf.training.run_dir import METRICS_FILE, MetricsFile
+
+    rows = MetricsFile(run / METRICS_FILE).rows()
+    if not (run / "architecture.json").exists() or len(rows) < options.epochs:
+        return None
+    return _result(run, rows[-1], 0.0)
+
+
+def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
+    import tensorflow as tf
+
+    from auto_deeplab_tf import decoding, visualize
+    from auto_deeplab_tf.data import pipeline, source, split
+    from auto_deeplab_tf.searcher import METRICS
+    from auto_deeplab_tf.training import callbacks, distribution
+    from auto_deeplab_tf.training.run_dir import METRICS_FILE, MetricsFile
+
+    started = time.monotonic()
+    distribution.prepare(options.seed, options.deterministic)
+    places = {
+        "data_dir": options.data_dir,
+        "cache_dir": options.cache_dir,
+        "image_size": options.image_size,
+    }
+    train = source.open_split(options.dataset, "train", **places)
+    validation = source.open_split(options.dataset, "val", **places)
+    halves = split.source_halves(train)
+    members = {
+        name: [train.ids[index] for index in half]
+        for name, half in zip(("train_a", "train_b"), halves, strict=True)
+    }
+    stream = {
+        "batch_size": options.batch_size,
+        "crop_size": options.crop_size,
+        "seed": options.seed,
+        "scale_range": (options.scale_min, options.scale_max),
+        "flip": options.flip,
+    }
+    pipeline.check_crop_size(train, options.crop_size)
+    steps_per_epoch = options.steps_per_epoch or max(1, min(map(len, halves)) // options.batch_size)
+    total_steps = steps_per_epoch * options.epochs
+
+    strategy = distribution.strategy(options.distribution_strategy)
+    distribution.check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
+    traced = None if options.step_mode == "auto" else options.step_mode == "traced"
+    with run, strategy.scope():
+        run.record("split.json", members)
+        search = _build(options, train, total_steps)
+        checkpoints = search.checkpoints(run / "checkpoints", options.keep_checkpoints)
+        checkpoints.restore()
+        search.fit(
+            lambda step, pairs: pipeline.search_batches(
+                train, halves, pairs=pairs, start_step=step, **stream
+            ),
+            epochs=options.epochs,
+            steps_per_epoch=steps_per_epoch,
+            arch_start_epoch=options.arch_start_epoch,
+            validation_data=_validation_batches(validation, options),
+            validation_every_epochs=options.validation_every_epochs,
+            callbacks=[
+                callbacks.MetricsRow(run / METRICS_FILE, METRICS),
+                callbacks.TensorBoardLogs(run / "logs"),
+            ],
+            checkpoints=checkpoints,
+            checkpoint_every_steps=options.checkpoint_every_steps,
+            traced=traced,
+            verbose=_verbose(options),
+        )
+        row = MetricsFile(run / METRICS_FILE).rows()[-1]
+        alpha, beta = search.logits
+        architecture = search.decode(
+            {
+                "command": "search",
+                "dataset": options.dataset,
+                "seed": options.seed,
+                "steps": total_steps,
+                "supernet_val_miou": float(row["val_miou"]),
+                "tensorflow": tf.__version__,
+            }
+        )
+        decoding.save_logits(run / "logits.npz", alpha, beta, options.atrous)
+        visualize.save_architecture_drawing(architecture, run / "architecture", beta)
+        # Last: where it exists, the run is complete.
+        architecture.save(run / "architecture.json")
+    return _result(run, row, time.monotonic() - started)
+
+
+def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:
+    import keras
+
+    from auto_deeplab_tf.searcher import ArchitectureSearch
+    from auto_deeplab_tf.training import losses
+    from auto_deeplab_tf.training.schedules import Cosine
+
+    frequencies = losses.class_frequencies(train.class_pixels, train.present_pixels)
+    search = ArchitectureSearch(
+        train.info.num_classes,
+        num_layers=options.num_layers,
+        num_blocks=options.num_blocks,
+        filter_multiplier=options.filter_multiplier,
+        atrous=options.atrous,
+        share_operations=options.share_operations,
+        ignore_label=train.info.ignore_label,
+        class_weights=losses.class_weights(frequencies, options.class_weights),
+        weight_decay=options.weight_decay,
+        arch_weight_decay=options.arch_weight_decay,
+        batch_norm_decay=options.batch_norm_decay,
+        gradient_clip_norm=options.gradient_clip_norm,
+        seed=options.seed,
+    )
+    search.compile(
+        keras.optimizers.SGD(
+            Cosine(options.learning_rate, options.min_learning_rate, total_steps),
+            momentum=options.momentum,
+        ),
+        keras.optimizers.Adam(options.arch_learning_rate),
+    )
+    return search
+
+
+def _validation_batches(validation: Any, options: config.SearchConfig) -> Any:
+    from auto_deeplab_tf.data import pipeline
+
+    count = validation.num_examples
+    if options.validation_images is not None:
+        count = min(count, options.validation_images)
+    # Images of one size share a batch; others come one by one.
+    batch_size = options.batch_size if validation.image_size else 1
+    return pipeline.evaluation_batches(validation, batch_size, range(count))
+
+
+def _verbose(options: config.SearchConfig) -> int:
+    if options.json:
+        return 0
+    if options.progress == "auto":
+        return 1 if sys.stdout.isatty() else 2
+    return _VERBOSE[options.progress]
+
+
+def _result(run: Any, row: dict[str, str], seconds: float) -> dict[str, Any]:
+    return {
+        "run_dir": str(run.path),
+        "architecture": str(run / "architecture.json"),
+        "levels": row["levels"],
+        "cell": row["cell"],
+        "val_miou": float(row["val_miou"]),
+        "epochs": int(row["epoch"]) + 1,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"path          {result['levels']}")
+    print(f"cell          {result['cell']}")
+    print(f"supernet mIoU {result['val_miou']:.4f} (val, after epoch {result['epochs']})")
+    print(f"architecture  {result['architecture']}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,278 @@
+"""`ArchitectureSearch`: the search as an object that compiles, fits and decodes."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from auto_deeplab_tf import decoding
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.nn.supernet import Supernet
+from auto_deeplab_tf.training import loop
+from auto_deeplab_tf.training.bilevel import BilevelModel
+from auto_deeplab_tf.training.run_dir import Checkpoints
+from auto_deeplab_tf.training.schedules import Cosine
+
+METRICS = (
+    "loss",
+    "arch_loss",
+    "learning_rate",
+    "val_miou",
+    "val_pixel_accuracy",
+    "alpha_entropy",
+    "beta_entropy",
+    "levels",
+    "cell",
+)
+
+
+class ArchitectureSearch:
+    """Searches an architecture by gradient descent (paper, sec. 3).
+
+        search = ArchitectureSearch(num_classes=11)
+        search.fit((train_a, train_b), batch_size=2, epochs=40, arch_start_epoch=20)
+        search.decode().save("architecture.json")
+
+    Make it in the scope of a `tf.distribute` strategy to search on several devices.
+
+    Args:
+        num_classes: number of classes.
+        num_layers: L, layers of the trellis.
+        num_blocks: B, blocks of a cell.
+        filter_multiplier: F, filters of a block at stride 4.
+        atrous: "separable" or "full", the form of the atrous operations.
+        share_operations: whether the cells of a node share the kernels of its operations.
+        mean, std: of red, green, blue: images are normalised (x - mean) / std.
+        ignore_label: label of the pixels that count nowhere.
+        class_weights: weight of each class in the loss, or None.
+        weight_decay: L2 on the kernels.
+        arch_weight_decay: L2 on alpha and beta.
+        batch_norm_decay: of the moving statistics.
+        gradient_clip_norm: largest global norm of the weights' gradient, or None.
+        seed: of the initial weights, alpha and beta.
+
+    Attributes:
+        model: the `BilevelModel`; `model.supernet` is the network.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        num_layers: int = 12,
+        num_blocks: int = 5,
+        filter_multiplier: int = 8,
+        atrous: str = "separable",
+        share_operations: bool = True,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+        ignore_label: int = 255,
+        class_weights: Sequence[float] | None = None,
+        weight_decay: float = 3e-4,
+        arch_weight_decay: float = 1e-3,
+        batch_norm_decay: float = 0.99,
+        gradient_clip_norm: float | None = None,
+        seed: int = 0,
+    ):
+        supernet = Supernet(
+            num_classes,
+            num_layers,
+            num_blocks,
+            filter_multiplier,
+            atrous=atrous,
+            share_operations=share_operations,
+            mean=mean,
+            std=std,
+            seed=seed,
+        )
+        self.model = BilevelModel(
+            supernet,
+            ignore_label=ignore_label,
+            class_weights=class_weights,
+            weight_decay=weight_decay,
+            arch_weight_decay=arch_weight_decay,
+            batch_norm_decay=batch_norm_decay,
+            gradient_clip_norm=gradient_clip_norm,
+        )
+
+    def compile(
+        self,
+        optimizer: keras.optimizers.Optimizer | None = None,
+        architecture_optimizer: keras.optimizers.Optimizer | None = None,
+        *,
+        total_steps: int = 29_760,
+    ) -> None:
+        """Chooses the optimizers; `fit` calls it with the paper's where nobody has.
+
+        Args:
+            optimizer: of the weights; None: SGD, momentum 0.9, cosine from 0.025 to 0.001.
+            architecture_optimizer: of alpha and beta; None: Adam, 0.003.
+            total_steps: of the cosine; the default is the paper's 40 epochs of Cityscapes.
+        """
+        self.model.compile(
+            optimizer or keras.optimizers.SGD(Cosine(steps=total_steps), momentum=0.9),
+            architecture_optimizer or keras.optimizers.Adam(0.003),
+        )
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        batch_size: int = 2,
+        epochs: int = 40,
+        steps_per_epoch: int | None = None,
+        arch_start_epoch: int = 0,
+        validation_data: tf.data.Dataset | None = None,
+        validation_every_epochs: int = 1,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        checkpoints: Checkpoints | None = None,
+        checkpoint_every_steps: int | None = None,
+        traced: bool | None = None,
+        verbose: int = 1,
+    ) -> keras.callbacks.History:
+        """Runs the search up to the end of epoch `epochs`; going on is calling it again with more.
+
+        Args:
+            data: one of
+                (train_a, train_b), each (images [N, H, W, 3] 0..255, masks integers [N, H, W]) or a
+                `tf.data.Dataset` of such
+                batches; a dataset of pairs ((images_a, masks_a), (images_b, masks_b)); or a
+                function
+                (step, pairs) -> dataset from that step on, of pairs or of (images_a, masks_a).
+            batch_size: of arrays.
+            epochs: in all.
+            steps_per_epoch: None: the smaller of train_a and train_b once.
+            arch_start_epoch: the first epoch, from 0, that updates alpha and beta.
+            validation_data: batches (images, masks) of whole images; None: no validation.
+            validation_every_epochs: validate after every so many epochs, and after the last.
+            callbacks: Keras callbacks; the logs of an epoch are `METRICS`.
+            checkpoints: see `training.loop.fit`; likewise:
+            checkpoint_every_steps: see there.
+            traced: one traced function for the whole step; None: where more than one device, or a
+                GPU, takes part.
+            verbose: as in Keras: 0, 1 or 2.
+        """
+        if self.model.optimizer is None:
+            # Sized by the data, like the epochs: the cosine ends with the last of them.
+            data_at, steps_per_epoch = _as_function(data, batch_size, steps_per_epoch)
+            self.compile(total_steps=epochs * steps_per_epoch)
+        else:
+            data_at, steps_per_epoch = _as_function(data, batch_size, steps_per_epoch)
+        if traced is None:
+            strategy = tf.distribute.get_strategy()
+            traced = strategy.num_replicas_in_sync > 1 or bool(
+                tf.config.list_physical_devices("GPU")
+            )
+
+        def report(epoch: int) -> Mapping[str, Any]:
+            is_last = epoch + 1 == epochs
+            logs = self.report()
+            if validation_data is not None and (
+                is_last or (epoch + 1) % validation_every_epochs == 0
+            ):
+                logs |= self.model.score(validation_data)
+            return logs
+
+        return loop.fit(
+            self.model,
+            lambda step: data_at(step, step // steps_per_epoch >= arch_start_epoch),
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            validate=report,
+            callbacks=callbacks,
+            checkpoints=checkpoints,
+            checkpoint_every_steps=checkpoint_every_steps,
+            eager=not traced,
+            verbose=verbose,
+        )
+
+    @property
+    def logits(self) -> tuple[np.ndarray, np.ndarray]:
+        """(alpha, beta) logits as NumPy arrays, [B (B + 3) / 2, 8] and [L, 4, 3]."""
+        alpha, beta = self.model.supernet.architecture_variables
+        return keras.ops.convert_to_numpy(alpha), keras.ops.convert_to_numpy(beta)
+
+    def decode(self, provenance: Mapping[str, Any] | None = None) -> Architecture:
+        """Reads off the strongest cell and the most probable path (paper, sec. 3.3)."""
+        return decoding.decode(*self.logits, self.model.supernet.atrous, provenance)
+
+    def report(self) -> dict[str, Any]:
+        """Returns where the search stands.
+
+        Learning rate, entropies in nats, the architecture so far.
+        """
+        alpha, beta = self.logits
+        architecture = self.decode()
+        return {
+            "learning_rate": float(self.model.optimizer.learning_rate),
+            "alpha_entropy": decoding.alpha_entropy(alpha),
+            "beta_entropy": decoding.beta_entropy(beta),
+            "levels": "-".join(map(str, architecture.levels)),
+            "cell": " | ".join(
+                " + ".join(f"{edge.op}({edge.source})" for edge in block)
+                for block in architecture.cell
+            ),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the search space: what a checkpoint of this search belongs to."""
+        config = self.model.supernet.get_config()
+        names = ("num_classes", "num_layers", "num_blocks", "filter_multiplier")
+        names += ("atrous", "share_operations", "mean", "std")
+        space = json.dumps({name: config[name] for name in names}, sort_keys=True)
+        return hashlib.sha256(space.encode()).hexdigest()
+
+    def checkpoints(self, directory: Any, keep: int = 3) -> Checkpoints:
+        """Returns the checkpoints of this search in a folder; the model must be compiled."""
+        variables = loop.checkpointed_variables(self.model)
+        return Checkpoints(directory, variables, self.fingerprint, keep)
+
+
+def _as_function(
+    data: Any, batch_size: int, steps_per_epoch: int | None
+) -> tuple[Callable[[int, bool], tf.data.Dataset], int]:
+    """Brings every form of data to (step, pairs) -> dataset, and finds the steps of an epoch."""
+    if callable(data) and not isinstance(data, tf.data.Dataset):
+        if steps_per_epoch is None:
+            raise ValueError("steps_per_epoch must be given with a function of batches.")
+        return data, steps_per_epoch
+    if isinstance(data, tf.data.Dataset):
+        pairs = data
+        train_a = data.map(lambda a, b: a)
+    else:
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise ValueError(
+                "data must be (train_a, train_b), a dataset of pairs, or a function "
+                f"(step, pairs) -> dataset. Received: {type(data).__name__}"
+            )
+        train_a, train_b = (_as_batches(half, batch_size) for half in data)
+        pairs = tf.data.Dataset.zip((train_a, train_b))
+    if steps_per_epoch is None:
+        steps_per_epoch = int(pairs.cardinality())
+        if steps_per_epoch < 1:
+            raise ValueError(
+                "steps_per_epoch must be given where the number of batches is unknown or endless."
+            )
+    count = steps_per_epoch
+    return lambda step, both: (pairs if both else train_a).repeat().skip(step % count), count
+
+
+def _as_batches(half: Any, batch_size: int) -> tf.data.Dataset:
+    if isinstance(half, tf.data.Dataset):
+        return half
+    images, masks = half
+    images, masks = np.asarray(images, "float32"), np.asarray(masks)
+    if len(images) != len(masks) or len(images) < batch_size:
+        raise ValueError(
+            "each half needs as many masks as images, and at least one batch of them. "
+            f"Received: {len(images)} images, {len(masks)} masks, batch_size {batch_size}"
+        )
+    if not np.issubdtype(masks.dtype, np.integer):
+        raise ValueError(f"masks must be integers. Received: dtype {masks.dtype}")
+    dataset = tf.data.Dataset.from_tensor_slices((images, masks.astype("int32")))
+    return dataset.batch(batch_size, drop_remainder=True)

@@ -1,0 +1,250 @@
+"""The bilevel update of the search.
+
+Weights on train_a, alpha and beta on train_b (paper, sec. 3.2).
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from auto_deeplab_tf.nn.supernet import Supernet
+from auto_deeplab_tf.training import losses
+from auto_deeplab_tf.training.metrics import ConfusionMatrix
+
+
+@keras.saving.register_keras_serializable(package="auto_deeplab_tf")
+class BilevelModel(keras.Model):
+    """The supernet with the two alternating updates, first order:
+
+        1. w     <- w     - step(grad_w     L_trainA(w, alpha, beta) + weight_decay * w)
+        2. alpha, beta <- alpha, beta - step(grad L_trainB(w, alpha, beta) + arch_weight_decay *
+        alpha, beta)
+
+    L is the mean over the pixels of the global batch that are not ignored. The second update sees
+    the weights of the first, uses
+    statistics of its own batch, and leaves the moving ones alone. Weight decay applies to kernels
+    only.
+
+    Args:
+        supernet: `Supernet`.
+        ignore_label: label of the pixels that count nowhere.
+        class_weights: weight of each class in the loss, or None.
+        weight_decay: L2 on the kernels, added to their gradient.
+        arch_weight_decay: L2 on alpha and beta logits, added to their gradient.
+        batch_norm_decay: of the moving statistics, [0, 1).
+        gradient_clip_norm: largest global norm of the weights' gradient, or None.
+
+    Attributes:
+        completed_steps: tf.Variable, int64.
+
+    Call arguments:
+        images: float32 [N, H, W, 3], 0..255.
+
+    Returns of a call: logits, float32 [N, H, W, num_classes].
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        *,
+        ignore_label: int = 255,
+        class_weights: Any = None,
+        weight_decay: float = 3e-4,
+        arch_weight_decay: float = 1e-3,
+        batch_norm_decay: float = 0.99,
+        gradient_clip_norm: float | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        self.supernet = supernet
+        self.ignore_label = ignore_label
+        self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
+        self.weight_decay = weight_decay
+        self.arch_weight_decay = arch_weight_decay
+        self.batch_norm_decay = batch_norm_decay
+        self.gradient_clip_norm = gradient_clip_norm
+        self.completed_steps = tf.Variable(
+            0,
+            trainable=False,
+            dtype=tf.int64,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        self.loss_function = losses.segmentation_loss(
+            supernet.num_classes, ignore_label, self.class_weights
+        )
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.arch_loss_tracker = keras.metrics.Mean(name="arch_loss")
+        self.confusion = ConfusionMatrix(supernet.num_classes, ignore_label, name="val")
+        kernels = {
+            segment.kernels.path for segment in supernet.segments if segment.kernels is not None
+        }
+        self._decayed = [variable.path in kernels for variable in supernet.trainable_variables]
+        # Pieces of a step that runs eagerly; inside a traced step they are inlined.
+        self._loss_pieces = tf.function(self._loss_and_gradient, autograph=False)
+        self._apply = {
+            "weights": tf.function(self._apply_weights, autograph=False),
+            "architecture": tf.function(self._apply_architecture, autograph=False),
+        }
+        self.built = True
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        return self.supernet(images, training=training)
+
+    def compile(  # type: ignore[override]
+        self, optimizer: Any, architecture_optimizer: Any, **kwargs: Any
+    ) -> None:
+        """Takes the two optimizers and builds both, so that a checkpoint can be read at once.
+
+        Args:
+            optimizer: Keras optimizer of the weights.
+            architecture_optimizer: Keras optimizer of alpha and beta.
+            **kwargs: of `keras.Model.compile`.
+        """
+        super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
+        self.architecture_optimizer = architecture_optimizer
+        self.optimizer.build(self.supernet.trainable_variables)
+        self.architecture_optimizer.build(self.supernet.architecture_variables)
+
+    @property
+    def optimizers(self) -> list[Any]:
+        return [self.optimizer, self.architecture_optimizer]
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return [self.loss_tracker, self.arch_loss_tracker]
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One bilevel step.
+
+        Args:
+            data: ((images_a, labels_a), (images_b, labels_b)), or (images_a, labels_a) for the
+                weights alone, where the
+                architecture step is not even traced. Images float32 [N, H, W, 3], labels int32 [N,
+                H, W].
+
+        Returns:
+            The means over the epoch so far: `loss` on train_a, `arch_loss` on train_b.
+        """
+        batch_a, batch_b = data if isinstance(data[0], (tuple, list)) else (data, None)
+        logs = {"loss": self._update("weights", batch_a, self.loss_tracker)}
+        if batch_b is not None:
+            logs["arch_loss"] = self._update("architecture", batch_b, self.arch_loss_tracker)
+        return logs
+
+    def _update(self, wrt, batch, tracker):
+        """Takes the gradient on a batch and applies it.
+
+        Returns the mean loss of the epoch so far.
+        """
+        images, labels = batch
+        if tf.executing_eagerly():
+            states, moments = self.supernet.forward(images, training=True)
+            loss_sum, weight_sum, logits_gradient = self._loss_pieces(labels, states["logits"])
+            gradients = self.supernet.backward(states, logits_gradient, wrt)
+        else:
+            variables = [variable.value for variable in self._variables(wrt)]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(variables)
+                states, moments = self.supernet.forward(images, training=True)
+                loss_sum, weight_sum = self.loss_function(labels, states["logits"])
+                loss = losses.normalized(loss_sum, weight_sum)
+            gradients = tape.gradient(loss, variables)
+        if wrt == "weights":
+            self._apply[wrt](gradients, [m for m in moments if m is not None])
+        else:
+            self._apply[wrt](gradients)
+        tracker.update_state(tf.math.divide_no_nan(loss_sum, weight_sum), sample_weight=weight_sum)
+        return tracker.result()
+
+    def _variables(self, wrt):
+        if wrt == "weights":
+            return self.supernet.trainable_variables
+        return self.supernet.architecture_variables
+
+    def _loss_and_gradient(self, labels, logits):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            loss_sum, weight_sum = self.loss_function(labels, logits)
+            loss = losses.normalized(loss_sum, weight_sum)
+        return loss_sum, weight_sum, tape.gradient(loss, logits)
+
+    def _apply_weights(self, gradients, moments):
+        # Each replica hands in its share: the optimizer sums the shares of all of them.
+        share = 1.0 / tf.distribute.get_strategy().num_replicas_in_sync
+        variables = self.supernet.trainable_variables
+        gradients = [
+            gradient + share * self.weight_decay * tf.convert_to_tensor(variable)
+            if decayed
+            else gradient
+            for gradient, variable, decayed in zip(gradients, variables, self._decayed, strict=True)
+        ]
+        if self.gradient_clip_norm is not None:
+            norm = tf.linalg.global_norm(_sum_over_replicas(gradients))
+            factor = self.gradient_clip_norm / tf.maximum(norm, self.gradient_clip_norm)
+            gradients = [gradient * factor for gradient in gradients]
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        moving = [s.moving for s in self.supernet.segments if s.moving is not None]
+        for variable, value in zip(moving, moments, strict=True):
+            kept = self.batch_norm_decay * tf.convert_to_tensor(variable)
+            variable.assign(kept + (1.0 - self.batch_norm_decay) * value)
+
+    def _apply_architecture(self, gradients):
+        share = 1.0 / tf.distribute.get_strategy().num_replicas_in_sync
+        variables = self.supernet.architecture_variables
+        gradients = [
+            gradient + share * self.arch_weight_decay * tf.convert_to_tensor(variable)
+            for gradient, variable in zip(gradients, variables, strict=True)
+        ]
+        self.architecture_optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+    def score(self, batches: tf.data.Dataset) -> dict[str, float]:
+        """Scores the supernet on labelled whole images by one confusion matrix.
+
+        Args:
+            batches: (images float32 [n, H, W, 3], labels int32 [n, H, W]).
+
+        Returns:
+            `val_miou`, `val_pixel_accuracy`.
+        """
+        self.confusion.reset_state()
+        for images, labels in batches:
+            states, _ = self.supernet.forward(images, training=False)
+            self.confusion.update_state(labels, states["logits"])
+        self.confusion.matrix()
+        return {f"val_{name}": float(value) for name, value in self.confusion.result().items()}
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "supernet": keras.saving.serialize_keras_object(self.supernet),
+            "ignore_label": self.ignore_label,
+            "class_weights": self.class_weights,
+            "weight_decay": self.weight_decay,
+            "arch_weight_decay": self.arch_weight_decay,
+            "batch_norm_decay": self.batch_norm_decay,
+            "gradient_clip_norm": self.gradient_clip_norm,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "BilevelModel":
+        supernet = keras.saving.deserialize_keras_object(
+            config.pop("supernet"), custom_objects=custom_objects
+        )
+        return cls(supernet, **config)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        return {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in ("optimizer", "architecture_optimizer")
+        }
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+
+def _sum_over_replicas(values):
+    context = tf.distribute.get_replica_context()
+    if context is not None and context.num_replicas_in_sync > 1:
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+    return values

@@ -1,0 +1,57 @@
+"""Keras callbacks of the commands: a row per epoch, and text for TensorBoard."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from auto_deeplab_tf.training.run_dir import MetricsFile
+
+
+class MetricsRow(keras.callbacks.Callback):
+    """Writes the logs of each epoch as a row of a CSV file: epoch, step, then the columns named.
+
+    Args:
+        path: the file.
+        columns: names of the logs; a log that an epoch lacks (no validation) is left empty.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]):
+        super().__init__()
+        self._file = MetricsFile(path)
+        self._columns = tuple(columns)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        logs = logs or {}
+        row = {"epoch": epoch, "step": int(self.model.completed_steps.numpy())}
+        self._file.write(row | {name: logs.get(name, "") for name in self._columns})
+
+
+class TensorBoardLogs(keras.callbacks.Callback):
+    """Writes the logs of each epoch for TensorBoard: numbers as curves, texts as texts.
+
+    Args:
+        directory: folder of the event files.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        super().__init__()
+        self._directory = str(directory)
+        self._writer: Any = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._writer = tf.summary.create_file_writer(self._directory)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        with self._writer.as_default(step=epoch):
+            for name, value in (logs or {}).items():
+                if isinstance(value, str):
+                    tf.summary.text(name, value)
+                elif value is not None:
+                    tf.summary.scalar(name, value)
+        self._writer.flush()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._writer.close()

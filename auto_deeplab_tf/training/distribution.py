@@ -1,0 +1,40 @@
+"""Devices: the strategy that a flag names, and operations that give the same bits each time."""
+
+import keras
+import tensorflow as tf
+
+
+def strategy(name: str) -> tf.distribute.Strategy:
+    """Returns the strategy of a `--distribution_strategy`.
+
+    Args:
+        name: "one_device": the default device; "mirrored": all GPUs of this machine, else all its
+            logical CPUs.
+    """
+    if name == "one_device":
+        return tf.distribute.get_strategy()
+    if name == "mirrored":
+        kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+        return tf.distribute.MirroredStrategy(
+            [device.name for device in tf.config.list_logical_devices(kind)]
+        )
+    raise ValueError(f"--distribution_strategy is one_device or mirrored. Received: {name!r}")
+
+
+def check_batch_size(batch_size: int, replicas: int) -> None:
+    """Refuses a batch that the replicas cannot share equally."""
+    if batch_size % replicas:
+        raise ValueError(
+            f"--batch_size={batch_size} must be a multiple of the {replicas} devices: "
+            "every replica takes the same number of images."
+        )
+
+
+def prepare(seed: int, deterministic: bool) -> None:
+    """Seeds Keras, NumPy and Python.
+
+    And makes TensorFlow's operations deterministic where asked for.
+    """
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()

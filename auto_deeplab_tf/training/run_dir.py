@@ -1,0 +1,224 @@
+"""A run directory: whose run it is, its checkpoints, and files that are whole or not there."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from auto_deeplab_tf import config as config_lib
+from auto_deeplab_tf.architecture import write_atomically
+
+FLAGS_FILE = "flags.txt"
+METRICS_FILE = "metrics.csv"
+_LOCK_FILE = ".lock"
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file whole or not at all."""
+    write_atomically(path, text.encode("utf-8"))
+
+
+class RunDir:
+    """The folder of one run.
+
+    Making the object checks that the folder belongs to these options and writes nothing; `with`
+    makes the folder, locks it and writes `flags.txt`.
+
+    Args:
+        path: the folder.
+        options: the run's config.
+        resume: False refuses a folder that already holds a run.
+
+    Raises:
+        ValueError: where the folder belongs to other options, holds a run and `resume` is False, or
+            holds something else; on entering, where another process uses it.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], options: config_lib.Config, resume: bool = True
+    ):
+        self.path = Path(path)
+        self._options = options
+        self._lock: Any = None
+        flags_file = self.path / FLAGS_FILE
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--run_dir must be a folder. Received: {self.path}, a file")
+        if flags_file.exists():
+            if not resume:
+                raise ValueError(
+                    f"--noresume: {self.path} already holds a run; name another --run_dir."
+                )
+            before = config_lib.from_flags_text(type(options), flags_file.read_text("utf-8"))
+            conflicts = config_lib.resume_conflicts(before, options)
+            if conflicts:
+                raise ValueError(
+                    f"{self.path} belongs to a run with other options: {'; '.join(conflicts)}. "
+                    "Name another --run_dir, or the options of that run."
+                )
+        elif self.path.exists() and any(e.name != _LOCK_FILE for e in self.path.iterdir()):
+            raise ValueError(
+                f"{self.path} is not empty and holds no run (no {FLAGS_FILE}): "
+                "name an empty or new folder as --run_dir."
+            )
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __enter__(self) -> "RunDir":
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / _LOCK_FILE, "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ValueError(
+                f"{self.path} is in use by another process: wait for it, or name another --run_dir."
+            ) from None
+        write_text(self / FLAGS_FILE, config_lib.flags_text(self._options))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def record(self, name: str, value: Any) -> None:
+        """Writes a fact of the run as JSON; refuses to go on where the run had another.
+
+        Args:
+            name: the file.
+            value: what JSON can hold.
+        """
+        text = json.dumps(value, indent=1) + "\n"
+        path = self / name
+        if path.exists() and path.read_text("utf-8") != text:
+            raise ValueError(
+                f"{path} does not hold what this run would write into it: the data have changed "
+                "since the run began. Name another --run_dir, or bring the old data back."
+            )
+        write_text(path, text)
+
+
+class MetricsFile:
+    """A CSV file with a row per epoch. What a run repeats after a restart replaces what it wrote.
+
+    Only what the seed determines belongs in it: two runs of one command write the same bytes.
+
+    Args:
+        path: the file; the columns are those of its first row.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Returns the rows as texts by column; none where there is no file."""
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Adds a row for `row["epoch"]`; rows of that epoch or later are dropped."""
+        kept = [old for old in self.rows() if int(old["epoch"]) < int(row["epoch"])]
+        columns = list(dict.fromkeys([*(kept[0] if kept else ()), *row]))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, {name: _shortest(value) for name, value in row.items()}])
+        write_text(self.path, text.getvalue())
+
+
+def _shortest(value: Any) -> Any:
+    """A float in the shortest text that reads back as the same number."""
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+class Checkpoints:
+    """The last checkpoints of a run: variables by name, and the fingerprint of what they belong to.
+
+    A checkpoint is read completely or not at all: one that lacks a variable, has another too many,
+    or carries another fingerprint is refused.
+
+    Args:
+        directory: folder of the checkpoints.
+        variables: Keras or TensorFlow variables, in a fixed order; all must exist already.
+        fingerprint: what the variables belong to (of the architecture, or the search space).
+        keep: number of checkpoints kept.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        variables: Sequence[Any],
+        fingerprint: str,
+        keep: int = 3,
+    ):
+        self._fingerprint = tf.Variable(fingerprint, trainable=False)
+        by_name = {
+            f"{index:05d}_{getattr(variable, 'path', variable.name)}": (
+                variable if isinstance(variable, tf.Variable) else variable.value
+            )
+            for index, variable in enumerate(variables)
+        }
+        self._checkpoint = tf.train.Checkpoint(
+            fingerprint=self._fingerprint, variables=_Holder(by_name)
+        )
+        self._manager = tf.train.CheckpointManager(
+            self._checkpoint, str(directory), max_to_keep=keep, checkpoint_name="step"
+        )
+
+    @property
+    def latest(self) -> str | None:
+        """The path of the newest checkpoint, None where there is none."""
+        return self._manager.latest_checkpoint
+
+    def save(self, step: int) -> str:
+        """Writes a checkpoint of that step and returns its path."""
+        return self._manager.save(checkpoint_number=step)
+
+    def restore(self) -> bool:
+        """Reads the newest checkpoint; returns False where there is none.
+
+        Raises:
+            ValueError: where it belongs to something else, or does not fit the variables.
+        """
+        if self.latest is None:
+            return False
+        try:
+            found = tf.train.load_checkpoint(self.latest).get_tensor(
+                "fingerprint/.ATTRIBUTES/VARIABLE_VALUE"
+            )
+        except (tf.errors.OpError, KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.latest} cannot be read ({error}); delete it and its line in "
+                f"{Path(self.latest).parent}/checkpoint to go on from the one before."
+            ) from error
+        expected = self._fingerprint.numpy()
+        if found != expected:
+            raise ValueError(
+                f"{self.latest} belongs to {found.decode()[:16]}, not to {expected.decode()[:16]}: "
+                "a checkpoint is never read into another architecture or search space."
+            )
+        try:
+            self._checkpoint.restore(self.latest).assert_consumed()
+        except (AssertionError, tf.errors.OpError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{self.latest} does not fit this program ({reason}): use the version that wrote "
+                "it, or another --run_dir."
+            ) from error
+        return True
+
+
+class _Holder(tf.Module):
+    """Variables under names that may hold any character."""
+
+    def __init__(self, by_name: Mapping[str, tf.Variable]):
+        super().__init__()
+        for name, variable in by_name.items():
+            setattr(self, name, variable)
