@@ -166,6 +166,11 @@ def prepare(
             f"image and label map must have the same size; found {image.height}x{image.width} "
             f"and {label.shape[0]}x{label.shape[1]}"
         )
+    if info.image_size is not None and info.image_size != label.shape:
+        raise ValueError(
+            f"images of {info.name} are {info.image_size[0]}x{info.image_size[1]}; "
+            f"found {label.shape[0]}x{label.shape[1]}"
+        )
     if image_size is None or image_size == label.shape:
         return example.image, label
     resized = resize_image(np.asarray(image), image_size)

@@ -53,7 +53,7 @@ def find(data_dir: Path | None) -> Origin:
         image_key="image_left",
         label_key="segmentation_label",
         group_of=lambda image_id: image_id.split("_")[0],
-        settings={"code": code_digest(__file__, *modules)},
+        settings={"code": code_digest(__file__, *modules), "images": IMAGES_PER_CITY},
     )
 
 

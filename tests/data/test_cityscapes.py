@@ -1,0 +1,114 @@
+"""TFDS's own Cityscapes builder, on small zip files that lie and are named as the real ones."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from auto_deeplab_tf import data
+from auto_deeplab_tf.data import catalog
+
+IMAGES, LABELS = "leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"
+MEMBERS = {
+    "train": ["aachen_000000_000019", "aachen_000001_000019", "bonn_000000_000019"],
+    "val": ["munster_000000_000019"],
+    "test": ["berlin_000000_000019"],
+}
+
+
+def _png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _label_ids(image_id, size=(1024, 2048)):
+    """Blocks of label ids, odd in position and size; one row of each id."""
+    rng = np.random.default_rng(list(image_id.encode()))
+    blocks = rng.integers(0, 34, (16, 32), dtype=np.uint8)
+    return np.kron(blocks, np.ones((size[0] // 16, size[1] // 32), np.uint8))
+
+
+def _write(folder, members=MEMBERS, size=(1024, 2048), skip_label=None, stray=None):
+    folder.mkdir()
+    with (
+        zipfile.ZipFile(folder / IMAGES, "w") as images,
+        zipfile.ZipFile(folder / LABELS, "w") as labels,
+    ):
+        for split, ids in members.items():
+            for image_id in ids:
+                city = image_id.split("_")[0]
+                label = _label_ids(image_id, size)
+                images.writestr(
+                    f"leftImg8bit/{split}/{city}/{image_id}_leftImg8bit.png",
+                    _png(np.repeat(label[..., None] * np.uint8(7), 3, axis=2)),
+                )
+                if image_id != skip_label:
+                    stem = f"gtFine/{split}/{city}/{image_id}_gtFine"
+                    labels.writestr(f"{stem}_labelIds.png", _png(label))
+                    labels.writestr(f"{stem}_polygons.json", "{}")
+        if stray:
+            images.writestr(f"leftImg8bit/train/aachen/{stray}", "")
+    return folder
+
+
+def test_label_ids_become_train_ids_at_the_prepared_size(tmp_path):
+    folder = _write(tmp_path / "zips")
+    cache = tmp_path / "cache"
+    options = {"data_dir": folder, "cache_dir": cache, "image_size": (512, 1024)}
+    source = data.open_split("cityscapes", "train", **options)
+    assert source.ids == tuple(MEMBERS["train"])
+    assert source.groups == ("aachen", "aachen", "bonn")
+    assert source.image_size == (512, 1024)
+    for i, image_id in enumerate(source.ids):
+        image, label = source.example(tf.constant(i, tf.int64))
+        label_ids = _label_ids(image_id)[::2, ::2]
+        np.testing.assert_array_equal(label, catalog.get("cityscapes").class_ids(label_ids))
+        # JPEG of high quality: right but for the edges of the blocks.
+        difference = np.abs(image.numpy().astype(int) - 7 * label_ids[..., None].astype(int))
+        assert np.median(difference) <= 2
+    val = data.open_split("cityscapes", "val", **options)
+    assert val.ids == tuple(MEMBERS["val"])
+    # Neither the unpacked zips nor TFDS's own records stay behind.
+    assert [path.name for path in cache.iterdir()] == [source.directory.name]
+    assert not (source.directory / "tfds").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"skip_label": "bonn_000000_000019"},
+            "no label map for 1 images of train, .* bonn_000000",
+        ),
+        ({"stray": "Thumbs.db"}, "Thumbs.db does not belong there"),
+        ({"members": {**MEMBERS, "val": []}}, "has no images in leftImg8bit/val/CITY/"),
+    ],
+)
+def test_zips_that_tfds_would_stumble_over(tmp_path, change, message):
+    small = {"size": (64, 128)}
+    folder = _write(tmp_path / "zips", **small, **change)
+    with pytest.raises((ValueError, OSError), match=message):
+        data.open_split("cityscapes", "train", data_dir=folder, cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_image_of_another_size(tmp_path):
+    folder = _write(tmp_path / "zips", size=(64, 128))
+    with pytest.raises(ValueError, match="images of cityscapes are 1024x2048; .*found 64x128"):
+        data.open_split("cityscapes", "train", data_dir=folder, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_zips_that_are_cut_or_missing(tmp_path):
+    folder = _write(tmp_path / "zips", size=(64, 128))
+    path = folder / LABELS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="gtFine_trainvaltest.zip is not a complete zip file"):
+        data.open_split("cityscapes", "train", data_dir=folder, cache_dir=tmp_path / "cache")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="has no gtFine_trainvaltest.zip"):
+        data.open_split("cityscapes", "train", data_dir=folder, cache_dir=tmp_path / "cache")
