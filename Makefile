@@ -2,7 +2,7 @@
 # demo    the whole chain on generated street scenes: search, decode, train, evaluate, export, predict
 # test    all tests that fit in CI; test-slow runs the others
 # check   formatting, lint, types
-# bench   seconds, memory and graph size of a step of the search
+# bench   seconds, memory and graph size of a step of the search, into benchmarks/results
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -49,8 +49,7 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m benchmarks.search_step \
-	  --crop_size=65 --batch_size=2 --threads=1 --iterations=3 --json
+	$(BIN)/python -m benchmarks.run_all
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -29,6 +29,17 @@ METRICS = (
     "cell",
 )
 
+_SEARCH_SPACE = (
+    "num_classes",
+    "num_layers",
+    "num_blocks",
+    "filter_multiplier",
+    "atrous",
+    "share_operations",
+    "mean",
+    "std",
+)
+
 
 class ArchitectureSearch:
     """Searches an architecture by gradient descent (paper, sec. 3).
@@ -222,10 +233,8 @@ class ArchitectureSearch:
     def fingerprint(self) -> str:
         """SHA-256 of the search space: what a checkpoint of this search belongs to."""
         config = self.model.supernet.get_config()
-        names = ("num_classes", "num_layers", "num_blocks", "filter_multiplier")
-        names += ("atrous", "share_operations", "mean", "std")
-        space = json.dumps({name: config[name] for name in names}, sort_keys=True)
-        return hashlib.sha256(space.encode()).hexdigest()
+        space = {name: config[name] for name in _SEARCH_SPACE}
+        return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()
 
     def checkpoints(self, directory: Any, keep: int = 3) -> Checkpoints:
         """Returns the checkpoints of this search in a folder; the model must be compiled."""

@@ -251,6 +251,11 @@ class CompiledSegment:
             for wrt in ("weights", "architecture")
         }
 
+    @property
+    def functions(self):
+        """All compiled functions, for those who count what they hold."""
+        return [*self._forward.values(), *self._pullback.values()]
+
     def forward(self, kernels, affine, moving, architecture, inputs, training):
         return self._forward[training](kernels, affine, moving, architecture, inputs)
 

@@ -91,9 +91,7 @@ class BilevelModel(keras.Model):
     def call(self, images: Any, training: bool = False) -> Any:
         return self.supernet(images, training=training)
 
-    def compile(  # type: ignore[override]
-        self, optimizer: Any, architecture_optimizer: Any, **kwargs: Any
-    ) -> None:
+    def compile(self, optimizer: Any, architecture_optimizer: Any, **kwargs: Any) -> None:
         """Takes the two optimizers and builds both, so that a checkpoint can be read at once.
 
         Args:

@@ -3,11 +3,18 @@
 Alpha and beta against their own edges and moves.
 """
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference_supernet import Reference
+from reference_supernet import plain_logits
 
+from auto_deeplab_tf.architecture import OPERATIONS, relaxed_edges, transitions
+from auto_deeplab_tf.decoding import unidentified_transitions
+from auto_deeplab_tf.nn.operations import operation_layer_class
 from auto_deeplab_tf.nn.supernet import build_supernet
 
 CLASSES = 5
@@ -36,25 +43,6 @@ def randomize(supernet, seed=0):
 def small_supernet(num_layers=3, seed=0, **kwargs):
     settings = {"num_blocks": 3, "filter_multiplier": 2, "input_size": (49, 70)} | kwargs
     return randomize(build_supernet(CLASSES, num_layers, seed=seed, **settings), seed)
-
-
-def plain_logits(supernet, x, variables, alpha_logits, beta_logits):
-    """The reference's logits from the same values.
-
-    Differentiable with respect to the given tensors.
-    """
-    values = dict(zip([id(v) for v in supernet.trainable_variables], variables, strict=True))
-    weights = {}
-    for segment in supernet.segments:
-        arrays = {}
-        for variable, layout in (
-            (segment.kernels, segment.kind.kernels),
-            (segment.affine, segment.kind.affine),
-        ):
-            if variable is not None:
-                arrays |= layout.unpack(values[id(variable)])
-        weights[segment.name] = arrays
-    return Reference(supernet, weights, alpha_logits, beta_logits).logits(x)
 
 
 @pytest.mark.parametrize(
@@ -123,3 +111,216 @@ def test_traced_step_equals_the_eager_one():
     for ours, theirs in zip(eager["weights"] + eager["architecture"], gradients, strict=True):
         scale = np.abs(theirs).max()
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale)
+
+
+def inference_states(supernet, x):
+    states, _ = supernet.forward(x, training=False)
+    return states
+
+
+def changed_states(before, after):
+    """Names of the nodes' outputs that differ."""
+    return {
+        name
+        for name in before
+        if name.startswith("layer_")
+        and not np.array_equal(before[name], after[name], equal_nan=True)
+    }
+
+
+def test_each_beta_entry_touches_the_moves_that_leave_its_level_only():
+    supernet = small_supernet(num_layers=3, num_blocks=1, filter_multiplier=1)
+    x = images((1, 49, 70, 3))
+    before = inference_states(supernet, x)
+    beta = supernet.beta_logits
+    initial = np.array(beta)
+    for layer in range(3):
+        for level in range(4):
+            for move in range(3):
+                perturbed = initial.copy()
+                perturbed[layer, level, move] += 1.0
+                beta.assign(perturbed)
+                changed = changed_states(before, inference_states(supernet, x))
+                in_layer = {int(name[-1]) for name in changed if name.startswith(f"layer_{layer}_")}
+                earlier = {name for name in changed if int(name.split("_")[1]) < layer}
+                target = level + move - 1
+                # The stem is at level 0, and after l layers no level beyond l has been reached.
+                alive = level <= layer and 0 <= target <= 3
+                # The softmax shares one level's moves out, so their targets change together.
+                expected = {t for t in (level - 1, level, level + 1) if 0 <= t <= 3}
+                assert in_layer == (expected if alive else set()), (layer, level, move)
+                assert not earlier
+    beta.assign(initial)
+
+
+def test_each_alpha_row_touches_the_block_of_its_edge_and_later_ones_only():
+    supernet = small_supernet(num_layers=1, num_blocks=3, filter_multiplier=2)
+    x = images((1, 49, 70, 3))
+    name = "layer_0_level_0"
+    before = np.asarray(inference_states(supernet, x)[name])
+    initial = np.array(supernet.alpha_logits)
+    for edge in relaxed_edges(3):
+        perturbed = initial.copy()
+        perturbed[edge.index, edge.index % 8] += 1.0
+        supernet.alpha_logits.assign(perturbed)
+        after = np.asarray(inference_states(supernet, x)[name])
+        blocks = [
+            not np.array_equal(*pair)
+            for pair in zip(*(np.split(t, 3, -1) for t in (before, after)))
+        ]
+        assert blocks[edge.block], edge
+        assert not any(blocks[: edge.block]), edge
+
+
+def test_beta_gets_a_gradient_wherever_it_is_identified():
+    supernet = small_supernet(num_layers=4, num_blocks=1, filter_multiplier=2)
+    x = images((2, 65, 97, 3))
+    weighting = tf.constant(
+        np.random.default_rng(1).standard_normal((2, 65, 97, CLASSES)), tf.float32
+    )
+    states, _ = supernet.forward(x, training=True)
+    _, gradient = supernet.backward(states, weighting, "architecture")
+    size = {
+        transition: abs(float(gradient[transition.layer, transition.from_level, transition.move]))
+        for transition in transitions(4)
+    }
+    unidentified = set(unidentified_transitions(4))
+    typical = np.median([size[t] for t in size if t not in unidentified])
+    for transition, value in size.items():
+        if transition not in unidentified:
+            assert value > 1e-3 * typical, transition
+    dead = np.ones((4, 4, 3), bool)
+    for transition in transitions(4):
+        dead[transition.layer, transition.from_level, transition.move] = False
+    assert not np.asarray(gradient)[dead].any()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (97, 97), (224, 224), (480, 720), (321, 33)])
+def test_any_crop_size_gives_logits_of_its_size(size):
+    supernet = small_supernet(num_layers=4, num_blocks=1, filter_multiplier=1, input_size=size)
+    logits = supernet(images((1, *size, 3)))
+    assert logits.shape == (1, *size, CLASSES)
+    assert np.isfinite(logits).all()
+    assert np.std(logits) > 0
+
+
+def test_architecture_variables_are_a_collection_of_their_own():
+    supernet = small_supernet()
+    assert supernet.architecture_variables == [supernet.alpha_logits, supernet.beta_logits]
+    assert supernet.alpha_logits.shape == (9, 8)
+    assert supernet.beta_logits.shape == (3, 4, 3)
+    trainable = {id(variable) for variable in supernet.trainable_variables}
+    assert not trainable & {id(variable) for variable in supernet.architecture_variables}
+    everything = {id(variable) for variable in supernet.variables}
+    assert {id(variable) for variable in supernet.architecture_variables} <= everything
+
+
+def test_the_papers_supernet_has_its_size():
+    supernet = build_supernet(input_size=(321, 321))
+    assert supernet.alpha_logits.shape == (20, 8)
+    assert supernet.beta_logits.shape == (12, 4, 3)
+    assert len(supernet.incoming) == 45
+    assert sum(map(len, supernet.incoming)) == 105
+    deviations = [np.std(variable) for variable in supernet.architecture_variables]
+    np.testing.assert_allclose(deviations, 1e-3, rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("num_classes", 0),
+        ("num_layers", 0),
+        ("num_blocks", -1),
+        ("filter_multiplier", 1.5),
+        ("input_size", (31, 64)),
+        ("atrous", "dense"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(argument, value):
+    with pytest.raises(ValueError, match=rf"{argument} must .* Received: "):
+        build_supernet(**{"num_classes": 5, argument: value})
+
+
+@pytest.mark.parametrize(
+    "op", ["sep_3x3", "sep_5x5", "atrous_3x3", "atrous_5x5", "avg_pool_3x3", "max_pool_3x3", "skip"]
+)
+@pytest.mark.parametrize("atrous", ["separable", "full"])
+def test_one_hot_alpha_makes_the_relaxed_cell_the_plain_cell(op, atrous):
+    """With one operation on every edge a block is the sum of that operation over its sources."""
+    supernet = small_supernet(num_layers=1, num_blocks=2, filter_multiplier=3, atrous=atrous)
+    one_hot = np.where(np.arange(8) == OPERATIONS.index(op), 60.0, -60.0)
+    supernet.alpha_logits.assign(np.tile(one_hot, (5, 1)))
+    x = images((2, 49, 70, 3))
+    states, _ = supernet.forward(x, training=True)
+    segment = next(s for s in supernet.segments if s.name == "layer_0_level_0")
+    kernels = segment.kind.kernels.unpack(segment.kernels.value)
+    stem = (states["stem_4"], states["stem_2"][:, ::2, ::2])
+    prev, prev_prev = (
+        tf.nn.conv2d(tf.nn.relu(t), kernels[n][None, None], 1, "SAME")
+        for t, n in zip(stem, ("prev_0", "prev_prev"), strict=True)
+    )
+    prev, prev_prev = (
+        tf.nn.batch_normalization(t, *tf.nn.moments(t, [0, 1, 2]), None, None, 1e-3)
+        for t in (prev, prev_prev)
+    )
+
+    def apply(source, target, value):
+        layer = operation_layer_class(op)(op, 3, atrous=atrous)
+        layer.build(value.shape)
+        assigned = []
+        for stage in range(2):
+            name = f"{source}/{op}_{stage}"
+            if name not in kernels:
+                break
+            if atrous == "full" and op.startswith("atrous"):
+                assigned.append(kernels[name][:, :, :, target, 0])
+            else:
+                row = [o for o in ("sep_3x3", "sep_5x5", "atrous_3x3", "atrous_5x5")].index(op)
+                assigned.append(kernels[name][:, :, target, 0][..., None])
+                assigned.append(
+                    kernels[f"{source}/pointwise_{stage}"][:, row, target, 0][None, None]
+                )
+        own = [variable for variable in layer.trainable_variables if len(variable.shape) == 4]
+        for variable, kernel in zip(own, assigned, strict=True):
+            variable.assign(kernel)
+        return layer(value, training=True)
+
+    block_0 = apply("prev", 0, prev) + apply("prev_prev", 0, prev_prev)
+    block_1 = (
+        apply("prev", 1, prev) + apply("prev_prev", 1, prev_prev) + apply("block_0", 0, block_0)
+    )
+    beta = tf.nn.softmax([*supernet.beta_logits.value[0, 0, 1:]])[0]
+    expected = beta * tf.concat([block_0, block_1], -1)
+    np.testing.assert_allclose(states["layer_0_level_0"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_jax_gives_the_same_logits_from_the_same_weights(tmp_path):
+    """The other backend in a process of its own: nothing in nn/ may be TensorFlow's alone."""
+    supernet = small_supernet(num_layers=4, num_blocks=2, filter_multiplier=2)
+    x = images((2, 49, 70, 3))
+    here = [np.asarray(supernet(x, training=training)) for training in (False, True)]
+    np.savez(
+        tmp_path / "in.npz",
+        x=x,
+        **{f"v{i:04d}": v for i, v in enumerate(map(np.array, supernet.variables))},
+    )
+    program = f"""
+import numpy as np
+from auto_deeplab_tf.nn.supernet import build_supernet
+import sys
+assert "tensorflow" not in sys.modules
+net = build_supernet({CLASSES}, 4, 2, 2, input_size=(49, 70))
+data = np.load(r"{tmp_path}/in.npz")
+values = [data[name] for name in sorted(data) if name != "x"]
+for variable, value in zip(net.variables, values, strict=True):
+    variable.assign(value)
+np.savez(r"{tmp_path}/out.npz", *[np.asarray(net(data["x"], training=t)) for t in (False, True)])
+"""
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+    )
+    there = np.load(tmp_path / "out.npz")
+    for ours, theirs in zip(here, (there["arr_0"], there["arr_1"]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(ours).max())

@@ -171,3 +171,22 @@ class Reference:
             x = self.pointwise(tf.concat(branches, -1), weights["classes"]) + weights["bias"]
             total += self.resize(x, (height, width))
         return total
+
+
+def plain_logits(supernet, x, variables, alpha_logits, beta_logits):
+    """The reference's logits from the same values.
+
+    Differentiable with respect to the given tensors.
+    """
+    values = dict(zip([id(v) for v in supernet.trainable_variables], variables, strict=True))
+    weights = {}
+    for segment in supernet.segments:
+        arrays = {}
+        for variable, layout in (
+            (segment.kernels, segment.kind.kernels),
+            (segment.affine, segment.kind.affine),
+        ):
+            if variable is not None:
+                arrays |= layout.unpack(values[id(variable)])
+        weights[segment.name] = arrays
+    return Reference(supernet, weights, alpha_logits, beta_logits).logits(x)

@@ -1,0 +1,4 @@
+"""Measurements of speed and memory.
+
+Each variant in a process of its own, each row with its command.
+"""

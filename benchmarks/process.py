@@ -1,0 +1,43 @@
+"""What a process knows of its own cost, and of the machine it runs on."""
+
+import os
+import platform
+import resource
+import time
+
+
+def seconds_since_start() -> float:
+    """Wall seconds since the operating system started this process (Linux: from /proc)."""
+    with open("/proc/self/stat", encoding="ascii") as file:
+        started_ticks = int(file.read().rsplit(")", 1)[1].split()[19])
+    with open("/proc/uptime", encoding="ascii") as file:
+        uptime = float(file.read().split()[0])
+    return uptime - started_ticks / os.sysconf("SC_CLK_TCK")
+
+
+def peak_rss_mib() -> float:
+    """Largest resident size of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cpu_model() -> str:
+    """Name and ISA hint of the processor."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def matmul_gflops(size: int = 1536, seconds: float = 1.0) -> float:
+    """Speed of float32 matrix products on the threads that TensorFlow has, 1e9 operations a second."""
+    import tensorflow as tf
+
+    x = tf.random.normal([size, size])
+    product = tf.function(lambda a: tf.matmul(a, a))
+    product(x)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        product(x).numpy()
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - start) / 1e9

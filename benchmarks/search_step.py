@@ -1,0 +1,171 @@
+"""Time and memory of whole bilevel iterations of the paper's supernet, through the product's own
+train_step.
+
+    python -m benchmarks.search_step --crop_size=65 --batch_size=2 --threads=1 --iterations=3 --json
+
+One process measures one setting: a second one would find caches warm, or spoiled. Iterations are
+timed after the first, which
+compiles; the median is reported. `--formulation=plain` measures the reference of the tests (one
+call per operation, edge and
+predecessor, not compiled), where its size allows.
+"""
+
+import importlib.util
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from benchmarks import process
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("crop_size", 65, "height and width of the crops", lower_bound=32)
+flags.DEFINE_integer("batch_size", 2, "crops of each half", lower_bound=1)
+flags.DEFINE_integer("threads", 1, "threads of TensorFlow", lower_bound=1)
+flags.DEFINE_integer("iterations", 3, "iterations that are timed", lower_bound=1)
+flags.DEFINE_integer("num_layers", 12, "L", lower_bound=1)
+flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
+flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
+flags.DEFINE_integer("num_classes", 19, "classes", lower_bound=2)
+flags.DEFINE_enum("atrous", "separable", ["separable", "full"], "form of the atrous operations")
+flags.DEFINE_enum("step_mode", "eager", ["eager", "traced"], "how the outer step runs")
+flags.DEFINE_enum("formulation", "fused", ["fused", "plain"], "the product's, or the tests'")
+flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
+
+
+def main(_: list[str]) -> None:
+    result = measure()
+    if FLAGS.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:28} {value}")
+
+
+def measure() -> dict[str, Any]:
+    """Builds the search at the flags' setting and times its iterations."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(FLAGS.threads)
+    from auto_deeplab_tf.nn.supernet import build_supernet
+    from auto_deeplab_tf.training.bilevel import BilevelModel
+
+    size = (FLAGS.crop_size, FLAGS.crop_size)
+    supernet = build_supernet(
+        FLAGS.num_classes,
+        FLAGS.num_layers,
+        FLAGS.num_blocks,
+        FLAGS.filter_multiplier,
+        input_size=size,
+        atrous=FLAGS.atrous,
+    )
+    model = BilevelModel(supernet)
+    model.compile(keras.optimizers.SGD(0.025, momentum=0.9), keras.optimizers.Adam(0.003))
+    generator = np.random.default_rng(0)
+
+    def batch():
+        shape = (FLAGS.batch_size, *size)
+        images = generator.uniform(0, 255, (*shape, 3)).astype("float32")
+        labels = generator.integers(0, FLAGS.num_classes, shape).astype("int32")
+        return tf.constant(images), tf.constant(labels)
+
+    data = (batch(), batch())
+    if FLAGS.formulation == "plain":
+        step = _plain_step(model)
+    elif FLAGS.step_mode == "traced":
+        step = tf.function(model.train_step, autograph=False)
+    else:
+        step = model.train_step
+
+    def iterate():
+        return {name: float(value) for name, value in step(data).items()}
+
+    iterate()
+    seconds_to_first = process.seconds_since_start()
+    wall, cpu = [], []
+    for _ in range(FLAGS.iterations):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        losses = iterate()
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - start_cpu)
+    if not all(np.isfinite(list(losses.values()))):
+        raise RuntimeError(f"the losses are not finite: {losses}")
+    return {
+        "seconds_per_iteration": round(statistics.median(wall), 4),
+        "cpu_seconds_per_iteration": round(statistics.median(cpu), 4),
+        "peak_rss_mib": round(process.peak_rss_mib(), 1),
+        "seconds_to_first_iteration": round(seconds_to_first, 2),
+        "num_variables": len(supernet.variables),
+        "num_graph_ops": _num_graph_ops(step, model),
+        "matmul_gflops": round(process.matmul_gflops(), 1),
+        "num_parameters": sum(int(np.prod(v.shape)) for v in supernet.trainable_variables),
+    }
+
+
+def _plain_step(model: Any) -> Any:
+    """The same bilevel step with the gradients of the tests' plain formulation."""
+    import tensorflow as tf
+
+    path = Path(__file__).parents[1] / "tests" / "reference_supernet.py"
+    spec = importlib.util.spec_from_file_location("reference_supernet", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    supernet = model.supernet
+
+    def update(wrt, batch, tracker):
+        images, labels = batch
+        weights = [v.value for v in supernet.trainable_variables]
+        architecture = [v.value for v in supernet.architecture_variables]
+        watched = weights if wrt == "weights" else architecture
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(watched)
+            logits = module.plain_logits(supernet, images, weights, *architecture)
+            loss_sum, weight_sum = model.loss_function(labels, logits)
+            loss = loss_sum / weight_sum
+        gradients = tape.gradient(loss, watched)
+        if wrt == "weights":
+            moving = [s.moving.value for s in supernet.segments if s.moving is not None]
+            model._apply[wrt](gradients, moving)
+        else:
+            model._apply[wrt](gradients)
+        return loss
+
+    def step(data):
+        return {
+            "loss": update("weights", data[0], None),
+            "arch_loss": update("architecture", data[1], None),
+        }
+
+    return step
+
+
+def _num_graph_ops(step: Any, model: Any) -> int | None:
+    """Operations in the graphs of everything that was compiled; None where nothing is."""
+    from auto_deeplab_tf.nn import backend
+
+    if FLAGS.formulation == "plain":
+        return None
+    if FLAGS.step_mode == "traced":
+        functions = [step]
+    else:
+        kinds = {segment.kind for segment in model.supernet.segments}
+        functions = [f for kind in kinds for f in backend.runner(kind).functions]
+        functions += [model._loss_pieces, *model._apply.values()]
+    graphs = [
+        concrete.graph
+        for function in functions
+        for concrete in function._list_all_concrete_functions()
+    ]
+    return sum(len(graph.get_operations()) for graph in graphs)
+
+
+if __name__ == "__main__":
+    app.run(main)

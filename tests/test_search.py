@@ -1,0 +1,145 @@
+"""The search command: killed and resumed, finished, and given what it cannot use."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.decoding import decode
+
+SMALL = (
+    "--dataset=scenes --image_size=64x128 --crop_size=40x48 --batch_size=2 --num_layers=2 "
+    "--num_blocks=1 --filter_multiplier=1 --epochs=3 --steps_per_epoch=4 --arch_start_epoch=1 "
+    "--validation_images=4 --checkpoint_every_steps=3 --learning_rate=0.05 --arch_learning_rate=0.1 "
+    "--progress=none --seed=3"
+).split()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def command(run_dir, cache, *more):
+    arguments = [*SMALL, f"--run_dir={run_dir}", f"--cache_dir={cache}", *more]
+    return [sys.executable, "-m", "auto_deeplab_tf.search", *arguments]
+
+
+def run(run_dir, cache, *more):
+    return subprocess.run(command(run_dir, cache, *more), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(path, cache)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def latest_variables(run_dir):
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(run_dir / "checkpoints"))
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if "save_counter" not in name and name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    }
+
+
+def test_a_search_leaves_what_the_interfaces_promise(finished):
+    architecture = Architecture.load(finished / "architecture.json")
+    with np.load(finished / "logits.npz") as logits:
+        assert logits["alpha"].shape == (2, 8)
+        assert logits["beta"].shape == (2, 4, 3)
+        assert architecture == decode(logits["alpha"], logits["beta"], "separable")
+        assert np.abs(logits["alpha"]).max() > 0.1
+    rows = (finished / "metrics.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,step,loss,arch_loss,learning_rate,val_miou")
+    assert [row.split(",")[0:2] for row in rows[1:]] == [["0", "4"], ["1", "8"], ["2", "12"]]
+    arch_loss = [row.split(",")[3] for row in rows[1:]]
+    assert arch_loss[0] == "" and float(arch_loss[1]) > 0
+    members = json.loads((finished / "split.json").read_text())
+    assert set(members) == {"train_a", "train_b"}
+    assert not set(members["train_a"]) & set(members["train_b"])
+    assert abs(len(members["train_a"]) - len(members["train_b"])) <= 1
+    for name in ("flags.txt", "architecture.svg", "architecture.png", "logs"):
+        assert (finished / name).exists(), name
+
+
+def test_a_search_killed_twice_ends_at_the_same_bits(finished, cache, tmp_path):
+    path = tmp_path / "killed"
+    for after_step in (2, 6):
+        process = subprocess.Popen(
+            command(path, cache), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            latest = tf.train.latest_checkpoint(path / "checkpoints") or "step-0"
+            if int(latest.rsplit("-", 1)[1]) > after_step:
+                break
+            time.sleep(0.05)
+        # A little later, so that it is in the middle of something that no checkpoint has.
+        time.sleep(0.2)
+        assert process.poll() is None, "the search ended before it could be killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (path / "architecture.json").exists()
+    done = run(path, cache)
+    assert done.returncode == 0, done.stderr
+    for name in ("metrics.csv", "architecture.json", "split.json"):
+        assert (path / name).read_bytes() == (finished / name).read_bytes(), name
+    ours, theirs = latest_variables(path), latest_variables(finished)
+    assert ours.keys() == theirs.keys() and len(ours) > 20
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def snapshot(path):
+    return {
+        file.relative_to(path): (file.stat().st_mtime_ns, file.read_bytes())
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_a_finished_run_exits_with_0_and_changes_nothing(finished, cache):
+    before = snapshot(finished)
+    done = run(finished, cache, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["architecture"].endswith("architecture.json")
+    assert snapshot(finished) == before
+
+
+def refused(done, *words):
+    assert done.returncode == 1
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_a_run_directory_of_another_configuration_is_refused(finished, cache):
+    before = snapshot(finished)
+    refused(run(finished, cache, "--num_layers=3"), "--num_layers=3", "other options")
+    refused(run(finished, cache, "--noresume"), "already holds a run")
+    assert snapshot(finished) == before
+
+
+def test_a_crop_larger_than_the_images_is_refused_and_nothing_is_written(cache, tmp_path):
+    path = tmp_path / "run"
+    refused(run(path, cache, "--crop_size=65x48"), "--crop_size=65x48", "64x128")
+    assert not path.exists()
+
+
+def test_missing_data_are_refused_and_nothing_is_written(cache, tmp_path):
+    path = tmp_path / "run"
+    refused(run(path, cache, "--dataset=camvid", f"--data_dir={tmp_path}/none"), "none")
+    assert not path.exists()

@@ -1,0 +1,250 @@
+"""The bilevel step: who is updated by what, on one device and two, eagerly and traced."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from auto_deeplab_tf.config import RunError
+from auto_deeplab_tf.nn.supernet import build_supernet
+from auto_deeplab_tf.training import loop
+from auto_deeplab_tf.training.bilevel import BilevelModel
+from auto_deeplab_tf.training.run_dir import Checkpoints
+
+CLASSES = 4
+SIZE = (33, 40)
+
+
+def batch(seed, count=2):
+    generator = np.random.default_rng(seed)
+    images = generator.uniform(0, 255, (count, *SIZE, 3)).astype("float32")
+    labels = generator.integers(0, CLASSES, (count, *SIZE)).astype("int32")
+    labels[:, :3] = 255
+    return tf.constant(images), tf.constant(labels)
+
+
+def pair(seed, count=2):
+    return batch(2 * seed, count), batch(2 * seed + 1, count)
+
+
+def model(**kwargs):
+    supernet = build_supernet(CLASSES, 2, 1, 2, input_size=SIZE)
+    bilevel = BilevelModel(supernet, **{"batch_norm_decay": 0.9} | kwargs)
+    bilevel.compile(keras.optimizers.SGD(0.05, momentum=0.9), keras.optimizers.Adam(0.01))
+    return bilevel
+
+
+def values(variables):
+    return [np.array(variable) for variable in variables]
+
+
+def weights_of(bilevel):
+    return values(bilevel.supernet.trainable_variables)
+
+
+def architecture_of(bilevel):
+    return values(bilevel.supernet.architecture_variables)
+
+
+def moving_of(bilevel):
+    return values(s.moving for s in bilevel.supernet.segments if s.moving is not None)
+
+
+def same(first, second):
+    return all(np.array_equal(*both) for both in zip(first, second, strict=True))
+
+
+def changed(first, second):
+    return all(not np.array_equal(*both) for both in zip(first, second, strict=True))
+
+
+def test_a_weight_step_leaves_alpha_and_beta_bit_for_bit_unchanged():
+    bilevel = model()
+    weights, architecture, moving = (f(bilevel) for f in (weights_of, architecture_of, moving_of))
+    logs = bilevel.train_step(batch(0))
+    assert set(logs) == {"loss"}
+    assert same(architecture, architecture_of(bilevel))
+    assert int(bilevel.architecture_optimizer.iterations) == 0
+    assert changed(weights, weights_of(bilevel))
+    assert changed(moving, moving_of(bilevel))
+
+
+def test_an_architecture_step_leaves_weights_and_moving_statistics_unchanged():
+    bilevel = model()
+    weights, architecture, moving = (f(bilevel) for f in (weights_of, architecture_of, moving_of))
+    bilevel._update("architecture", batch(0), bilevel.arch_loss_tracker)
+    assert same(weights, weights_of(bilevel))
+    assert same(moving, moving_of(bilevel))
+    assert changed(architecture, architecture_of(bilevel))
+
+
+def test_the_architecture_step_sees_the_weights_after_their_update():
+    both, separate = model(), model()
+    both.train_step(pair(0))
+    separate.train_step(pair(0)[0])
+    separate._update("architecture", pair(0)[1], separate.arch_loss_tracker)
+    assert same(architecture_of(both), architecture_of(separate))
+    assert same(weights_of(both), weights_of(separate))
+
+
+def test_weight_decay_is_added_to_the_gradient_of_kernels_only():
+    """Method: 50 steps at learning rate 0.1, decay 0.01, momentum 0.9 leave 0.644 of a weight."""
+    bilevel = model(weight_decay=0.01)
+    bilevel.compile(keras.optimizers.SGD(0.1, momentum=0.9), keras.optimizers.Adam(0.01))
+    before = weights_of(bilevel)
+    zeros = [tf.zeros(variable.shape) for variable in bilevel.supernet.trainable_variables]
+    moments = [tf.constant(m) for m in moving_of(bilevel)]
+    for _ in range(50):
+        bilevel._apply["weights"](zeros, moments)
+    for variable, old in zip(bilevel.supernet.trainable_variables, before, strict=True):
+        factor = 0.644 if variable.path.endswith("kernels") else 1.0
+        np.testing.assert_allclose(np.array(variable), factor * old, rtol=2e-3, atol=1e-7)
+
+
+def test_gradients_are_clipped_to_their_global_norm():
+    bilevel = model(gradient_clip_norm=0.5, weight_decay=0.0)
+    bilevel.compile(keras.optimizers.SGD(1.0), keras.optimizers.Adam(0.01))
+    before = weights_of(bilevel)
+    bilevel.train_step(batch(0))
+    moved = np.sqrt(
+        sum(np.sum((new - old) ** 2) for new, old in zip(weights_of(bilevel), before, strict=True))
+    )
+    np.testing.assert_allclose(moved, 0.5, rtol=1e-3)
+
+
+def run_steps(bilevel, eager, steps=3):
+    """Three epochs of one step each, the first without an architecture step."""
+
+    def data_at(step):
+        data = pair(step, count=4)
+        return tf.data.Dataset.from_tensors(data if step else data[0])
+
+    return loop.fit(bilevel, data_at, epochs=steps, steps_per_epoch=1, eager=eager, verbose=0)
+
+
+def test_two_devices_equal_one_and_the_traced_step_the_eager_one(two_devices):
+    """Same global batch: loss and weights to 1e-5 relative, alpha and beta to 1e-4 absolute."""
+    eager, traced = model(), model()
+    histories = [run_steps(eager, True), run_steps(traced, False)]
+    strategy = tf.distribute.MirroredStrategy(two_devices)
+    with strategy.scope():
+        mirrored = model()
+        histories.append(run_steps(mirrored, False))
+    for other, history in ((traced, histories[1]), (mirrored, histories[2])):
+        np.testing.assert_allclose(histories[0].history["loss"], history.history["loss"], rtol=1e-5)
+        np.testing.assert_allclose(
+            histories[0].history["arch_loss"], history.history["arch_loss"], rtol=1e-5
+        )
+        for ours, theirs in zip(weights_of(eager), weights_of(other), strict=True):
+            np.testing.assert_allclose(theirs, ours, atol=1e-5 * np.abs(ours).max())
+        for ours, theirs in zip(architecture_of(eager), architecture_of(other), strict=True):
+            np.testing.assert_allclose(theirs, ours, atol=1e-4)
+        for ours, theirs in zip(moving_of(eager), moving_of(other), strict=True):
+            np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert all(m.std() > 2e-3 for m in architecture_of(eager))
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    def data_at(step):
+        return (
+            tf.data.Dataset.range(step, 100)
+            .map(
+                lambda s: tf.numpy_function(
+                    lambda k: [*pair(int(k))[0], *pair(int(k))[1]],
+                    [s],
+                    [tf.float32, tf.int32, tf.float32, tf.int32],
+                )
+            )
+            .map(
+                lambda *t: (
+                    (tf.ensure_shape(t[0], [2, *SIZE, 3]), tf.ensure_shape(t[1], [2, *SIZE])),
+                    (tf.ensure_shape(t[2], [2, *SIZE, 3]), tf.ensure_shape(t[3], [2, *SIZE])),
+                )
+            )
+        )
+
+    class Killed(Exception):
+        pass
+
+    class Kill(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if int(self.model.completed_steps.numpy()) == 5:
+                raise Killed
+
+    def run(bilevel, **kwargs):
+        checkpoints = Checkpoints(
+            kwargs.pop("directory"), loop.checkpointed_variables(bilevel), "space", keep=2
+        )
+        checkpoints.restore()
+        return loop.fit(
+            bilevel,
+            data_at,
+            epochs=2,
+            steps_per_epoch=4,
+            checkpoints=checkpoints,
+            checkpoint_every_steps=3,
+            eager=True,
+            verbose=0,
+            **kwargs,
+        )
+
+    whole = model()
+    history = run(whole, directory=tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(model(), directory=tmp_path / "part", callbacks=[Kill()])
+    resumed = model()
+    rest = run(resumed, directory=tmp_path / "part")
+    assert rest.history["loss"] == history.history["loss"][1:]
+    for first, second in zip(
+        loop.checkpointed_variables(whole), loop.checkpointed_variables(resumed), strict=True
+    ):
+        np.testing.assert_array_equal(np.array(first), np.array(second))
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    bilevel = model()
+    variables = loop.checkpointed_variables(bilevel)
+    Checkpoints(tmp_path, variables, "one").save(0)
+    with pytest.raises(ValueError, match="belongs to one, not to another"):
+        Checkpoints(tmp_path, variables, "another").restore()
+    with pytest.raises(ValueError, match="does not fit this program"):
+        Checkpoints(tmp_path, variables[:-1], "one").restore()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where():
+    bilevel = model()
+
+    def data_at(step):
+        images, labels = batch(step)
+        return tf.data.Dataset.from_tensors((images * (np.nan if step == 1 else 1.0), labels))
+
+    with pytest.raises(
+        RunError, match=r"loss became nan at step 1 \(epoch 1, learning rate 0.05\)"
+    ):
+        loop.fit(bilevel, data_at, epochs=3, steps_per_epoch=1, eager=True, verbose=0)
+
+
+def test_data_that_end_early_stop_the_run():
+    with pytest.raises(RunError, match="the data ended after step 1"):
+        loop.fit(
+            model(),
+            lambda step: tf.data.Dataset.from_tensors(batch(0)),
+            epochs=1,
+            steps_per_epoch=2,
+            eager=True,
+            verbose=0,
+        )
+
+
+def test_a_keras_file_holds_both_optimizers(tmp_path):
+    bilevel = model()
+    bilevel.train_step(pair(0))
+    bilevel.save(tmp_path / "search.keras")
+    loaded = keras.saving.load_model(tmp_path / "search.keras")
+    assert same(architecture_of(bilevel), architecture_of(loaded))
+    assert same(weights_of(bilevel), weights_of(loaded))
+    for name in ("optimizer", "architecture_optimizer"):
+        assert same(*(values(getattr(m, name).variables) for m in (bilevel, loaded))), name
+    for m in (bilevel, loaded):
+        m.train_step(pair(1))
+    assert same(architecture_of(bilevel), architecture_of(loaded))
