@@ -32,7 +32,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from auto_deeplab_tf import config as config_lib
 
@@ -117,6 +117,8 @@ def _guard(main: Callable[[], Any]) -> int:
     """Calls main and turns what it raises into an exit code and one line."""
     global _result_stream
     _result_stream = sys.stdout
+    # Libraries log through absl, whose handler passes everything until it is told its level.
+    logging.set_verbosity(flags.FLAGS.verbosity)
     # With --json nothing but the result reaches stdout, whatever a library prints.
     wants_json = "json" in flags.FLAGS and flags.FLAGS["json"].value is True
     quiet = contextlib.redirect_stdout(sys.stderr) if wants_json else contextlib.nullcontext()

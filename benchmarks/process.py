@@ -30,7 +30,7 @@ def cpu_model() -> str:
 
 
 def matmul_gflops(size: int = 1536, seconds: float = 1.0) -> float:
-    """Speed of float32 matrix products on the threads that TensorFlow has, 1e9 operations a second."""
+    """Speed of float32 matrix products on TensorFlow's threads, 1e9 operations a second."""
     import tensorflow as tf
 
     x = tf.random.normal([size, size])
