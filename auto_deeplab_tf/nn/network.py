@@ -313,7 +313,7 @@ def _checked_size(size: Any) -> tuple[int, int] | None:
         return None
     values = tuple(size)
     if len(values) != 2 or not all(
-        isinstance(v, numbers.Integral) and v >= MINIMUM_SIZE for v in values
+        isinstance(value, numbers.Integral) and int(value) >= MINIMUM_SIZE for value in values
     ):
         raise ValueError(
             f"input_size must be (height, width), each {MINIMUM_SIZE} pixels or more, or None. "

@@ -1,0 +1,119 @@
+"""Counts of the published networks, pinned; what the counts of any network must satisfy."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from random_architectures import random_architecture
+
+from auto_deeplab_tf.accounting import count
+from auto_deeplab_tf.architecture import Architecture
+
+PUBLISHED = Architecture.preset("auto_deeplab")
+SETTINGS = {"num_classes": 19, "filter_multiplier": 20, "input_size": (1024, 2048)}
+
+# Filter multiplier; parameters in 1e6; Multi-Adds in 1e9 at 1024x2048 and at 1025x2049.
+TABLE = [(20, 10.15, 317.54, 320.45), (32, 21.62, 434.99, 439.92), (48, 44.42, 653.58, 662.42)]
+
+
+@pytest.mark.parametrize(("filter_multiplier", "params", "even", "odd"), TABLE)
+def test_published_networks_to_the_printed_digit(filter_multiplier, params, even, odd):
+    for size, multi_adds in (((1024, 2048), even), ((1025, 2049), odd)):
+        result = count(
+            PUBLISHED, num_classes=19, filter_multiplier=filter_multiplier, input_size=size
+        )
+        assert f"{result.params / 1e6:.2f}" == f"{params:.2f}"
+        assert f"{result.multi_adds / 1e9:.2f}" == f"{multi_adds:.2f}"
+
+
+def test_shapes_of_the_parts_at_321():
+    result = count(PUBLISHED, num_classes=19, filter_multiplier=10, input_size=(321, 321))
+    assert [(row.name, row.output_shape) for row in result.parts] == [
+        ("stem", (81, 81, 128)),
+        ("cell_0", (81, 81, 50)),
+        ("cell_1", (81, 81, 50)),
+        ("cell_2", (81, 81, 50)),
+        ("cell_3", (41, 41, 100)),
+        ("cell_4", (21, 21, 200)),
+        ("cell_5", (41, 41, 100)),
+        ("cell_6", (21, 21, 200)),
+        ("cell_7", (21, 21, 200)),
+        ("cell_8", (11, 11, 400)),
+        ("cell_9", (11, 11, 400)),
+        ("cell_10", (21, 21, 200)),
+        ("cell_11", (41, 41, 100)),
+        ("aspp", (41, 41, 256)),
+        ("decoder", (81, 81, 19)),
+    ]
+
+
+def test_a_layer_by_hand():
+    """Cell 3 of the published network reads stride 4 (81x81) and runs at stride 8 (41x41)."""
+    layers = count(PUBLISHED, num_classes=19, filter_multiplier=10, input_size=(321, 321)).layers
+    rows = {row.name: row for row in layers}
+    at_4, at_8 = 81 * 81, 41 * 41
+    assert rows["cell_3/prev"][2:] == (50 * 20 + 2 * 20, 50 * 20 * at_4)
+    # Of the two halves of a separable operation in a stride-2 position both write at stride 8.
+    unit = 9 * 20 + 20 * 20
+    assert rows["cell_3/block_0_prev_sep_3x3"][2:] == (2 * (unit + 40), 2 * unit * at_8)
+    full = 25 * 20 * 20
+    assert rows["cell_3/block_0_prev_prev_atrous_5x5"][2:] == (full + 40, full * at_8)
+    # The pooled branch has one position; the last convolution a bias in place of BN.
+    assert rows["aspp/pooling"][2:] == (100 * 256 + 512, 100 * 256)
+    assert rows["decoder/classes"][2:] == (256 * 19 + 19, 256 * 19 * at_4)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rows_add_up(seed):
+    result = count(
+        random_architecture(seed, max_layers=12, max_blocks=5),
+        num_classes=7,
+        filter_multiplier=3,
+        input_size=(97, 131),
+        head_channels=9,
+        decoder_channels=5,
+    )
+    for rows in (result.layers, result.parts):
+        assert result.params == sum(row.params for row in rows)
+        assert result.multi_adds == sum(row.multi_adds for row in rows)
+    assert len({row.name for row in result.layers}) == len(result.layers)
+
+
+def test_separable_atrous_costs_less_than_full():
+    separable = Architecture(PUBLISHED.levels, PUBLISHED.cell, "separable")
+    assert count(separable, **SETTINGS).params < count(PUBLISHED, **SETTINGS).params
+    assert count(separable, **SETTINGS).multi_adds < count(PUBLISHED, **SETTINGS).multi_adds
+
+
+def test_numpy_integers_do_not_overflow_nor_leak():
+    settings = SETTINGS | {"filter_multiplier": np.int32(48), "input_size": np.int32([1024, 2048])}
+    result = count(PUBLISHED, **settings)
+    assert result == count(PUBLISHED, **(SETTINGS | {"filter_multiplier": 48}))
+    assert type(result.multi_adds) is int
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_classes": 0}, "num_classes must be an integer of 1 or more. Received: 0."),
+        ({"filter_multiplier": 2.5}, "filter_multiplier must be an integer of 1 or more"),
+        ({"head_channels": -1}, "head_channels must be an integer of 1 or more"),
+        ({"decoder_channels": True}, "decoder_channels must be an integer of 1 or more"),
+        ({"input_size": (31, 64)}, "the height of input_size must be an integer of 32 or more"),
+        ({"input_size": (64,)}, "input_size must be (height, width)"),
+    ],
+)
+def test_settings_out_of_range(changed, message):
+    with pytest.raises(ValueError) as error:
+        count(PUBLISHED, **(SETTINGS | changed))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_needs_no_framework():
+    program = (
+        "import sys, auto_deeplab_tf.accounting\n"
+        "assert not {'tensorflow', 'keras', 'jax'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
