@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import math
@@ -20,11 +21,12 @@ from auto_deeplab_tf.architecture import Architecture, stride, write_atomically
 
 cli.define(config.DecodeConfig)
 
-# The resources of a budget: how each is called, and the flag that bounds it.
-_RESOURCES = {
-    "params": ("parameters", "max_params"),
-    "multi_adds": ("Multi-Adds", "max_multi_adds"),
-}
+
+class Cost(NamedTuple):
+    """What a budget bounds; the fields are those of `accounting.Count`."""
+
+    params: float
+    multi_adds: float
 
 
 class Choice(NamedTuple):
@@ -32,7 +34,7 @@ class Choice(NamedTuple):
 
     levels: tuple[int, ...]
     log_prob: float
-    counts: Mapping[int, accounting.Count]
+    costs: Mapping[int, Cost]
 
 
 def main() -> None:
@@ -102,77 +104,65 @@ def choose(logits: decoding.Logits, cell: Any, options: config.DecodeConfig) -> 
     """
     log_beta = decoding.log_softmax_beta(logits.beta)
     wanted = options.top_k or 1
-    if options.filter_multiplier is None:
+    costs = {
+        multiplier: _path_costs(logits, cell, options, multiplier)
+        for multiplier in sorted(set(options.filter_multiplier or ()))
+    }
+    if not costs:
         return [Choice(*path, {}) for path in decoding.k_best_paths(log_beta, wanted)]
-
-    def count(levels: tuple[int, ...], filter_multiplier: int) -> accounting.Count:
-        return accounting.count(
-            Architecture(levels=levels, cell=cell, atrous=str(logits.atrous)),
-            num_classes=options.num_classes,
-            filter_multiplier=filter_multiplier,
-            input_size=options.input_size,
-            head_channels=options.head_channels,
-            decoder_channels=options.decoder_channels,
-        )
-
-    budget = _budget(options)
-    multipliers = sorted(set(options.filter_multiplier))
+    limits = Cost(options.max_params or math.inf, options.max_multi_adds or math.inf)
     found: dict[tuple[int, ...], float] = {}
-    for multiplier in multipliers:
-        for levels, log_prob in itertools.islice(
-            decoding.best_paths(log_beta, _within(budget, count, multiplier, len(log_beta))), wanted
-        ):
-            found[levels] = log_prob
+    for of_paths in costs.values():
+        paths = decoding.best_paths(log_beta, functools.partial(_can_keep, limits, of_paths))
+        found |= dict(itertools.islice(paths, wanted))
     if not found:
-        raise ValueError(_nothing_fits(budget, count, multipliers, len(log_beta)))
-    best = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:wanted]
+        raise ValueError(_nothing_fits(limits, *next(iter(costs.items()))))
     choices = []
-    for levels, log_prob in best:
-        counts = {multiplier: count(levels, multiplier) for multiplier in multipliers}
-        fitting = {m: c for m, c in counts.items() if _keeps(c, budget)}
+    for levels, log_prob in sorted(found.items(), key=lambda item: (-item[1], item[0]))[:wanted]:
+        counted = {m: Cost(*of_paths.of(levels).tolist()) for m, of_paths in costs.items()}
+        fitting = {m: cost for m, cost in counted.items() if _keeps(cost, limits)}
         choices.append(Choice(levels, log_prob, fitting))
     return choices
 
 
-def _budget(options: config.DecodeConfig) -> dict[str, int]:
-    """The limits that are given, by the name of the resource in `accounting.Count`."""
-    limits = {name: getattr(options, flag) for name, (_, flag) in _RESOURCES.items()}
-    return {name: limit for name, limit in limits.items() if limit is not None}
+def _path_costs(
+    logits: decoding.Logits, cell: Any, options: config.DecodeConfig, multiplier: int
+) -> decoding.PathCosts:
+    """The costs of every path at a filter multiplier, in the order of `Cost`."""
 
-
-def _keeps(count: accounting.Count, budget: Mapping[str, int]) -> bool:
-    return all(getattr(count, name) <= limit for name, limit in budget.items())
-
-
-def _costs(budget: Mapping[str, int], count: Any, multiplier: int, num_layers: int) -> Any:
     def cost(levels: tuple[int, ...]) -> tuple[int, ...]:
-        counted = count(levels, multiplier)
-        return tuple(getattr(counted, name) for name in budget)
+        counted = accounting.count(
+            Architecture(levels=levels, cell=cell, atrous=str(logits.atrous)),
+            num_classes=options.num_classes,
+            filter_multiplier=multiplier,
+            input_size=options.input_size,
+            head_channels=options.head_channels,
+            decoder_channels=options.decoder_channels,
+        )
+        return tuple(getattr(counted, name) for name in Cost._fields)
 
-    return decoding.PathCosts(num_layers, cost)
-
-
-def _within(budget: Mapping[str, int], count: Any, multiplier: int, num_layers: int) -> Any:
-    """Tells of the beginning of a path whether one that keeps the budget can follow."""
-    if not budget:
-        return None
-    costs = _costs(budget, count, multiplier, num_layers)
-    limits = list(budget.values())
-    return lambda beginning: bool((costs.least(beginning) <= limits).all())
+    return decoding.PathCosts(len(logits.beta), cost)
 
 
-def _nothing_fits(
-    budget: Mapping[str, int], count: Any, multipliers: list[int], num_layers: int
-) -> str:
+def _keeps(cost: Any, limits: Cost) -> bool:
+    return all(value <= limit for value, limit in zip(cost, limits, strict=True))
+
+
+def _can_keep(limits: Cost, costs: decoding.PathCosts, beginning: tuple[int, ...]) -> bool:
+    """Tells whether a path with this beginning may keep the limits; of a whole path, whether."""
+    return limits == (math.inf, math.inf) or _keeps(costs.least(beginning), limits)
+
+
+def _nothing_fits(limits: Cost, multiplier: int, costs: decoding.PathCosts) -> str:
     """One line: the limits, and what the smallest path needs."""
-    smallest = _costs(budget, count, multipliers[0], num_layers).least()
-    limits = " and ".join(f"--{_RESOURCES[name][1]}={limit}" for name, limit in budget.items())
-    needs = " and ".join(
-        f"{least} {_RESOURCES[name][0]}" for name, least in zip(budget, smallest, strict=True)
-    )
-    text = f"no path keeps {limits}: the smallest of this cell needs {needs} at "
-    text += f"--filter_multiplier={multipliers[0]}"
-    if all(least <= limit for least, limit in zip(smallest, budget.values(), strict=True)):
+    names = [name for name in Cost._fields if getattr(limits, name) < math.inf]
+    smallest = dict(zip(Cost._fields, costs.least().tolist(), strict=True))
+    words = {"params": "parameters", "multi_adds": "Multi-Adds"}
+    flags = " and ".join(f"--max_{name}={getattr(limits, name)}" for name in names)
+    needs = " and ".join(f"{smallest[name]} {words[name]}" for name in names)
+    text = f"no path keeps {flags}: the smallest of this cell needs {needs} at "
+    text += f"--filter_multiplier={multiplier}"
+    if all(smallest[name] <= getattr(limits, name) for name in names):
         text += ", but no path is smallest in both"
     return text + ". Allow more, or give a smaller multiplier, input or head."
 
@@ -180,15 +170,16 @@ def _nothing_fits(
 def _provenance(options: config.DecodeConfig, source: Path, best: Choice) -> dict[str, Any]:
     """What the search said of itself, and under `decode` what was decided here."""
     decided: dict[str, Any] = {"logits": str(source), "log_prob": best.log_prob}
-    if best.counts:
-        multiplier = max(best.counts)
+    if best.costs:
+        multiplier = max(best.costs)
         decided["filter_multiplier"] = multiplier
-        decided |= {name: getattr(best.counts[multiplier], name) for name in _RESOURCES}
+        decided |= best.costs[multiplier]._asdict()
         decided["counted_with"] = {
             name: getattr(options, name)
             for name in ("num_classes", "input_size", "head_channels", "decoder_channels")
         }
-        decided |= {_RESOURCES[name][1]: limit for name, limit in _budget(options).items()}
+        limits = {name: getattr(options, name) for name in ("max_params", "max_multi_adds")}
+        decided |= {name: limit for name, limit in limits.items() if limit is not None}
     searched = source.with_name("architecture.json")
     if options.run_dir is None or not searched.is_file():
         return {"decode": decided}
@@ -203,14 +194,13 @@ def _csv(ranked: list[Choice]) -> str:
     """A row for each path, or for each path and multiplier it fits; `rank` counts paths from 1."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    counted = bool(ranked[0].counts)
-    rows.writerow(
-        ["rank", "log_prob", "levels", *(["filter_multiplier", *_RESOURCES] if counted else [])]
-    )
+    counted = bool(ranked[0].costs)
+    added = ["filter_multiplier", *Cost._fields] if counted else []
+    rows.writerow(["rank", "log_prob", "levels", *added])
     for rank, choice in enumerate(ranked, start=1):
         row = [rank, choice.log_prob, _dashed(choice.levels)]
-        for multiplier, count in choice.counts.items():
-            rows.writerow([*row, multiplier, *(getattr(count, name) for name in _RESOURCES)])
+        for multiplier, cost in choice.costs.items():
+            rows.writerow([*row, multiplier, *cost])
         if not counted:
             rows.writerow(row)
     return text.getvalue()
@@ -232,10 +222,10 @@ def _summary(
             list(row[:3]) for row in decoding.unidentified_transitions(architecture.num_layers)
         ],
     }
-    if best.counts:
-        multiplier = max(best.counts)
+    if best.costs:
+        multiplier = max(best.costs)
         summary["filter_multiplier"] = multiplier
-        summary |= {name: getattr(best.counts[multiplier], name) for name in _RESOURCES}
+        summary |= best.costs[multiplier]._asdict()
     return summary
 
 
@@ -265,13 +255,13 @@ def in_words(
         f"{math.log(8):.3f}), beta {decoding.beta_entropy(logits.beta):.3f}",
         _not_identified(levels),
     ]
-    if best.counts:
-        multiplier = max(best.counts)
-        counted = best.counts[multiplier]
+    if best.costs:
+        multiplier = max(best.costs)
+        cost = best.costs[multiplier]
         height, width = options.input_size
         lines.append(
             f"Counted with F {multiplier}, {options.num_classes} classes, {height}x{width}: "
-            f"{counted.params:,} parameters, {counted.multi_adds:,} Multi-Adds"
+            f"{cost.params:,} parameters, {cost.multi_adds:,} Multi-Adds"
         )
     lines.append(f"Architecture: {files['architecture']}")
     lines.append(f"Drawing:      {files['svg']}, {files['png']}")

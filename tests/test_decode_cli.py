@@ -220,8 +220,8 @@ def test_of_several_multipliers_the_best_path_first_then_the_largest_that_fits()
     (choice,) = choose(alpha, beta, *flags)
     assert choice.levels == best_levels
     assert choice.log_prob == pytest.approx(best_log_prob)
-    assert sorted(choice.counts) == [4, 8]
-    assert max(choice.counts) == 8
+    assert sorted(choice.costs) == [4, 8]
+    assert max(choice.costs) == 8
     # Below it at 4, another path is chosen; it fits at 4 and takes what more it can.
     limit = best_params[4] - 1
     (choice,) = choose(alpha, beta, "--filter_multiplier=4,8,12", f"--max_params={limit}")
@@ -230,7 +230,7 @@ def test_of_several_multipliers_the_best_path_first_then_the_largest_that_fits()
         for levels, _, count in by_multiplier[4]
         if count.params <= limit
     )
-    assert (choice.levels, set(choice.counts)) == expected
+    assert (choice.levels, set(choice.costs)) == expected
 
 
 def dict_of(ranked):
@@ -265,49 +265,78 @@ def test_where_nothing_fits_the_smallest_is_told_and_nothing_is_written(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "text"),
+    ("arguments", "text"),
     [
-        ([], 2, "exactly one of --run_dir and --logits is needed"),
-        (["--run_dir={}", "--logits={}/good.npz"], 2, "exactly one of --run_dir and --logits"),
-        (["--logits={}/good.npz"], 2, "--logits needs --output"),
-        (["--logits={}/good.npz", "--output={}/a.svg"], 2, "expected a name that ends in .json"),
-        (["--logits={}/good.npz", "--output={}/a.json", "--topk=2"], 2, "did you mean --top_k?"),
-        (["--logits={}/good.npz", "--output={}/a.json", "--top_k=0"], 2, "must be at least 1"),
-        (["--run_dir={}", "--max_params=5"], 2, "need --filter_multiplier"),
+        ([], "exactly one of --run_dir and --logits is needed"),
+        (["--run_dir=a", "--logits=a.npz"], "exactly one of --run_dir and --logits"),
+        (["--logits=a.npz"], "--logits needs --output"),
         (
-            ["--run_dir={}/nowhere"],
-            1,
-            "nowhere has no logits.npz: it is not the folder of a search",
+            ["--logits=a.npz", "--output=a.svg"],
+            "--output=a.svg: expected a name that ends in .json",
         ),
-        (["--logits={}/no.npz", "--output={}/a.json"], 1, "no.npz is not a file"),
-        (["--logits={}/text.npz", "--output={}/a.json"], 1, "text.npz is not a complete .npz file"),
-        (["--logits={}/nan.npz", "--output={}/a.json"], 1, "nan.npz: alpha must be finite: alpha["),
-        (["--logits={}/odd.npz", "--output={}/a.json"], 1, "odd.npz: beta must have the shape"),
-        (["--logits={}/good.npz", "--output={}/a.json", "--atrous=full"], 1, "leave the flag out"),
-        (["--logits={}/good.npz", "--output={}/text.npz/a.json"], 1, "text.npz"),
+        (["--run_dir=a", "--topk=2"], "did you mean --top_k"),
+        (["--run_dir=a", "--top_k=0"], "must be at least 1"),
+        (["--run_dir=a", "--max_params=5"], "need --filter_multiplier"),
+        (["--run_dir=a", "--atrous=half"], "expected one of full, separable"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, code, text):
+def test_flags_that_do_not_fit(arguments, text):
+    with pytest.raises(cli.FlagsError, match=text):
+        cli.parse(config.DecodeConfig, arguments)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with good and bad files of logits."""
     alpha, beta = random_logits(10, 2, 1)
     decoding.save_logits(tmp_path / "good.npz", alpha, beta, "separable")
     np.savez(tmp_path / "nan.npz", alpha=alpha * math.nan, beta=beta)
     np.savez(tmp_path / "odd.npz", alpha=alpha, beta=beta[0])
     (tmp_path / "text.npz").write_text("alpha, beta")
-    before = sorted(tmp_path.iterdir())
-    got, out, err = command(*(argument.format(tmp_path) for argument in arguments))
-    assert (got, out) == (code, "")
-    assert err.startswith("error: ")
-    assert text in err
-    assert err.count("\n") == 1
-    assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "run").mkdir()
+    decoding.save_logits(tmp_path / "run" / "logits.npz", alpha, beta, "separable")
+    (tmp_path / "run" / "architecture.json").write_text("{")
+    return tmp_path
 
 
-def test_a_run_that_does_not_tell_its_atrous_operation_needs_the_flag(tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--run_dir={}/nowhere"], "nowhere has no logits.npz: it is not the folder of a search"),
+        (["--run_dir={}/run"], "architecture.json: not a JSON file"),
+        (["--logits={}/no.npz", "--output={}/a.json"], "no.npz is not a file"),
+        (["--logits={}/text.npz", "--output={}/a.json"], "text.npz is not a complete .npz file"),
+        (["--logits={}/nan.npz", "--output={}/a.json"], "nan.npz: alpha must be finite: alpha"),
+        (["--logits={}/odd.npz", "--output={}/a.json"], "odd.npz: beta must have the shape"),
+        (["--logits={}/good.npz", "--output={}/a.json", "--atrous=full"], "leave the flag out"),
+        (["--logits={}/good.npz", "--output={}/text.npz/a.json"], "text.npz"),
+    ],
+)
+def test_bad_input_writes_nothing(folder, monkeypatch, capsys, arguments, text):
+    before = sorted(folder.rglob("*"))
+    options = cli.parse(config.DecodeConfig, [part.format(folder) for part in arguments])
+    monkeypatch.setattr(cli, "read", lambda _: options)
+    with pytest.raises((ValueError, OSError), match=text) as caught:
+        decode.main()
+    assert "\n" not in str(caught.value)
+    assert sorted(folder.rglob("*")) == before
+    assert capsys.readouterr().out == ""
+
+
+def test_a_person_sees_one_line(folder):
+    output = folder / "a.json"
+    code, out, err = command(f"--logits={folder / 'text.npz'}", f"--output={output}")
+    assert (code, out) == (1, "")
+    assert err == f"error: {folder / 'text.npz'} is not a complete .npz file of numbers.\n"
+
+
+def test_a_run_that_does_not_tell_its_atrous_operation_needs_the_flag(tmp_path, monkeypatch):
     alpha, beta = random_logits(11, 2, 1)
     np.savez(tmp_path / "logits.npz", alpha=alpha, beta=beta)
-    code, _, err = command(f"--run_dir={tmp_path}")
-    assert code == 1
-    assert "does not say which atrous operation the search had: give --atrous" in err
-    code, _, _ = command(f"--run_dir={tmp_path}", "--atrous=full")
-    assert code == 0
+    options = cli.parse(config.DecodeConfig, [f"--run_dir={tmp_path}"])
+    monkeypatch.setattr(cli, "read", lambda _: options)
+    with pytest.raises(ValueError, match="does not say which atrous .*: give --atrous"):
+        decode.main()
+    options = cli.parse(config.DecodeConfig, [f"--run_dir={tmp_path}", "--atrous=full"])
+    decode.main()
     assert Architecture.load(tmp_path / "architecture.json").atrous == "full"
