@@ -95,10 +95,14 @@ def run(main: Callable[[], Any]) -> NoReturn:
     def parser(argv: list[str]) -> list[str]:
         _answer_help(argv, module, config_class)
         try:
-            return _parse(flags.FLAGS, argv, config_class)
+            rest = _parse(flags.FLAGS, argv, config_class)
         except FlagsError as error:
             _complain(error)
             sys.exit(2)
+        if flags.FLAGS["verbosity"].using_default_value:
+            # absl would show what TensorFlow tells of its own doings from here on.
+            flags.FLAGS.verbosity = logging.WARNING
+        return rest
 
     app.run(lambda argv: _guard(main), flags_parser=parser)
     raise SystemExit(0)
@@ -117,8 +121,6 @@ def _guard(main: Callable[[], Any]) -> int:
     """Calls main and turns what it raises into an exit code and one line."""
     global _result_stream
     _result_stream = sys.stdout
-    # Libraries log through absl, whose handler passes everything until it is told its level.
-    logging.set_verbosity(flags.FLAGS.verbosity)
     # With --json nothing but the result reaches stdout, whatever a library prints.
     wants_json = "json" in flags.FLAGS and flags.FLAGS["json"].value is True
     quiet = contextlib.redirect_stdout(sys.stderr) if wants_json else contextlib.nullcontext()
