@@ -51,7 +51,7 @@ class SplitWriter:
         self._info = info
         self._image_size = image_size
         self._shards: list[Path] = []
-        self._writer = None
+        self._writer: tf.io.TFRecordWriter | None = None
         self._offset = 0
         self._rows: list[tuple[str, str, int, int, int, int]] = []
         self._class_pixels = np.zeros(info.num_classes, np.int64)
@@ -82,7 +82,7 @@ class SplitWriter:
             )
         ).SerializeToString()
         if self._writer is None or self._offset + len(record) > _SHARD_BYTES:
-            self._next_shard()
+            self._writer = self._next_shard()
         self._writer.write(record)
         self._rows.append(
             (example.image_id, example.group, len(self._shards) - 1, self._offset, *label.shape)
@@ -121,12 +121,12 @@ class SplitWriter:
             "ignored_pixels": self._ignored_pixels,
         }
 
-    def _next_shard(self) -> None:
+    def _next_shard(self) -> tf.io.TFRecordWriter:
         if self._writer is not None:
             self._writer.close()
         self._shards.append(self._directory / f"{self._split}-{len(self._shards):05d}.tfrecord")
-        self._writer = tf.io.TFRecordWriter(str(self._shards[-1]))
         self._offset = 0
+        return tf.io.TFRecordWriter(str(self._shards[-1]))
 
     def _count(self, label: np.ndarray) -> None:
         pixels = np.bincount(label.ravel(), minlength=256)

@@ -40,6 +40,7 @@ TRAIN_CITIES = (
 VAL_CITIES = ("ingrath", "jarrow", "kestrel")
 IMAGES_PER_CITY = {"train": 42, "val": 24}
 _FAR = 110.0
+_KERB = np.array([0.66, 0.65, 0.63], np.float32)
 
 
 def find(data_dir: Path | None) -> Origin:
@@ -72,6 +73,7 @@ class _City:
     pitched_roofs: float
     road_half: float
     sidewalk: float
+    verges: float
     strip: float
     gaps: float
     trees: float
@@ -105,7 +107,8 @@ def _city(name: str) -> _City:
         pitched_roofs=rng.uniform(0.1, 0.8),
         road_half=rng.uniform(4.2, 6.5),
         sidewalk=rng.uniform(2.0, 3.6),
-        strip=rng.uniform(1.5, 4.0),
+        verges=rng.uniform(0.1, 0.7),
+        strip=rng.uniform(2.0, 5.0),
         gaps=rng.uniform(0.2, 0.45),
         trees=rng.uniform(0.5, 1.0),
         fences=rng.uniform(0.45, 0.8),
@@ -159,12 +162,17 @@ class _Street:
         self._bend = rng.uniform(-1.0, 1.0) * 0.0022
         self._road_half = city.road_half * rng.uniform(0.9, 1.1)
         self._lane = self._road_half * rng.uniform(0.2, 0.5)
-        self._walk = self._road_half + city.sidewalk * rng.uniform(0.85, 1.15)
-        # Left and right: how far the buildings stand back behind a strip of grass; some streets
-        # have none.
-        self._lines = [
-            self._walk + (city.strip * rng.uniform(0.7, 1.3) if rng.random() < 0.6 else 0.0)
+        # Left and right: where the sidewalk begins (some have a green verge before it), where it
+        # ends, and how far the buildings stand back behind a strip of grass; some have none.
+        width = city.sidewalk * rng.uniform(0.85, 1.15)
+        self._verges = [
+            self._road_half + (rng.uniform(1.2, 2.2) if rng.random() < city.verges else 0.0)
             for _ in range(2)
+        ]
+        self._walks = [verge + width for verge in self._verges]
+        self._lines = [
+            walk + (city.strip * rng.uniform(0.7, 1.3) if rng.random() < 0.6 else 0.0)
+            for walk in self._walks
         ]
         self._seed = int(rng.integers(2**31))
         self._shadows: list[
@@ -177,9 +185,9 @@ class _Street:
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         self._sky()
-        self._skyline()
         for side in (0, 1):
             self._roadside(side)
+        self._skyline()
         self._furniture()
         self._traffic()
         self._pedestrians()
@@ -233,8 +241,8 @@ class _Street:
                 self._garden(side, z, end)
             else:
                 self._house(side, line + rng.uniform(0.0, 0.6), z, end)
-                if line - self._walk > 1.2 and rng.random() < city.fences * 0.5:
-                    self._fence(side, self._walk + 0.25, z, end)
+                if line - self._walks[side] > 1.2 and rng.random() < city.fences * 0.5:
+                    self._fence(side, self._walks[side] + 0.25, z, end)
             z = end + (0.0 if rng.random() < 0.6 else rng.uniform(1.0, 4.0))
         # Behind everything, so that a gap between houses does not show the horizon.
         painter = objects.hedge(self._green(), 7.0, self._light, int(rng.integers(2**31)))
@@ -264,7 +272,7 @@ class _Street:
             objects.facade(style, end_light, self._light),
         )
         self._house_tops[side].append((z, end, height))
-        if line - self._walk < 1.0:
+        if line - self._walks[side] < 1.0:
             return
         if rng.random() < 0.5:
             self._bushes(side, z, end)
@@ -272,7 +280,7 @@ class _Street:
     def _garden(self, side: int, z: float, end: float) -> None:
         """A gap between houses: grass, trees, a fence or a hedge towards the street."""
         rng = self._rng
-        border = self._walk + 0.25
+        border = self._walks[side] + 0.25
         kind = rng.random()
         if kind < self._city.fences:
             self._fence(side, border, z, end)
@@ -283,7 +291,9 @@ class _Street:
         for _ in range(int(rng.integers(1, 4))):
             offset = rng.uniform(3.0, 12.0)
             self._tree(
-                self._sign(side) * (self._walk + offset), rng.uniform(z, end), rng.uniform(4.5, 8.5)
+                self._sign(side) * (self._walks[side] + offset),
+                rng.uniform(z, end),
+                rng.uniform(4.5, 8.5),
             )
 
     def _fence(self, side: int, line: float, z: float, end: float) -> None:
@@ -406,7 +416,7 @@ class _Street:
         """Bins and boxes: things that Cityscapes calls static and does not count."""
         rng = self._rng
         width, height = rng.uniform(0.5, 0.9), rng.uniform(0.8, 1.3)
-        x = self._sign(side) * (self._walk - rng.uniform(0.4, 0.9))
+        x = self._sign(side) * (self._walks[side] - rng.uniform(0.4, 0.9))
         color = rng.uniform(0.1, 0.6, 3).astype(np.float32)
         self._upright(x, z, width, height, objects.box(color, height, self._light, LABEL["static"]))
         self._shadows.append((x, z, width / 2 + 0.1, 0.4, height))
@@ -452,7 +462,9 @@ class _Street:
             z = float(rng.uniform(5.0, 26.0))
             if rng.random() < 0.78:
                 side = int(rng.integers(2))
-                x = self._sign(side) * rng.uniform(self._road_half + 0.7, self._walk - 0.2)
+                x = self._sign(side) * rng.uniform(
+                    self._verges[side] + 0.5, self._walks[side] - 0.2
+                )
             else:
                 x = rng.uniform(-self._road_half, self._road_half)
             count = 2 if rng.random() < 0.25 else 1
@@ -475,20 +487,25 @@ class _Street:
         z = np.broadcast_to(z, x.shape)
         free = z < canvas.depth[first:]
         side = np.abs(x)
-        line = np.where(x < 0.0, self._lines[0], self._lines[1])
+        verge, walk, line = (
+            np.where(x < 0.0, left, right)
+            for left, right in (self._verges, self._walks, self._lines)
+        )
+        # Where no grass lies before the houses, the paving reaches up to them.
+        end_of_paving = np.where(line < walk + 1.0, line + 0.7, walk)
         label = np.select(
-            [side < self._road_half, side < self._walk],
+            [side < self._road_half, (side >= verge) & (side < end_of_paving)],
             [LABEL["road"], LABEL["sidewalk"]],
             LABEL["terrain"],
         )
-        paved = (side >= self._walk) & (line < self._walk + 1.0) & (side < line + 0.7)
-        label = np.where(paved, LABEL["sidewalk"], label)
         pixel = z / canvas.camera.focal
         color = np.select(
             [(label == LABEL["road"])[..., None], (label == LABEL["sidewalk"])[..., None]],
             [self._asphalt(x, z, pixel), self._paving(x, z, side, pixel)],
             self._grass(x, z),
         )
+        kerb = (side >= self._road_half) & (side < self._road_half + np.maximum(0.18, 0.8 * pixel))
+        color = mix(color, _KERB, 0.8 * kerb)
         color = color * self._sunlight(x, z)
         if light.wet > 0.0:
             sheen = (
@@ -542,9 +559,7 @@ class _Street:
             + (0.16 * tiles - 0.16 * joints) * detail
             + 0.14 * (noise(x * 0.9, z * 0.5, seed + 1) - 0.5)
         )
-        color = base * value[..., None]
-        kerb = side < self._road_half + np.maximum(0.18, 0.8 * pixel)
-        return mix(color, np.array([0.66, 0.65, 0.63], np.float32), 0.8 * kerb)
+        return base * value[..., None]
 
     def _grass(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
         seed = self._seed + 20

@@ -56,8 +56,8 @@ def halves(
             raise ValueError(f"frames_per_block must be 1 or more. Received: {frames_per_block}")
         order = sorted(range(len(ids)), key=lambda i: (groups[i], ids[i]))
         sides = _block_sides([groups[i] for i in order], min(frames_per_block, len(ids) // 2))
-    order = np.array(order, np.int64)
-    return np.sort(order[sides == 0]), np.sort(order[sides == 1])
+    ranked = np.array(order, np.int64)
+    return np.sort(ranked[sides == 0]), np.sort(ranked[sides == 1])
 
 
 def source_halves(source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -50,9 +50,15 @@ def test_scenes_are_no_toy(sample):
         _, counts = np.unique(image.reshape(-1, 3), axis=0, return_counts=True)
         assert counts.max() < 0.05 * label.size
         assert len(np.unique(label)) >= 8
-    # Light changes from scene to scene.
-    brightness = [image.mean() for image, _ in everything]
-    assert np.ptp(brightness) > 50.0
+
+
+def test_light_changes_from_scene_to_scene():
+    ids = scenes.image_ids("train")[::8]
+    images = np.array([scenes.render(image_id, (32, 64))[0] for image_id in ids])
+    brightness = images.mean(axis=(1, 2, 3))
+    assert np.ptp(brightness) > 50.0 and brightness.std() > 8.0
+    # Colder and warmer light, not only more or less of it.
+    assert np.std(images[..., 0].mean(axis=(1, 2)) / images[..., 2].mean(axis=(1, 2))) > 0.05
 
 
 def test_no_class_is_thinner_than_two_pixels(sample):
