@@ -485,12 +485,6 @@ class SearchConfig(RunConfig):
         group="device",
         on_resume="free",
     )
-    remat: bool = flag(
-        True,
-        "recompute the nodes in the backward pass: less memory",
-        group="device",
-        on_resume="free",
-    )
 
     def _check(self) -> None:
         super()._check()
@@ -585,6 +579,12 @@ class TrainConfig(RunConfig):
     decoder_channels: int = flag(
         48, "channels of the low-level feature in the decoder", group="network", minimum=1
     )
+    normalization: str = flag(
+        "plain",
+        "images become x / 127.5 - 1, or (x - mean) / deviation of the data set",
+        choices=("plain", "dataset"),
+        group="network",
+    )
     drop_path_keep: float = flag(
         1.0,
         "probability at the end of keeping a path (1: no drop path)",
@@ -630,6 +630,13 @@ class TrainConfig(RunConfig):
     label_smoothing: float = flag(
         0.0, "label smoothing in the loss", group="optimisation", minimum=0, below=1
     )
+    overlays: int = flag(
+        4,
+        "number of validation images drawn after every validation, always the same",
+        group="output",
+        minimum=0,
+        on_resume="free",
+    )
 
     def _check(self) -> None:
         super()._check()
@@ -647,6 +654,12 @@ class EvaluateConfig(DatasetConfig):
         help="folder for metrics.json and the overlays", group="output", metavar="DIR"
     )
     batch_size: int = flag(1, "images per step", group="data", minimum=1)
+    input_size: Size | None = flag(
+        None,
+        "size that images are brought to for the network (nothing given: as in its training)",
+        group="evaluation",
+        minimum=32,
+    )
     scales: tuple[float, ...] = flag(
         (1.0,), "scales whose probabilities are averaged", group="evaluation", above=0
     )
@@ -671,6 +684,14 @@ class PredictConfig(Config):
     model: str = flag(help="model file, as train writes it", metavar="FILE.keras")
     image: str = flag(help="an image, a folder of images, or a glob", metavar="PATH")
     output_dir: str = flag(help="folder for the masks and overlays", group="output", metavar="DIR")
+    input_size: Size | None = flag(
+        None,
+        "size that images are brought to for the network (nothing given: as in its training)",
+        minimum=32,
+    )
+    json: bool = flag(
+        False, "print the result as one JSON object on one line, nothing else", group="output"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -705,8 +726,14 @@ class SavedModelConfig(Config):
     input_size: Size | None = flag(
         None, "fixed size of the images (nothing given: any size)", group="output", minimum=32
     )
-    version: int | None = flag(
-        None, "number of the version (nothing given: the next one)", group="output", minimum=1
+    max_image_pixels: int = flag(
+        2048 * 4096,
+        "largest height times width that the signature encoded_image takes",
+        group="output",
+        minimum=32 * 32,
+    )
+    json: bool = flag(
+        False, "print the result as one JSON object on one line, nothing else", group="output"
     )
 
 
@@ -725,6 +752,9 @@ class TFLiteConfig(Config):
     )
     calibration_dir: str | None = flag(
         None, "folder of images that int8 measures its ranges on", group="output", metavar="DIR"
+    )
+    json: bool = flag(
+        False, "print the result as one JSON object on one line, nothing else", group="output"
     )
 
     def _check(self) -> None:
@@ -745,3 +775,6 @@ class TensorRTConfig(Config):
     output: str = flag(help="file (onnx) or folder (tf_trt) to write", group="output")
     input_size: Size = flag(help="fixed size of the images", group="output", minimum=32)
     route: str = flag("onnx", "through an ONNX file or through TF-TRT", choices=("onnx", "tf_trt"))
+    json: bool = flag(
+        False, "print the result as one JSON object on one line, nothing else", group="output"
+    )

@@ -1,9 +1,13 @@
 """Masks as pictures: colours, overlays on the image, and a contact sheet with a legend."""
 
+import io
+import os
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from auto_deeplab_tf.architecture import write_atomically
 
 VOID_COLOR = (0, 0, 0)
 _GAP = 6
@@ -148,3 +152,42 @@ def _legend_positions(
         positions.append((x, y))
         x += entry
     return positions
+
+
+def spread(count: int, number: int) -> list[int]:
+    """Returns the indices of `number` of `count` examples, evenly spread, or of all."""
+    number = min(number, count)
+    return [(2 * index + 1) * count // (2 * number) for index in range(number)]
+
+
+def comparison_sheet(
+    samples: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
+    class_names: Sequence[str],
+    palette: np.ndarray,
+) -> np.ndarray:
+    """Draws samples as rows of a sheet: image, labels and prediction laid over it.
+
+    Args:
+        samples: (name, image uint8 [H, W, 3], labels [H, W], predicted class ids [H, W]) each.
+        class_names: one per class.
+        palette: uint8 [num_classes, 3].
+    """
+    rows = [
+        (image, overlay(image, labels, palette), overlay(image, prediction, palette))
+        for _, image, labels, prediction in samples
+    ]
+    names = [name for name, *_ in samples]
+    titles = ("image", "labels", "prediction")
+    return contact_sheet(rows, titles, names, class_names, palette)
+
+
+def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
+    """Writes a PNG file whole or not at all.
+
+    Args:
+        path: the file.
+        picture: uint8 [H, W, 3], or uint8 or uint16 [H, W].
+    """
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, format="PNG")
+    write_atomically(path, encoded.getvalue())

@@ -1,22 +1,17 @@
-"""Searches an architecture: weights on one half of the training images, alpha and beta on the
-other.
+"""Searches an architecture: weights on one half of the images, alpha and beta on the other.
 
 Writes into --run_dir: architecture.json and its drawing, logits.npz (alpha and beta), metrics.csv
-(a row per epoch),
-split.json (members of the two halves), flags.txt, checkpoints/, logs/ for TensorBoard. The same
-command goes on from the
-last checkpoint; on a finished run it changes nothing.
+(a row per epoch), split.json (members of the two halves), flags.txt, checkpoints/, logs/ for
+TensorBoard. The same command goes on from the last checkpoint; on a finished run it changes
+nothing.
 """
 
-import sys
 import time
 from typing import Any
 
 from auto_deeplab_tf import cli, config
 
 cli.define(config.SearchConfig)
-
-_VERBOSE = {"bar": 1, "epochs": 2, "none": 0}
 
 
 def main() -> None:
@@ -52,13 +47,8 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
 
     started = time.monotonic()
     distribution.prepare(options.seed, options.deterministic)
-    places = {
-        "data_dir": options.data_dir,
-        "cache_dir": options.cache_dir,
-        "image_size": options.image_size,
-    }
-    train = source.open_split(options.dataset, "train", **places)
-    validation = source.open_split(options.dataset, "val", **places)
+    train = source.open_for(options, "train")
+    validation = source.open_for(options, "val")
     halves = split.source_halves(train)
     members = {
         name: [train.ids[index] for index in half]
@@ -99,7 +89,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
             checkpoints=checkpoints,
             checkpoint_every_steps=options.checkpoint_every_steps,
             traced=traced,
-            verbose=_verbose(options),
+            verbose=callbacks.verbosity(options),
         )
         row = MetricsFile(run / METRICS_FILE).rows()[-1]
         alpha, beta = search.logits
@@ -162,14 +152,6 @@ def _validation_batches(validation: Any, options: config.SearchConfig) -> Any:
     # Images of one size share a batch; others come one by one.
     batch_size = options.batch_size if validation.image_size else 1
     return pipeline.evaluation_batches(validation, batch_size, range(count))
-
-
-def _verbose(options: config.SearchConfig) -> int:
-    if options.json:
-        return 0
-    if options.progress == "auto":
-        return 1 if sys.stdout.isatty() else 2
-    return _VERBOSE[options.progress]
 
 
 def _result(run: Any, row: dict[str, str], seconds: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf import config
 from auto_deeplab_tf.data import catalog, records
 from auto_deeplab_tf.data.origin import Origin
 
@@ -180,6 +181,17 @@ def open_split(
         )
     directory = _prepared(info, origin, _cache_dir(cache_dir), image_size)
     return Source(directory, split, info)
+
+
+def open_for(options: config.DatasetConfig, split: str) -> Source:
+    """Opens a split of the data set that a command's flags name, as `open_split` does."""
+    return open_split(
+        options.dataset,
+        split,
+        data_dir=options.data_dir,
+        cache_dir=options.cache_dir,
+        image_size=options.image_size,
+    )
 
 
 def _cache_dir(cache_dir: str | os.PathLike | None) -> Path:

@@ -202,6 +202,9 @@ class Network(keras.Model):
         low_level = shapes[2 + self.low_level_index]
         self.decoder.build((*low_level[:-1], self.head_channels), low_level)
 
+    def build_from_config(self, config):
+        """Does nothing, where Keras loads a model: a network is built when it is constructed."""
+
     def __call__(self, images, *args, **kwargs):
         # Checked here, not in `call`, for Keras would wrap the message into a report of ten lines.
         _check_images(images)

@@ -1,13 +1,29 @@
 """Keras callbacks of the commands: a row per epoch, and text for TensorBoard."""
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from auto_deeplab_tf import config
 from auto_deeplab_tf.training.run_dir import MetricsFile
+
+_VERBOSE = {"bar": 1, "epochs": 2, "none": 0}
+
+
+def verbosity(options: config.RunConfig) -> int:
+    """Returns Keras' `verbose` for `--progress`: 0 silent, 1 a bar, 2 a line per epoch.
+
+    `auto` is a bar on a terminal, else a line per epoch; `--json` leaves stdout to the result.
+    """
+    if options.json:
+        return 0
+    if options.progress == "auto":
+        return 1 if sys.stdout.isatty() else 2
+    return _VERBOSE[options.progress]
 
 
 class MetricsRow(keras.callbacks.Callback):

@@ -31,10 +31,7 @@ def check_batch_size(batch_size: int, replicas: int) -> None:
 
 
 def prepare(seed: int, deterministic: bool) -> None:
-    """Seeds Keras, NumPy and Python.
-
-    And makes TensorFlow's operations deterministic where asked for.
-    """
+    """Seeds Keras, NumPy and Python; `deterministic` gives TensorFlow the same bits each time."""
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -1,9 +1,7 @@
-"""The one training loop: of the search and of fixed networks, on one device or many, stopped or
-not.
+"""The one training loop: of searches and fixed networks, on one device or many, resumed or not.
 
 Keras' own `fit` cannot start inside an epoch, and breaks under some strategies; its progress bar,
-callbacks and
-metrics are used as they are.
+callbacks and metrics are used as they are.
 """
 
 import math
@@ -18,8 +16,7 @@ from auto_deeplab_tf.training.run_dir import Checkpoints
 
 
 def checkpointed_variables(model: keras.Model) -> list[Any]:
-    """Returns everything that a training changes: weights, optimizers, seeds, metrics so far, the
-    step.
+    """Returns all that a training changes: step, weights, seeds, optimizers, metrics so far.
 
     Optimizers must have been built. A model with more than one lists them as `optimizers`.
     """
@@ -48,13 +45,12 @@ def fit(
     """Trains from `model.completed_steps` to the end of the last epoch.
 
     At the end of an epoch come, in this order: `validate`, the callbacks, a checkpoint. A run that
-    is killed in between
-    repeats what lies behind its last checkpoint; whatever the callbacks write must bear that.
+    is killed in between repeats what lies behind its last checkpoint; whatever the callbacks write
+    must bear that.
 
     Args:
         model: has `train_step(batch) -> logs so far`, Keras metrics and `completed_steps`, a
-            tf.Variable int64; made and
-            compiled in the scope of the strategy that is in force.
+            tf.Variable int64; made and compiled in the scope of the strategy that is in force.
         data_at: global step -> the batches from that step on; called at the start of every epoch.
         epochs: number of epochs in all, those already done included.
         steps_per_epoch: number of batches of an epoch.

@@ -10,7 +10,7 @@ CLASS_WEIGHT_SCHEMES = ("none", "median_frequency", "sqrt_median_frequency")
 SumAndWeight = tuple[tf.Tensor, tf.Tensor]
 
 
-def class_frequencies(class_pixels: Sequence[int], present_pixels: Sequence[int]) -> np.ndarray:
+def class_frequencies(class_pixels: np.ndarray, present_pixels: np.ndarray) -> np.ndarray:
     """Computes how often each class occurs in the images that show it.
 
     f_c = (pixels of class c) / (labelled pixels of all images in which c occurs); both counts are
@@ -29,7 +29,9 @@ def class_frequencies(class_pixels: Sequence[int], present_pixels: Sequence[int]
     return np.divide(pixels, present_pixels, out=np.zeros_like(pixels), where=pixels > 0)
 
 
-def class_weights(frequencies: Sequence[float], scheme: str) -> tuple[float, ...] | None:
+def class_weights(
+    frequencies: Sequence[float] | np.ndarray, scheme: str
+) -> tuple[float, ...] | None:
     """Computes the weight of each class in the loss.
 
     `median_frequency`: w_c = median(f) / f_c, the median over the classes that occur.

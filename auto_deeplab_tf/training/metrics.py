@@ -1,11 +1,13 @@
 """Scores of a segmentation: one confusion matrix over a split, and trivial predictors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from auto_deeplab_tf.data.records import resize_label
 
 
 def scores(matrix: np.ndarray) -> dict[str, Any]:
@@ -46,6 +48,51 @@ def named_scores(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, An
     result = scores(matrix)
     result["per_class_iou"] = dict(zip(class_names, result["per_class_iou"], strict=True))
     return result
+
+
+def count_pixels(
+    labels: Any, predictions: Any, num_classes: int, ignore_label: int = 255
+) -> tf.Tensor:
+    """Counts the pixels of a batch by label and prediction.
+
+    Args:
+        labels: integers, of any shape.
+        predictions: class ids, integers of that shape, or logits or probabilities, floats with one
+            axis more.
+        num_classes: C.
+        ignore_label: label of the pixels that are not counted.
+
+    Returns:
+        float64 [C * C + 2], whole numbers: entry y * C + p counts class y predicted as p; then the
+        pixels ignored; then those whose label is neither a class nor the ignore label.
+    """
+    labels = tf.reshape(tf.cast(labels, tf.int32), [-1])
+    predictions = tf.convert_to_tensor(predictions)
+    if predictions.dtype.is_floating:
+        predictions = tf.argmax(predictions, axis=-1, output_type=tf.int32)
+    predictions = tf.reshape(tf.cast(predictions, tf.int32), [-1])
+    is_class = (labels >= 0) & (labels < num_classes)
+    # Bins of their own take what is not counted: a mask would give a result of unknown size, which
+    # XLA refuses.
+    bins = tf.where(is_class, labels * num_classes + predictions, num_classes**2)
+    bins = tf.where(is_class | (labels == ignore_label), bins, num_classes**2 + 1)
+    size = num_classes**2 + 2
+    return tf.cast(tf.math.bincount(bins, minlength=size, maxlength=size), tf.float64)
+
+
+def matrix_of(counts: Any, num_classes: int, ignore_label: int = 255) -> np.ndarray:
+    """Brings the sum of `count_pixels` over all batches to an int64 matrix [C, C].
+
+    Raises:
+        ValueError: where a label was neither a class nor the ignore label.
+    """
+    counts = np.rint(np.asarray(counts)).astype("int64")
+    if counts[-1]:
+        raise ValueError(
+            f"labels must be classes 0..{num_classes - 1} or the ignore label {ignore_label}. "
+            f"Received: {counts[-1]} pixels with another value"
+        )
+    return counts[:-2].reshape(num_classes, num_classes)
 
 
 @keras.saving.register_keras_serializable(package="auto_deeplab_tf")
@@ -98,23 +145,9 @@ class ConfusionMatrix(keras.metrics.Metric):
             raise ValueError(
                 "ConfusionMatrix takes no sample_weight: give void pixels the ignore label instead"
             )
-        labels = tf.reshape(tf.cast(y_true, tf.int32), [-1])
-        predictions = tf.convert_to_tensor(y_pred)
-        if predictions.dtype.is_floating:
-            predictions = tf.argmax(predictions, axis=-1, output_type=tf.int32)
-        predictions = tf.reshape(tf.cast(predictions, tf.int32), [-1])
-        classes = self.num_classes
-        is_class = (labels >= 0) & (labels < classes)
-        invalid = ~is_class & (labels != self.ignore_label)
-        # Two bins behind the matrix take what does not belong to it: no pixel is dropped by a mask,
-        # whose result would have a size that XLA cannot know.
-        bins = tf.where(is_class, labels * classes + predictions, classes**2)
-        bins = tf.where(invalid, classes**2 + 1, bins)
-        counts = tf.math.bincount(
-            bins, minlength=classes**2 + 2, maxlength=classes**2 + 2, dtype=tf.int64
-        )
-        counts = tf.cast(counts, tf.float64)
-        self.counts.assign_add(tf.reshape(counts[: classes**2], [classes, classes]))
+        counts = count_pixels(y_true, y_pred, self.num_classes, self.ignore_label)
+        size = self.num_classes**2
+        self.counts.assign_add(tf.reshape(counts[:size], self.counts.shape))
         self.num_invalid.assign_add(counts[-1])
 
     def result(self) -> dict[str, tf.Tensor]:
@@ -134,13 +167,9 @@ class ConfusionMatrix(keras.metrics.Metric):
         Raises:
             ValueError: where a label was neither a class nor the ignore label.
         """
-        invalid = int(np.asarray(tf.convert_to_tensor(self.num_invalid)))
-        if invalid:
-            raise ValueError(
-                f"labels must be classes 0..{self.num_classes - 1} or the ignore label "
-                f"{self.ignore_label}. Received: {invalid} pixels with another value"
-            )
-        return np.rint(np.asarray(tf.convert_to_tensor(self.counts))).astype("int64")
+        counts, invalid = (tf.convert_to_tensor(v).numpy() for v in (self.counts, self.num_invalid))
+        counts = np.concatenate([counts.ravel(), [0.0, invalid]])
+        return matrix_of(counts, self.num_classes, self.ignore_label)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -189,7 +218,7 @@ class LabelStatistics:
         self._per_class += np.bincount(labels[valid], minlength=self.num_classes)
         if self._per_position is None:
             self._per_position = np.zeros((*labels.shape, self.num_classes), "uint32")
-        labels = resize_nearest(labels, self._per_position.shape[:2])
+        labels = resize_label(labels, self._per_position.shape[:2])
         rows, columns = np.nonzero(labels != self.ignore_label)
         self._per_position[rows, columns, labels[rows, columns]] += 1
 
@@ -209,19 +238,4 @@ class LabelStatistics:
             raise ValueError("no label was counted: call add() with those of the training split")
         majority = self._per_position.argmax(axis=-1)
         majority[self._per_position.sum(axis=-1) == 0] = self.most_frequent_class()
-        return resize_nearest(majority, size)
-
-
-def resize_nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a map [H, W] to (height, width) by the value at each position's relative place."""
-    height, width = size
-    if labels.shape == (height, width):
-        return labels
-    rows = (np.arange(height) * 2 + 1) * labels.shape[0] // (2 * height)
-    columns = (np.arange(width) * 2 + 1) * labels.shape[1] // (2 * width)
-    return labels[rows[:, None], columns[None, :]]
-
-
-def flat_scores(result: Mapping[str, Any]) -> dict[str, float]:
-    """The scalar scores of `scores` or `named_scores`, without those per class."""
-    return {name: value for name, value in result.items() if name != "per_class_iou"}
+        return resize_label(majority, size)

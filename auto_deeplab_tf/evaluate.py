@@ -1,0 +1,180 @@
+"""Scores a trained model on a labelled split, by one confusion matrix over all of its pixels.
+
+Writes into --output_dir: metrics.json, and under overlays/ the images that --overlays asks for,
+each as ID.png (image, labels, prediction side by side) and all of them as sheet.png. Predictions
+are compared with the labels at the labels' own resolution.
+"""
+
+import json
+from typing import Any
+
+from auto_deeplab_tf import cli, config
+
+cli.define(config.EvaluateConfig)
+
+
+def main() -> None:
+    options = cli.read(config.EvaluateConfig)
+    result = evaluate(options)
+    if options.json:
+        cli.print_json(result)
+    else:
+        _print(result, options.output_dir)
+
+
+def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
+    """Scores as the command does; returns what it writes into metrics.json."""
+    from pathlib import Path
+
+    from auto_deeplab_tf.data import catalog, source
+    from auto_deeplab_tf.segmenter import load_segmenter
+    from auto_deeplab_tf.training.run_dir import write_text
+
+    model = load_segmenter(options.model)
+    info = catalog.get(options.dataset)
+    names = _class_names(model, info)
+    split = source.open_for(options, options.split)
+    train = source.open_for(options, "train") if options.trivial_predictors else None
+    output_dir = Path(options.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+    matrix, samples = _score(model, split, options)
+    result = _described(matrix, names) | {
+        "num_images": split.num_examples,
+        "model": options.model,
+        "dataset": options.dataset,
+        "split": options.split,
+        "input_size": _input_size(model, split, options),
+        "scales": list(options.scales),
+        "flip": options.flip,
+        "architecture_fingerprint": model.architecture and model.architecture.fingerprint,
+    }
+    if train is not None:
+        result["trivial_predictors"] = {
+            name: _described(matrix, names) for name, matrix in _trivial(train, split).items()
+        }
+    _draw(output_dir, samples, names, info.palette if model.palette is None else model.palette)
+    write_text(output_dir / "metrics.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _input_size(model: Any, split: Any, options: config.EvaluateConfig) -> list[int] | None:
+    """What metrics.json says of the size that the network saw; null where it differs by image."""
+    if split.image_size is None and options.input_size is None:
+        return None
+    return list(model.command_input_size(split.image_size, options.input_size))
+
+
+def _class_names(model: Any, info: Any) -> tuple[str, ...]:
+    """The model's class names, or the data set's where it has none.
+
+    Raises:
+        ValueError: where model and data set have other classes.
+    """
+    if model.num_classes != len(info.class_names):
+        raise ValueError(
+            f"--model has {model.num_classes} classes, --dataset={info.name} has "
+            f"{len(info.class_names)}: evaluate it on the data set that it was trained for"
+        )
+    if model.class_names is not None and model.class_names != info.class_names:
+        index, names = next(
+            (index, pair)
+            for index, pair in enumerate(zip(model.class_names, info.class_names, strict=True))
+            if pair[0] != pair[1]
+        )
+        raise ValueError(
+            f"class {index} of --model is {names[0]}, that of --dataset={info.name} is {names[1]}: "
+            "evaluate it on the data set that it was trained for"
+        )
+    return info.class_names
+
+
+def _score(model: Any, split: Any, options: config.EvaluateConfig) -> tuple[Any, list[Any]]:
+    """Returns the confusion matrix, and (id, image, labels, prediction) of the images to draw."""
+    import numpy as np
+
+    from auto_deeplab_tf import overlay
+    from auto_deeplab_tf.data import pipeline
+    from auto_deeplab_tf.training.metrics import count_pixels, matrix_of
+
+    drawn = set(overlay.spread(split.num_examples, options.overlays))
+    info = split.info
+    counts: Any = 0
+    samples = []
+    index = 0
+    for images, labels in pipeline.evaluation_batches(split, options.batch_size):
+        images, labels = images.numpy().astype(np.uint8), labels.numpy()
+        predictions = model.predict_class_ids(
+            images,
+            input_size=model.command_input_size(images.shape[1:3], options.input_size),
+            scales=options.scales,
+            flip=options.flip,
+        )
+        counts += count_pixels(labels, predictions, model.num_classes, info.ignore_label).numpy()
+        for image, label, prediction in zip(images, labels, predictions, strict=True):
+            if index in drawn:
+                samples.append((split.ids[index], image, label, prediction))
+            index += 1
+    return matrix_of(counts, model.num_classes, info.ignore_label), samples
+
+
+def _trivial(train: Any, split: Any) -> dict[str, Any]:
+    """Confusion matrices of two predictors that look at no image, made from the training labels."""
+    import numpy as np
+
+    from auto_deeplab_tf.training.metrics import LabelStatistics, count_pixels, matrix_of
+
+    num_classes, ignore_label = len(split.info.class_names), split.info.ignore_label
+    statistics = LabelStatistics(num_classes, ignore_label)
+    for label in _labels(train):
+        statistics.add(label)
+    sums = {"most_frequent_class": 0, "position_majority": 0}
+    for label in _labels(split):
+        predictions = {
+            "most_frequent_class": np.full(label.shape, statistics.most_frequent_class()),
+            "position_majority": statistics.position_majority(label.shape),
+        }
+        for name, prediction in predictions.items():
+            sums[name] += count_pixels(label, prediction, num_classes, ignore_label).numpy()
+    return {name: matrix_of(counts, num_classes, ignore_label) for name, counts in sums.items()}
+
+
+def _labels(split: Any) -> Any:
+    import tensorflow as tf
+
+    indices = tf.data.Dataset.range(split.num_examples)
+    dataset = indices.map(
+        lambda index: split.example(index)[1], num_parallel_calls=tf.data.AUTOTUNE
+    )
+    return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+def _described(matrix: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    from auto_deeplab_tf.training.metrics import named_scores
+
+    return named_scores(matrix, names)
+
+
+def _draw(output_dir: Any, samples: list[Any], names: tuple[str, ...], palette: Any) -> None:
+    from auto_deeplab_tf import overlay
+
+    if not samples:
+        return
+    folder = output_dir / "overlays"
+    folder.mkdir(exist_ok=True)
+    sheets = {sample[0]: [sample] for sample in samples} | {"sheet": samples}
+    for name, rows in sheets.items():
+        overlay.save_png(folder / f"{name}.png", overlay.comparison_sheet(rows, names, palette))
+
+
+def _print(result: dict[str, Any], output_dir: str) -> None:
+    for name, value in result["per_class_iou"].items():
+        print(f"  {name:<24}{'absent' if value is None else f'{value:.4f}'}")
+    rows = {"model": result, **result.get("trivial_predictors", {})}
+    for name, row in rows.items():
+        print(f"{name:<26}mIoU {row['miou']:.4f}, pixel accuracy {row['pixel_accuracy']:.4f}")
+    print(f"{result['num_images']} images of {result['dataset']} {result['split']}: {output_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

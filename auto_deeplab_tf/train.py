@@ -1,0 +1,321 @@
+"""Trains the network of an architecture file, of a published preset, or a baseline.
+
+Writes into --run_dir: model.keras (the best by validation mIoU), last.keras, metrics.csv (a row per
+epoch), architecture.json, flags.txt, overlays/ (the same validation images after every validation),
+checkpoints/, logs/ for TensorBoard. The same command goes on from the last checkpoint; on a
+finished run it changes nothing.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from typing import Any
+
+from auto_deeplab_tf import cli, config
+
+cli.define(config.TrainConfig)
+
+METRICS = (
+    "loss",
+    "miou",
+    "pixel_accuracy",
+    "learning_rate",
+    "val_loss",
+    "val_miou",
+    "val_pixel_accuracy",
+)
+_PLAIN = ((127.5,) * 3, (127.5,) * 3)
+
+
+def main() -> None:
+    options = cli.read(config.TrainConfig)
+    result = train(options)
+    if options.json:
+        cli.print_json(result)
+    else:
+        _print(result)
+
+
+def train(options: config.TrainConfig) -> dict[str, Any]:
+    """Trains as the command does, or goes on; returns what it reports."""
+    from auto_deeplab_tf.architecture import Architecture
+    from auto_deeplab_tf.baselines import check_name
+    from auto_deeplab_tf.data import pipeline, source
+    from auto_deeplab_tf.training.run_dir import RunDir
+
+    run = RunDir(options.run_dir, options, options.resume)
+    architecture = None
+    if options.architecture is not None:
+        architecture = Architecture.from_argument(options.architecture)
+    else:
+        check_name(options.network)
+    split = source.open_for(options, "train")
+    validation = source.open_for(options, "val")
+    pipeline.check_crop_size(split, options.crop_size)
+    training = _Training(options, architecture, split, validation, run)
+    result = training.finished()
+    if result is None:
+        with run:
+            result = training.run()
+    return result
+
+
+class _Training:
+    """One training: what it is made of, and how far it is."""
+
+    def __init__(
+        self, options: config.TrainConfig, architecture: Any, train: Any, val: Any, run: Any
+    ):
+        from auto_deeplab_tf.training.run_dir import METRICS_FILE, MetricsFile
+
+        self._options = options
+        self._architecture = architecture
+        self._train = train
+        self._val = val
+        self._run = run
+        self._metrics = MetricsFile(run / METRICS_FILE)
+        whole_set = max(1, train.num_examples // options.batch_size)
+        self._steps_per_epoch = min(options.steps_per_epoch or whole_set, options.steps)
+        self._epochs = math.ceil(options.steps / self._steps_per_epoch)
+        self._total_steps = self._epochs * self._steps_per_epoch
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result of a run that has nothing left to do."""
+        rows = self._metrics.rows()
+        last = int(rows[-1]["step"]) if rows else 0
+        if last < self._total_steps or not (self._run / "last.keras").exists():
+            return None
+        return self._result(0.0)
+
+    def run(self) -> dict[str, Any]:
+        """Trains up to the last step."""
+        from auto_deeplab_tf.data import pipeline
+        from auto_deeplab_tf.training import callbacks, distribution, loop
+        from auto_deeplab_tf.training.run_dir import Checkpoints
+
+        options, run = self._options, self._run
+        started = time.monotonic()
+        run.record("data.json", {"train": self._train.fingerprint, "val": self._val.fingerprint})
+        if self._architecture is not None:
+            _record_architecture(run, self._architecture)
+        distribution.prepare(options.seed, options.deterministic)
+        strategy = distribution.strategy(options.distribution_strategy)
+        distribution.check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
+        if self._total_steps != options.steps and not options.json:
+            print(
+                f"--steps={options.steps} become {self._total_steps}: "
+                f"{self._epochs} whole epochs of {self._steps_per_epoch}"
+            )
+        # One that is there is of a shorter run that now goes on.
+        (run / "last.keras").unlink(missing_ok=True)
+        with strategy.scope():
+            model = self._build()
+            checkpoints = Checkpoints(
+                run / "checkpoints",
+                loop.checkpointed_variables(model),
+                _fingerprint(model),
+                options.keep_checkpoints,
+            )
+            checkpoints.restore()
+            loop.fit(
+                model,
+                lambda step: pipeline.training_batches(
+                    self._train,
+                    batch_size=options.batch_size,
+                    crop_size=options.crop_size,
+                    seed=options.seed,
+                    start_step=step,
+                    scale_range=(options.scale_min, options.scale_max),
+                    flip=options.flip,
+                ),
+                epochs=self._epochs,
+                steps_per_epoch=self._steps_per_epoch,
+                validate=lambda epoch: self._validate(model, epoch),
+                callbacks=self._callbacks(),
+                checkpoints=checkpoints,
+                checkpoint_every_steps=options.checkpoint_every_steps,
+                verbose=callbacks.verbosity(options),
+            )
+        # Last: where it exists, the run is complete.
+        _save(model, run / "last.keras")
+        return self._result(time.monotonic() - started)
+
+    def _build(self) -> Any:
+        import keras
+
+        from auto_deeplab_tf.baselines import build_baseline
+        from auto_deeplab_tf.nn.network import build_network
+        from auto_deeplab_tf.segmenter import Segmenter
+        from auto_deeplab_tf.training import losses
+        from auto_deeplab_tf.training.schedules import Poly
+
+        options, info = self._options, self._train.info
+        mean, std = _PLAIN if options.normalization == "plain" else (info.mean, info.std)
+        settings = {
+            "num_classes": info.num_classes,
+            "mean": mean,
+            "std": std,
+            "batch_norm_decay": options.batch_norm_decay,
+            "dtype": options.dtype_policy,
+        }
+        if options.network is not None:
+            network = build_baseline(options.network, **settings)
+        else:
+            network = build_network(
+                self._architecture,
+                filter_multiplier=options.filter_multiplier,
+                head_channels=options.head_channels,
+                decoder_channels=options.decoder_channels,
+                drop_path_keep=options.drop_path_keep,
+                drop_path_seed=options.seed % 2**31,
+                **settings,
+            )
+        frequencies = losses.class_frequencies(self._train.class_pixels, self._train.present_pixels)
+        model = Segmenter(
+            network,
+            class_names=info.class_names,
+            palette=info.palette,
+            ignore_label=info.ignore_label,
+            class_weights=losses.class_weights(frequencies, options.class_weights),
+            label_smoothing=options.label_smoothing,
+            hardest_fraction=options.hardest_fraction,
+            weight_decay=options.weight_decay,
+            image_size=options.image_size,
+        )
+        model.total_steps = self._total_steps
+        schedule = Poly(options.learning_rate, self._total_steps, options.power)
+        model.compile(keras.optimizers.SGD(schedule, momentum=options.momentum))
+        # A checkpoint is read into variables that exist.
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    def _validate(self, model: Any, epoch: int) -> dict[str, Any]:
+        from auto_deeplab_tf.data import pipeline
+        from auto_deeplab_tf.training.metrics import scores
+
+        options = self._options
+        logs = {"learning_rate": float(model.optimizer.learning_rate)}
+        if (epoch + 1) % options.validation_every_epochs and epoch + 1 < self._epochs:
+            return logs
+        count = self._val.num_examples
+        count = min(count, options.validation_images or count)
+        # Images of one size share a batch; others come one by one.
+        batch_size = options.batch_size if self._val.image_size else 1
+        batches = pipeline.evaluation_batches(self._val, batch_size, range(count))
+        loss, matrix = model.score(batches)
+        result = scores(matrix)
+        self._draw(model, epoch, count)
+        return logs | {
+            "val_loss": loss,
+            "val_miou": result["miou"],
+            "val_pixel_accuracy": result["pixel_accuracy"],
+        }
+
+    def _draw(self, model: Any, epoch: int, count: int) -> None:
+        """Writes a sheet of the same validation images each time: image, labels, prediction."""
+        from auto_deeplab_tf import overlay
+
+        indices = overlay.spread(count, self._options.overlays)
+        if not indices:
+            return
+        examples = [[tensor.numpy() for tensor in self._val.example(index)] for index in indices]
+        predictions = model.predict_class_ids([image for image, _ in examples])
+        folder = self._run / "overlays"
+        folder.mkdir(exist_ok=True)
+        samples = [
+            (self._val.ids[index], image, label, prediction)
+            for index, (image, label), prediction in zip(
+                indices, examples, predictions, strict=True
+            )
+        ]
+        info = self._val.info
+        sheet = overlay.comparison_sheet(samples, info.class_names, info.palette)
+        overlay.save_png(folder / f"epoch_{epoch:05d}.png", sheet)
+
+    def _callbacks(self) -> list[Any]:
+        import keras
+
+        from auto_deeplab_tf.training import callbacks
+
+        metrics, run = self._metrics, self._run
+
+        class BestModel(keras.callbacks.Callback):
+            """Writes model.keras where an epoch's validation mIoU is above that of all before.
+
+            What came before stands in metrics.csv, so an epoch that is repeated after a restart
+            decides as it did the first time.
+            """
+
+            def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+                miou = (logs or {}).get("val_miou")
+                if miou is None:
+                    return
+                before = [row for row in metrics.rows() if int(row["epoch"]) < epoch]
+                best = max(
+                    (float(row["val_miou"]) for row in before if row["val_miou"]), default=-1
+                )
+                if miou > best:
+                    _save(self.model, run / "model.keras")
+
+        return [
+            callbacks.MetricsRow(metrics.path, METRICS),
+            callbacks.TensorBoardLogs(run / "logs"),
+            BestModel(),
+        ]
+
+    def _result(self, seconds: float) -> dict[str, Any]:
+        rows = [row for row in self._metrics.rows() if row["val_miou"]]
+        best = max(rows, key=lambda row: float(row["val_miou"]))
+        return {
+            "run_dir": str(self._run.path),
+            "model": str(self._run / "model.keras"),
+            "val_miou": float(best["val_miou"]),
+            "val_pixel_accuracy": float(best["val_pixel_accuracy"]),
+            "best_epoch": int(best["epoch"]) + 1,
+            "epochs": self._epochs,
+            "steps": self._total_steps,
+            "seconds": round(seconds, 1),
+        }
+
+
+def _fingerprint(model: Any) -> str:
+    """What a checkpoint belongs to: the architecture, or the config of a network that has none."""
+    if model.architecture is not None:
+        return model.architecture.fingerprint
+    text = json.dumps(model.network.get_config(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _record_architecture(run: Any, architecture: Any) -> None:
+    """Keeps a copy of the architecture in the run; refuses another one than it began with."""
+    from auto_deeplab_tf.architecture import Architecture
+
+    path = run / "architecture.json"
+    if path.exists() and Architecture.load(path) != architecture:
+        raise ValueError(
+            f"{run.path} trains another architecture than the file that --architecture names now: "
+            "name another --run_dir, or bring the old file back"
+        )
+    architecture.save(path)
+
+
+def _save(model: Any, path: Any) -> None:
+    """Writes a model file whole or not at all."""
+    temporary = path.with_name(f".{path.stem}.partial.keras")
+    model.save(temporary, include_optimizer=False)
+    os.replace(temporary, path)
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(
+        f"best val mIoU {result['val_miou']:.4f} (pixel accuracy "
+        f"{result['val_pixel_accuracy']:.4f}), after epoch {result['best_epoch']} of "
+        f"{result['epochs']}"
+    )
+    print(f"model         {result['model']}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
