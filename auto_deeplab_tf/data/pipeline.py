@@ -68,8 +68,9 @@ def training_batches(
     check_crop_size(source, crop_size)
     crop_size = (int(crop_size[0]), int(crop_size[1]))
     num_examples = len(indices)
-    indices = tf.constant(indices, tf.int64)
-    key = tf.random.fold_in(tf.constant([seed, 0], tf.int64), stream)
+    with tf.device("CPU:0"):  # where tf.data runs, also on a machine with a GPU
+        indices = tf.constant(indices, tf.int64)
+        key = tf.random.fold_in(tf.constant([seed, 0], tf.int64), stream)
 
     def example_at(position):
         epoch = position // num_examples

@@ -73,9 +73,10 @@ class Source:
         self.class_pixels = np.array(entry["class_pixels"], np.int64)
         self.present_pixels = np.array(entry["present_pixels"], np.int64)
         self.ignored_pixels: int = entry["ignored_pixels"]
-        self._paths = tf.constant([str(directory / name) for name in entry["shards"]])
-        self._shards = tf.constant(shards)
-        self._offsets = tf.constant(offsets)
+        with tf.device("CPU:0"):  # where tf.data runs, also on a machine with a GPU
+            self._paths = tf.constant([str(directory / name) for name in entry["shards"]])
+            self._shards = tf.constant(shards)
+            self._offsets = tf.constant(offsets)
 
     @property
     def num_examples(self) -> int:
@@ -266,10 +267,15 @@ def _build(origin: Origin, directory: Path):
     module, _, name = origin.builder.partition(":")
     builder_class = getattr(importlib.import_module(module), name)
     builder = builder_class(data_dir=directory, **origin.builder_options)
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=origin.manual_dir)
-        )
+    options = tfds.download.DownloadConfig(manual_dir=origin.manual_dir)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
+            builder.download_and_prepare(download_config=options)
+    except OSError:
+        raise
+    except Exception as error:  # whatever the builder, or an archive that it unpacks, answers
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the files in {origin.manual_dir} could not be read: {reason}") from error
     return builder
 
 

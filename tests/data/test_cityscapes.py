@@ -112,3 +112,15 @@ def test_zips_that_are_cut_or_missing(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="has no gtFine_trainvaltest.zip"):
         data.open_split("cityscapes", "train", data_dir=folder, cache_dir=tmp_path / "cache")
+
+
+def test_a_zip_that_is_damaged_inside(tmp_path):
+    folder = _write(tmp_path / "zips", size=(64, 128))
+    path = folder / IMAGES
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        data.open_split("cityscapes", "train", data_dir=folder, cache_dir=tmp_path / "cache")
+    assert caught.match("could not be read: ") and "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").iterdir())
