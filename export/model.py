@@ -1,0 +1,121 @@
+"""model.keras in TensorFlow: reading it, its answers as the reference, its graph of fixed size."""
+
+import json
+import os
+import pathlib
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import auto_deeplab_tf
+from auto_deeplab_tf.segmenter import Segmenter
+from export import common
+
+
+def load(path: str | os.PathLike) -> Segmenter:
+    """Reads a .keras file of `Segmenter` for inference in float32.
+
+    A model in mixed precision is rebuilt in float32 with the same weights: converters and CPUs
+    have no use for 16-bit layers, and its variables are float32 anyway.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is something else, damaged, or where its weights are not finite.
+    """
+    path = common.check_model_file(path)
+    try:
+        with warnings.catch_warnings():
+            # Of no use here, and of an optimizer that was never used it holds nothing.
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            segmenter = keras.saving.load_model(path)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"--model={path} cannot be read: {reason}") from error
+    for variable in segmenter.network.variables:
+        if not np.isfinite(variable.value.numpy()).all():
+            raise ValueError(
+                f"--model={path}: its variable {variable.path} is not finite; train again."
+            )
+    if segmenter.network.compute_dtype == "float32":
+        return segmenter
+    exact = Segmenter.from_config(_in_float32(segmenter.get_config()))
+    exact.network.set_weights(segmenter.network.get_weights())
+    return exact
+
+
+def _in_float32(config: Any) -> Any:
+    """Returns a configuration with every floating dtype policy in it set to float32."""
+    if isinstance(config, (list, tuple)):
+        return [_in_float32(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    result = {}
+    for key, value in config.items():
+        if key == "dtype" and "float" in json.dumps(value):
+            result[key] = "float32"
+        else:
+            result[key] = _in_float32(value)
+    return result
+
+
+def describe(segmenter: Segmenter) -> dict:
+    """Returns what an export says of the model it was made from, as plain JSON values."""
+    architecture = getattr(segmenter.network, "architecture", None)  # a baseline has none
+    names = segmenter.class_names or [str(index) for index in range(segmenter.num_classes)]
+    return {
+        "package": f"auto_deeplab_tf {auto_deeplab_tf.__version__}",
+        "architecture": architecture and architecture.to_dict(),
+        "architecture_fingerprint": architecture and architecture.fingerprint,
+        "class_names": list(names),
+        "input": "RGB, 0..255; normalised inside",
+    }
+
+
+def reference(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
+    """Returns the Keras model's own probabilities, computed eagerly, image by image.
+
+    Args:
+        segmenter: the model.
+        images: float32 [N, H, W, 3], 0..255.
+
+    Returns:
+        float32 [N, H, W, C].
+
+    Raises:
+        ValueError: where they are not finite.
+    """
+    logits = [
+        keras.ops.convert_to_numpy(segmenter(image[None], training=False)) for image in images
+    ]
+    probabilities = common.softmax(np.concatenate(logits))
+    if not np.isfinite(probabilities).all():
+        raise ValueError("the Keras model itself answers values that are not finite; train again.")
+    return probabilities
+
+
+class FixedGraph(tf.Module):
+    """images float32 [1, H, W, 3], 0..255 -> class_ids int32 [1, H, W]; every size is static.
+
+    Only with a fixed batch, height and width do converters fuse the atrous convolutions: a free
+    batch leaves SPACE_TO_BATCH, free sizes leave chains of paddings.
+    """
+
+    def __init__(self, segmenter: Segmenter, input_size: tuple[int, int]):
+        super().__init__()
+        # Only variables that hang on the saved object are saved; the layers themselves need not be.
+        self._variables = [variable.value for variable in segmenter.network.variables]
+        self._segmenter_call = lambda images: tf.cast(segmenter(images, training=False), tf.float32)
+        self.serve = tf.function(
+            self._serve,
+            input_signature=[tf.TensorSpec([1, *input_size, 3], tf.float32, name="images")],
+        )
+
+    def _serve(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"class_ids": tf.argmax(self._segmenter_call(images), axis=-1, output_type=tf.int32)}
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes a SavedModel whose one signature is `serving_default`."""
+        tf.saved_model.save(self, str(folder), signatures={"serving_default": self.serve})

@@ -1,0 +1,95 @@
+"""Exports a trained model as a SavedModel for TensorFlow Serving.
+
+    python -m export.saved_model --model=RUN/model.keras --output_dir=served
+
+writes served/1/ (the next free number), from where a server that watches the folder takes it. The
+signature serving_default answers images float32 [N, H, W, 3], 0..255, with class_ids int32
+[N, H, W]; further ones are probabilities, encoded_image (PNG or JPEG in, PNG masks out), labels and
+metadata. What was written is loaded again and compared with the Keras model before it gets its
+number; where the answers differ, nothing is published.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from auto_deeplab_tf import cli, config
+from export import common
+
+cli.define(config.SavedModelConfig)
+
+# Non-square and odd, so that a swapped axis or a rounded size shows.
+CHECKED_SIZES = ((97, 129), (64, 48))
+DEFAULT_MAX_IMAGE_PIXELS = 2048 * 4096
+
+
+def export_saved_model(
+    model: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    input_size: Sequence[int] | None = None,
+    *,
+    max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+) -> common.Exported:
+    """Writes, checks and publishes a SavedModel in a new version folder.
+
+    Args:
+        model: a .keras file of `Segmenter`.
+        output_dir: the folder that gets the version folder.
+        input_size: (height, width), or None to leave both free.
+        max_image_pixels: largest height times width that the signature encoded_image takes.
+
+    Returns:
+        The version folder, and its agreement with the Keras model.
+
+    Raises:
+        FileNotFoundError, ValueError: for a model or a size that cannot be exported.
+        common.Disagreement: where the SavedModel does not answer like the Keras model.
+    """
+    model = common.check_model_file(model)
+    # TensorFlow is imported here: the flags are read and checked before it starts.
+    from export import model as model_lib
+    from export import signatures
+
+    size = None if input_size is None else common.check_input_size(input_size)
+    segmenter = model_lib.load(model)
+    sizes = CHECKED_SIZES if size is None else (size,)
+    images = [common.random_images(2, each, seed) for seed, each in enumerate(sizes)]
+    # Before the export, so that nothing the export does to the weights can hide in it.
+    references = [model_lib.reference(segmenter, batch) for batch in images]
+    metadata = model_lib.describe(segmenter) | {"input_size": size}
+    root = pathlib.Path(output_dir)
+    with common.staging_folder(root) as staged:
+        version = staged / "version"
+        labels = staged / "labels.txt"
+        labels.write_text("".join(f"{name}\n" for name in metadata["class_names"]), "utf-8")
+        served = signatures.ServedSegmenter(
+            segmenter,
+            input_size=size,
+            labels_file=labels,
+            metadata_json=common.to_json(metadata),
+            max_image_pixels=max_image_pixels,
+        )
+        served.save(version)
+        extra = version / "assets.extra"
+        extra.mkdir()
+        (extra / "metadata.json").write_text(common.to_json(metadata) + "\n", "utf-8")
+        agreement = signatures.check(version, images, references, metadata)
+        return common.Exported(common.publish_version(version, root), agreement)
+
+
+def main() -> None:
+    """Exports as the flags say and prints what was published."""
+    options = cli.read(config.SavedModelConfig)
+    exported = export_saved_model(
+        options.model,
+        options.output_dir,
+        options.input_size,
+        max_image_pixels=options.max_image_pixels,
+    )
+    common.report(exported, options.json)
+
+
+if __name__ == "__main__":
+    cli.run(main)

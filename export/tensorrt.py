@@ -1,0 +1,181 @@
+"""Exports a trained model towards TensorRT.
+
+    python -m export.tensorrt --model=RUN/model.keras --output=model.onnx --input_size=513x513
+
+--route=onnx (the default) writes an ONNX file of fixed size and prints the trtexec command that
+builds the engine from it, on the machine that serves: an engine fits one kind of GPU only.
+--route=tf_trt writes a SavedModel with TensorRT segments. It needs a TensorFlow that was built with
+TensorRT and a GPU, and says what to use where they are missing; it is untested here.
+
+Input and output are those of export.tflite: images float32 [1, H, W, 3], 0..255, RGB, and class_ids
+int32 [1, H, W]. What was written is run and compared with the Keras model before it gets its name;
+where the answers differ, nothing is published.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shlex
+from collections.abc import Sequence
+
+import numpy as np
+
+from auto_deeplab_tf import cli, config
+from export import common
+
+cli.define(config.TensorRTConfig)
+
+ROUTES = ("onnx", "tf_trt")
+CHECKED_IMAGES = 4
+
+# Engines compute in TF32 by default on GPUs that have it: 10 bits of mantissa.
+TF_TRT_DEMAND = common.Demand(same_class=0.99, max_error=0.1, mean_error=0.01, tie=1e-3)
+
+
+def export_tensorrt(
+    model: str | os.PathLike,
+    output: str | os.PathLike,
+    input_size: Sequence[int],
+    route: str = "onnx",
+) -> common.Exported:
+    """Writes, checks and publishes what TensorRT takes.
+
+    Args:
+        model: a .keras file of `Segmenter`.
+        output: a file ending in .onnx, which is replaced where it exists; for tf_trt a folder,
+            which must not exist.
+        input_size: (height, width).
+        route: "onnx" or "tf_trt".
+
+    Returns:
+        The path, and its agreement with the Keras model.
+
+    Raises:
+        FileNotFoundError, ValueError: for what cannot be exported.
+        ImportError: where a package of the ONNX route is not installed.
+        config.RunError: where this machine cannot do TF-TRT.
+        common.Disagreement: where the export does not answer like the Keras model.
+    """
+    if route not in ROUTES:
+        raise ValueError(f"--route={route} must be one of {', '.join(ROUTES)}.")
+    size = common.check_input_size(input_size)
+    model = common.check_model_file(model)
+    output = pathlib.Path(output)
+    if route == "onnx":
+        common.check_output_file(output, ".onnx")
+        for module in ("onnx", "onnxruntime", "tf2onnx"):
+            common.require(module)
+    else:
+        if output.exists():
+            # A folder cannot be replaced in one step.
+            raise FileExistsError(f"--output={output} exists already; give a new name.")
+        check_tf_trt()
+    # TensorFlow is imported here: the flags are read and checked before it starts.
+    from export import model as model_lib
+    from export import onnx as onnx_lib
+
+    segmenter = model_lib.load(model)
+    images = common.random_images(CHECKED_IMAGES, size)
+    # Before the export, so that nothing the export does to the weights can hide in it.
+    reference = model_lib.reference(segmenter, images)
+    metadata = model_lib.describe(segmenter) | {"input_size": size, "route": route}
+    with common.staging_folder(output.parent) as staged:
+        graph, result = staged / "graph", staged / output.name
+        model_lib.FixedGraph(segmenter, size).save(graph)
+        if route == "onnx":
+            converted = onnx_lib.convert(graph, common.to_strings(metadata))
+            result.write_bytes(converted.SerializeToString())
+            agreement = onnx_lib.check(result, images, reference)
+        else:
+            convert_tf_trt(graph, result, size)
+            extra = result / "assets.extra"
+            extra.mkdir(exist_ok=True)
+            (extra / "metadata.json").write_text(common.to_json(metadata) + "\n", "utf-8")
+            agreement = check_saved_model(result, images, reference)
+        os.replace(result, output)
+    return common.Exported(output, agreement)
+
+
+def trtexec_command(file: pathlib.Path) -> str:
+    """Returns the shell command that builds an engine from an ONNX file of fixed size."""
+    arguments = [f"--onnx={file}", f"--saveEngine={file.with_suffix('.plan')}"]
+    return shlex.join(["trtexec", *arguments])
+
+
+def check_tf_trt() -> None:
+    """Checks that this TensorFlow, on this machine, can build TensorRT segments.
+
+    In this order: the build flag, then the library, then a GPU. That trt_convert can be imported
+    proves nothing, and asking for the version of a library that is missing ends the process.
+
+    Raises:
+        config.RunError: with the reason, and what to use instead.
+    """
+    import tensorflow as tf
+
+    reason = None
+    if not tf.sysconfig.get_build_info().get("is_tensorrt_build"):
+        reason = f"this TensorFlow ({tf.__version__}) was built without TensorRT"
+    else:
+        from tensorflow.compiler.tf2tensorrt import _pywrap_py_utils
+
+        if not _pywrap_py_utils.is_tensorrt_enabled():
+            reason = f"TensorRT is switched off in this TensorFlow ({tf.__version__})"
+        elif not tf.config.list_physical_devices("GPU"):
+            reason = "TensorFlow sees no GPU here"
+    if reason:
+        raise config.RunError(
+            f"--route=tf_trt cannot work: {reason}. Use --route=onnx and build the engine with "
+            "trtexec; TF-TRT itself is in TensorFlow up to 2.17 with NVIDIA's libraries (their "
+            "container), and its models need a TensorFlow Serving of that version or earlier."
+        )
+
+
+def convert_tf_trt(graph: pathlib.Path, result: pathlib.Path, size: tuple[int, int]) -> None:
+    """Writes a SavedModel whose graph has TensorRT segments, with their engines built.
+
+    Untested: see `check_tf_trt`.
+    """
+    import tensorflow as tf
+    from tensorflow.python.compiler.tensorrt import trt_convert
+
+    converter = trt_convert.TrtGraphConverterV2(
+        input_saved_model_dir=str(graph), precision_mode=trt_convert.TrtPrecisionMode.FP32
+    )
+    converter.convert()
+    converter.build(lambda: iter([(tf.zeros([1, *size, 3], tf.float32),)]))
+    converter.save(str(result))
+
+
+def check_saved_model(
+    folder: pathlib.Path, images: np.ndarray, reference: np.ndarray
+) -> common.Agreement:
+    """Loads a SavedModel of fixed size from disk and compares its class ids with Keras.
+
+    Raises:
+        common.Disagreement: where they differ.
+    """
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(folder))
+    serve = loaded.signatures["serving_default"]
+    class_ids = [serve(images=tf.constant(image[None]))["class_ids"].numpy() for image in images]
+    # It gives no probabilities, so only the classes can be judged.
+    agreement = common.compare(np.concatenate(class_ids), reference, reference, TF_TRT_DEMAND.tie)
+    TF_TRT_DEMAND.check(agreement, "the TF-TRT model")
+    return agreement
+
+
+def main() -> None:
+    """Exports as the flags say and prints what was published."""
+    options = cli.read(config.TensorRTConfig)
+    exported = export_tensorrt(options.model, options.output, options.input_size, options.route)
+    command = trtexec_command(exported.path) if options.route == "onnx" else None
+    common.report(exported, options.json, **({"trtexec": command} if command else {}))
+    if command and not options.json:
+        print(f"on the machine that serves: {command}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

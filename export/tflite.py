@@ -1,0 +1,233 @@
+"""Exports a trained model as a TFLite file for LiteRT.
+
+    python -m export.tflite --model=RUN/model.keras --output=model.tflite --input_size=360x480
+    python -m export.tflite --model=RUN/model.keras --output=int8.tflite --input_size=360x480 \\
+        --precision=int8 --calibration_dir=IMAGES
+
+The file has one input, [1, H, W, 3], 0..255, RGB (float32; uint8 for int8), and one output,
+class_ids int32 [1, H, W]. It is run with LiteRT and compared with the Keras model before it gets
+its name; where the answers differ, nothing is published.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from auto_deeplab_tf import cli, config
+from export import common
+
+cli.define(config.TFLiteConfig)
+
+MAX_CALIBRATION_IMAGES = 100
+MAX_CHECKED_IMAGES = 8
+
+# Weights of 11 (float16) or 8 bits cost accuracy; a file far below these is broken, not rounded.
+DEMANDS = {
+    "float32": common.EXACT,
+    "float16": common.Demand(same_class=0.99, max_error=0.1, mean_error=0.01, tie=1e-3),
+    "dynamic": common.Demand(same_class=0.95, max_error=1.0, mean_error=0.05, tie=1e-3),
+    "int8": common.Demand(same_class=0.90, max_error=1.0, mean_error=0.10, tie=1e-3),
+}
+
+
+def export_tflite(
+    model: str | os.PathLike,
+    output: str | os.PathLike,
+    input_size: Sequence[int],
+    precision: str = "float32",
+    calibration_dir: str | os.PathLike | None = None,
+) -> common.Exported:
+    """Writes, checks and publishes a TFLite file; one that is there already is replaced at the end.
+
+    Args:
+        model: a .keras file of `Segmenter`.
+        output: the file, ending in .tflite.
+        input_size: (height, width).
+        precision: "float32", "float16" (weights), "dynamic" (8-bit weights, activations quantised
+            as it runs) or "int8" (weights and activations).
+        calibration_dir: folder of images, for int8 only: the ranges of the activations are
+            measured on up to 100 of them, and the answers are compared on up to 8.
+
+    Returns:
+        The file, and its agreement with the Keras model.
+
+    Raises:
+        FileNotFoundError, ValueError: for what cannot be exported.
+        ImportError: where LiteRT is not installed.
+        common.Disagreement: where the file does not answer like the Keras model.
+    """
+    if precision not in DEMANDS:
+        raise ValueError(f"--precision={precision} must be one of {', '.join(DEMANDS)}.")
+    if (precision == "int8") != (calibration_dir is not None):
+        raise ValueError(
+            f"a calibration_dir goes with int8, and only with it. Received: {precision}"
+        )
+    output = common.check_output_file(output, ".tflite")
+    size = common.check_input_size(input_size)
+    common.require("ai_edge_litert.interpreter")
+    model = common.check_model_file(model)
+    # TensorFlow is imported here: the flags are read and checked before it starts.
+    from export import flatbuffer
+    from export import model as model_lib
+
+    if calibration_dir is None:
+        calibration, images = [], common.random_images(4, size)
+    else:
+        calibration = common.find_images(calibration_dir, MAX_CALIBRATION_IMAGES)
+        checked = common.find_images(calibration_dir, MAX_CHECKED_IMAGES)
+        images = np.stack([common.read_image(path, size) for path in checked])
+    segmenter = model_lib.load(model)
+    # Before the export, so that nothing the export does to the weights can hide in it.
+    reference = model_lib.reference(segmenter, images)
+    metadata = model_lib.describe(segmenter) | {"input_size": size, "precision": precision}
+    with common.staging_folder(output.parent) as staged:
+        model_lib.FixedGraph(segmenter, size).save(staged / "graph")
+        content = convert(staged / "graph", precision, lambda: _samples(calibration, size))
+        file = staged / output.name
+        file.write_bytes(flatbuffer.add_metadata(content, common.to_json(metadata)))
+        agreement = check(file, images, reference, DEMANDS[precision])
+        os.replace(file, output)
+    return common.Exported(output, agreement)
+
+
+def convert(
+    graph: pathlib.Path, precision: str, samples: Callable[[], Iterator[dict[str, np.ndarray]]]
+) -> bytes:
+    """Converts a SavedModel of fixed sizes.
+
+    Not from a concrete function: with Keras 3 that leaves the variables out, and the file answers
+    0 everywhere without a word.
+
+    Args:
+        graph: folder of the SavedModel.
+        precision: as in `export_tflite`.
+        samples: gives the calibration images, for int8.
+
+    Raises:
+        ValueError: where an operation has no TFLite counterpart.
+    """
+    import tensorflow as tf
+
+    from export import flatbuffer
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+        str(graph), signature_keys=["serving_default"]
+    )
+    if precision != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if precision == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if precision == "int8":
+        converter.representative_dataset = samples
+        converter.inference_input_type = tf.uint8
+        # Integers only: an operation without an int8 kernel fails instead of running in float.
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    try:
+        with common.quiet():
+            content = bytes(converter.convert())
+    # The converter's own exception class is not public, and passes come with others.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"TFLite cannot hold this network in {precision}: {reason}") from error
+    return flatbuffer.requantize_broadcasts(content)
+
+
+def _samples(
+    paths: Sequence[pathlib.Path], size: tuple[int, int]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Gives the calibration images, each with one black and one white pixel.
+
+    The two make the measured input range 0..255 whatever the images hold, so that a step of the
+    uint8 input is one grey level and no rescaling is left to the caller.
+    """
+    for path in paths:
+        image = common.read_image(path, size)
+        image[0, 0], image[-1, -1] = 0.0, 255.0
+        yield {"images": image[None]}
+
+
+def check(
+    file: pathlib.Path, images: np.ndarray, reference: np.ndarray, demand: common.Demand
+) -> common.Agreement:
+    """Runs the file with LiteRT and compares it with Keras.
+
+    The class ids are those of the file itself; the probabilities come from a copy in memory in
+    which the input of its ARG_MAX is an output too.
+
+    Raises:
+        common.Disagreement: where input or output are not as promised, or the answers differ.
+    """
+    from export import flatbuffer
+
+    content = file.read_bytes()
+    if custom := flatbuffer.custom_operations(content):
+        raise common.Disagreement(
+            f"the file needs operations that LiteRT does not have ({', '.join(custom)}); "
+            "nothing was published."
+        )
+    class_ids = np.concatenate([run(content, image[None])[0] for image in images])
+    tapped = flatbuffer.with_logits_as_output(content)
+    logits = np.stack([run(tapped, image[None])[1] for image in images])
+    probabilities = common.probabilities_of(logits, class_ids, reference)
+    agreement = common.compare(class_ids, probabilities, reference, demand.tie)
+    demand.check(agreement, "the TFLite file")
+    return agreement
+
+
+def run(content: bytes, images: np.ndarray) -> list[np.ndarray]:
+    """Answers one batch of images.
+
+    Args:
+        content: a TFLite file.
+        images: [1, H, W, 3], whole numbers 0..255 of any dtype; cast to that of the input.
+
+    Returns:
+        The outputs; quantised ones as real numbers.
+
+    Raises:
+        common.Disagreement: where the input takes other numbers than 0..255.
+    """
+    litert = common.require("ai_edge_litert.interpreter")
+    with common.quiet():
+        interpreter = litert.Interpreter(model_content=content)
+        interpreter.allocate_tensors()
+    (details,) = interpreter.get_input_details()
+    if details["dtype"] == np.uint8 and details["quantization"] != (1.0, 0):
+        scale, zero_point = details["quantization"]
+        raise common.Disagreement(
+            f"the uint8 input would not be 0..255 (scale {scale}, zero point {zero_point}); "
+            "nothing was published."
+        )
+    interpreter.set_tensor(details["index"], images.astype(details["dtype"]))
+    interpreter.invoke()
+    return [_real(interpreter, output) for output in interpreter.get_output_details()]
+
+
+def _real(interpreter: Any, details: dict[str, Any]) -> np.ndarray:
+    values = interpreter.get_tensor(details["index"])
+    scales = details["quantization_parameters"]["scales"]
+    if not scales.size:
+        return values
+    return (values.astype(np.float32) - details["quantization_parameters"]["zero_points"]) * scales
+
+
+def main() -> None:
+    """Exports as the flags say and prints what was published."""
+    options = cli.read(config.TFLiteConfig)
+    exported = export_tflite(
+        options.model,
+        options.output,
+        options.input_size,
+        options.precision,
+        options.calibration_dir,
+    )
+    common.report(exported, options.json)
+
+
+if __name__ == "__main__":
+    cli.run(main)

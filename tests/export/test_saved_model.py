@@ -1,0 +1,313 @@
+"""The served SavedModel: every signature answers like Keras, or nothing is published."""
+
+import io
+import json
+import os
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import types
+import zlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tensorflow.core.protobuf import saved_model_pb2
+
+from export import common, signatures
+from export.saved_model import export_saved_model
+
+SIZES = [(97, 129), (64, 32), (33, 80)]
+
+
+@pytest.fixture(scope="module")
+def exported(model_file, tmp_path_factory):
+    return export_saved_model(
+        model_file, tmp_path_factory.mktemp("free") / "served", max_image_pixels=100 * 140
+    )
+
+
+@pytest.fixture(scope="module")
+def served(exported):
+    return tf.saved_model.load(str(exported.path))
+
+
+@pytest.fixture(scope="module")
+def served_fixed(model_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fixed")
+    return tf.saved_model.load(str(export_saved_model(model_file, folder, (97, 129)).path))
+
+
+def png(array, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(array, **options).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def jpeg(array, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="JPEG", quality=92, **options)
+    return buffer.getvalue()
+
+
+def masks(served, *images):
+    answers = served.signatures["encoded_image"](image_bytes=tf.constant(images, tf.string))
+    return [np.asarray(Image.open(io.BytesIO(mask))) for mask in answers["mask_png_bytes"].numpy()]
+
+
+def check_same(class_ids, images, answer):
+    _, probabilities = answer(images)
+    agreement = common.compare(class_ids, probabilities, probabilities, common.EXACT.tie)
+    common.EXACT.check(agreement, "it")
+
+
+def test_the_report_is_of_a_real_comparison(exported):
+    assert exported.path.name == "1"
+    assert exported.agreement.num_classes >= 4
+    assert 0 < exported.agreement.max_error < 1e-4
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_any_batch_of_any_size_answers_like_keras(served, answer, size):
+    images = common.random_images(3, size, seed=7)
+    _, probabilities = answer(images)
+    ids = served.signatures["serving_default"](images=tf.constant(images))["class_ids"]
+    assert ids.dtype == tf.int32
+    check_same(ids.numpy(), images, answer)
+    got = served.signatures["probabilities"](images=tf.constant(images))["probabilities"].numpy()
+    np.testing.assert_allclose(got, probabilities, atol=1e-4)
+
+
+def test_an_empty_batch(served):
+    empty = tf.zeros([0, 40, 50, 3])
+    ids = served.signatures["serving_default"](images=empty)["class_ids"]
+    assert (ids.dtype, ids.shape) == (tf.int32, [0, 40, 50])
+    assert masks(served) == []
+
+
+def test_declared_shapes(served, served_fixed):
+    for loaded, size in ((served, (None, None)), (served_fixed, (97, 129))):
+        function = loaded.signatures["serving_default"]
+        assert function.structured_input_signature[1]["images"].shape.as_list() == [None, *size, 3]
+        assert function.structured_outputs["class_ids"].shape.as_list() == [None, *size]
+
+
+def test_a_fixed_size_answers_like_keras(served_fixed, answer):
+    images = common.random_images(2, (97, 129), seed=8)
+    ids = served_fixed.signatures["serving_default"](images=tf.constant(images))["class_ids"]
+    check_same(ids.numpy(), images, answer)
+
+
+def test_encoded_images_of_all_kinds_in_one_batch(served, answer):
+    rgb = common.random_images(1, (60, 70), seed=9)[0].astype(np.uint8)
+    grey = common.random_images(1, (41, 33), seed=10)[0, ..., 0].astype(np.uint8)
+    as_rgb = np.repeat(grey[..., None], 3, axis=-1)
+    palette = Image.fromarray(rgb).quantize(32)
+    buffer = io.BytesIO()
+    palette.save(buffer, format="PNG")
+    compressed = jpeg(rgb)
+    cases = [
+        (png(rgb), rgb),
+        (png(np.dstack([rgb, rgb[..., 0]])), rgb),  # alpha is dropped, not blended
+        (png(grey), as_rgb),
+        (png(grey.astype(np.uint16) * 256 + 77), as_rgb),
+        (tf.io.encode_png(rgb.astype(np.uint16) * 256 + 200).numpy(), rgb),
+        (buffer.getvalue(), np.asarray(palette.convert("RGB"))),
+        (compressed, tf.io.decode_jpeg(compressed, channels=3).numpy()),
+        (jpeg(grey), None),
+        (jpeg(rgb, progressive=True), None),
+    ]
+    answers = masks(served, *(data for data, _ in cases))
+    for mask, (data, image) in zip(answers, cases, strict=True):
+        if image is None:
+            image = tf.io.decode_jpeg(data, channels=3).numpy()
+        assert mask.shape == image.shape[:2] and mask.dtype == np.uint8
+        check_same(mask[None], image[None].astype(np.float32), answer)
+
+
+def test_a_fixed_size_takes_encoded_images_of_other_sizes(served_fixed, answer):
+    same = common.random_images(1, (97, 129), seed=11)[0]
+    other = np.asarray(Image.fromarray(same.astype(np.uint8)).resize((258, 194), Image.BILINEAR))
+    mask, larger = masks(served_fixed, png(same.astype(np.uint8)), png(other))
+    check_same(mask[None], same[None], answer)
+    assert larger.shape == (194, 258)
+    # The same scene twice as large: the same classes but for borders.
+    rows, columns = np.arange(97) * 193 // 96, np.arange(129) * 257 // 128
+    assert np.mean(larger[rows][:, columns] == mask) > 0.8
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_claiming(width, height):
+    """A well-formed PNG of a few bytes that claims a size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "must hold a PNG or JPEG file"),
+        (b"junk", "must hold a PNG or JPEG file"),
+        (b"GIF89a" + b"\0" * 100, "must hold a PNG or JPEG file"),
+        (b"\x89PNG\r\n\x1a\n", "must each be at least"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\x40" * 100, "Invalid"),
+        (b"\xff\xd8\xff" + b"j" * 100, "Invalid"),
+        (png_claiming(2**31 - 1, 2**31 - 1), "must have at most"),
+        (png_claiming(140, 101), "must have at most"),
+        (png_claiming(40, 40), "Invalid PNG"),
+        (png(np.zeros((31, 40, 3), np.uint8)), "must each be at least"),
+        (png(np.zeros((40, 50, 3), np.uint8))[:-30], "Invalid PNG"),
+    ],
+)
+def test_hostile_bytes_are_an_invalid_argument(served, data, message):
+    good = png(np.zeros((40, 50, 3), np.uint8))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        masks(served, good, data)
+    # One bad request does not spoil the next one.
+    assert masks(served, good)[0].shape == (40, 50)
+
+
+def test_labels_and_metadata(exported, served, segmenter):
+    names = served.signatures["labels"](class_ids=tf.constant([6, 2, 0, 7, -1]))["names"].numpy()
+    assert [name.decode() for name in names] == ["person", "Häuser", "road", "unknown", "unknown"]
+    asset = (exported.path / "assets" / "labels.txt").read_text("utf-8")
+    assert asset.splitlines() == list(segmenter.class_names)
+    metadata = json.loads(served.signatures["metadata"]()["metadata_json"].numpy())
+    assert metadata == json.loads((exported.path / "assets.extra" / "metadata.json").read_text())
+    architecture = segmenter.network.architecture
+    assert metadata["architecture_fingerprint"] == architecture.fingerprint
+    assert metadata["architecture"] == architecture.to_dict()
+    assert metadata["input_size"] is None
+
+
+def test_the_asset_travels_with_the_folder(exported, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(exported.path, moved)
+    loaded = tf.saved_model.load(str(moved))
+    names = loaded.signatures["labels"](class_ids=tf.constant([1]))["names"].numpy()
+    assert names.tolist() == [b"sky"]
+
+
+@pytest.fixture(scope="module")
+def graph(exported):
+    """The file's one graph with its signatures, as a proto."""
+    content = (exported.path / "saved_model.pb").read_bytes()
+    (graph,) = saved_model_pb2.SavedModel.FromString(content).meta_graphs
+    return graph
+
+
+@pytest.fixture(scope="module")
+def functions(graph):
+    """The functions in the file; the signatures call them."""
+    return graph.graph_def.library.function
+
+
+def test_no_operation_needs_xla(functions):
+    assert functions
+    for function in functions:
+        assert not function.attr["_XlaMustCompile"].b, function.signature.name
+
+
+def test_the_network_is_in_the_file_once(functions, segmenter):
+    calls = [node.op for function in functions for node in function.node_def]
+    layers = [
+        layer for layer in segmenter._flatten_layers() if isinstance(layer, keras.layers.Conv2D)
+    ]
+    assert calls.count("Conv2D") == len(layers) > 10
+
+
+def test_the_loader_of_the_server_answers_alike(exported, graph, answer, tmp_path):
+    """The C++ loader alone, without Python TensorFlow: the way TensorFlow Serving goes."""
+    library = pathlib.Path(tf.__file__).parent / "libtensorflow_cc.so.2"
+    if not library.exists():
+        pytest.skip(f"this TensorFlow has no {library.name}")
+    images = common.random_images(2, (97, 129), seed=12)
+    np.save(tmp_path / "images.npy", images)
+    signature = graph.signature_def["serving_default"]
+    tensors = (signature.inputs["images"].name, signature.outputs["class_ids"].name)
+    files = (tmp_path / "images.npy", tmp_path / "class_ids.npy")
+    client = pathlib.Path(__file__).with_name("native_client.py")
+    subprocess.run(
+        [sys.executable, client, library, exported.path, *tensors, *files],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    check_same(np.load(files[1]), images, answer)
+
+
+def test_the_next_export_gets_the_next_number(model_file, tmp_path):
+    (tmp_path / "4").mkdir()
+    (tmp_path / "4" / "kept").touch()
+    assert export_saved_model(model_file, tmp_path, (32, 40)).path == tmp_path / "5"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5"]
+
+
+def test_a_variable_lost_on_the_way_publishes_nothing(model_file, tmp_path, zeroed):
+    with pytest.raises(common.Disagreement, match="the SavedModel does not answer like the Keras"):
+        export_saved_model(model_file, tmp_path / "served", (33, 40))
+    assert not list(tmp_path.iterdir())
+
+
+def broken_mask(image_bytes):
+    masks = tf.io.encode_png(tf.zeros([97, 129, 1], tf.uint8))
+    return {"mask_png_bytes": tf.fill(tf.shape(image_bytes), masks)}
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "message"),
+    [
+        ("serving_default", lambda images: {"class_ids": tf.zeros([2, 97, 129], tf.int32)}, "same"),
+        ("probabilities", lambda images: {"probabilities": tf.zeros([2, 97, 129, 7])}, "within"),
+        ("encoded_image", broken_mask, "the signature encoded_image does not answer like"),
+        ("labels", lambda class_ids: {"names": tf.fill([8], "road")}, "the signature labels gives"),
+        ("metadata", lambda: {"metadata_json": tf.constant("{}")}, "metadata is not as written"),
+    ],
+)
+def test_every_signature_is_checked(exported, served, answer, monkeypatch, name, broken, message):
+    images = common.random_images(2, (97, 129), seed=5)
+    _, probabilities = answer(images)
+    metadata = json.loads((exported.path / "assets.extra" / "metadata.json").read_text())
+    loaded = types.SimpleNamespace(signatures=dict(served.signatures) | {name: broken})
+    monkeypatch.setattr(tf.saved_model, "load", lambda folder: loaded)
+    with pytest.raises(common.Disagreement, match=message):
+        signatures.check(exported.path, [images], [probabilities], metadata)
+
+
+def command(*flags):
+    done = subprocess.run(
+        [sys.executable, "-m", "export.saved_model", *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={key: os.environ[key] for key in os.environ if key != "TF_CPP_MIN_LOG_LEVEL"},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_command(model_file, tmp_path):
+    output = tmp_path / "served"
+    code, out, err = command(f"--model={model_file}", f"--output_dir={output}", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["path"] == str(output / "1") and result["same_class"] >= 0.999
+    assert (output / "1" / "saved_model.pb").is_file()
+
+
+def test_a_missing_model_is_one_line(tmp_path):
+    code, out, err = command(f"--model={tmp_path}/none.keras", f"--output_dir={tmp_path}/served")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: --model=") and err.count("\n") == 1 and "no such file" in err
+    assert not list(tmp_path.iterdir())
