@@ -133,14 +133,19 @@ if _TENSORFLOW:
             images_gradient = tf.nn.depthwise_conv2d_backprop_input(
                 tf.shape(images), kernel, upstream, [1, 1, 1, 1], "SAME"
             )
-            padded = tf.pad(images, [[0, 0], [2, 2], [2, 2], [0, 0]])
             halves = [
                 tf.nn.depthwise_conv2d_backprop_filter(
-                    part, [5, 3, images.shape[-1], 1], upstream, [1, 1, 1, 1], "VALID"
+                    tf.pad(images, [[0, 0], [2, 2], columns, [0, 0]]),
+                    [5, 3, images.shape[-1], 1],
+                    upstream,
+                    [1, 1, 1, 1],
+                    "VALID",
                 )
-                for part in (padded[:, :, :-2], padded[:, :, 2:])
+                for columns in ([2, 0], [0, 2])
             ]
-            return images_gradient, tf.concat([halves[0], halves[1][:, 1:]], axis=1)
+            # Both halves hold the middle column.
+            _, right = tf.split(halves[1], [1, 2], axis=1)
+            return images_gradient, tf.concat([halves[0], right], axis=1)
 
         return _depthwise_conv(images, kernel), gradient
 

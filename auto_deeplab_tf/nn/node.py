@@ -238,12 +238,11 @@ class NodeKind(SegmentKind):
         Float [N, h, w, targets * C] each; `none` has no term.
         """
         _, height, width, channels = images.shape
-        images = images[:, :, :, None]
         terms = []
         for operation in OPERATION_TABLE:
             if operation.repeats or operation.name == "none":
                 continue
-            result = free_operation(operation, images[:, :, :, 0])[:, :, :, None]
+            result = ops.expand_dims(free_operation(operation, images), 3)
             terms.append(result * ops.cast(columns[operation.name], result.dtype))
         return [ops.reshape(sum_all(terms), (-1, height, width, terms[0].shape[3] * channels))]
 
@@ -256,7 +255,7 @@ class NodeKind(SegmentKind):
         targets = columns["skip"].shape[0]
         wide = targets * channels
         narrow_input = ops.relu(images)
-        wide_input = spread(narrow_input[:, :, :, None], 3, targets)
+        wide_input = spread(ops.expand_dims(narrow_input, 3), 3, targets)
         wide_input = ops.reshape(wide_input, (-1, height, width, wide))
         stage_inputs, terms = {}, []
         for stage, convolutions in enumerate(self.stages):

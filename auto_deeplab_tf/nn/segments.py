@@ -178,7 +178,7 @@ def project(images, kernel, stride):
     """
     if stride > 1:
         images = images[:, ::stride, ::stride]
-    return ops.conv(ops.relu(images), kernel[None, None], padding="same")
+    return ops.conv(ops.relu(images), ops.reshape(kernel, (1, 1, *kernel.shape)), padding="same")
 
 
 class Segment(keras.layers.Layer):

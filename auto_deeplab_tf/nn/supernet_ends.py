@@ -5,11 +5,13 @@ Softmax of alpha and beta, the stem, the reduced ASPPs, and their sum.
 
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.architecture import Transition, move_mask
+from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
     BatchStatistics,
@@ -197,9 +199,13 @@ class RelaxKind(SegmentKind):
         mask = move_mask(beta_logits.shape[0])
         # A finite stand-in for -inf: its softmax is exactly 0, and so is its gradient, never NaN.
         beta = ops.softmax(ops.where(mask, beta_logits, -1e9), axis=-1)
-        by_node = [
-            ops.stack([beta[t.layer, t.from_level, t.move] for t in node]) for node in self.incoming
-        ]
+        # One product with a 0/1 matrix picks them all: 105 slices would be a graph of their own.
+        picked = np.zeros((sum(map(len, self.incoming)), beta_logits.shape[0] * 12), "float32")
+        for row, (layer, level, move, _) in enumerate(itertools.chain(*self.incoming)):
+            picked[row, (layer * 4 + level) * 3 + move] = 1.0
+        by_node = backend.split(
+            ops.matmul(picked, ops.reshape(beta, (-1,))), [len(node) for node in self.incoming], 0
+        )
         return (ops.softmax(alpha_logits, axis=-1), *by_node), None
 
 

@@ -49,9 +49,9 @@ def small_supernet(num_layers=3, seed=0, **kwargs):
     "kwargs",
     [
         {},
-        {"atrous": "full", "num_layers": 2},
-        {"share_operations": False},
-        {"num_layers": 5, "num_blocks": 2, "filter_multiplier": 1},
+        {"atrous": "full", "num_layers": 2, "num_blocks": 2},
+        {"share_operations": False, "num_layers": 2, "num_blocks": 2},
+        {"num_layers": 5, "num_blocks": 1, "filter_multiplier": 1},
         {"num_layers": 1, "num_blocks": 1},
     ],
     ids=["shared", "full", "own", "five_layers", "one_layer"],
@@ -87,7 +87,7 @@ def test_fused_equals_plain_in_loss_and_all_gradients(kwargs):
 
 
 def test_traced_step_equals_the_eager_one():
-    supernet = small_supernet()
+    supernet = small_supernet(num_blocks=2)
     x = images((2, 49, 70, 3))
     weighting = images((2, 49, 70, CLASSES), seed=1) / 255.0
     states, moments = supernet.forward(x, training=True)
