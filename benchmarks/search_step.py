@@ -133,9 +133,9 @@ def _plain_step(model: Any) -> Any:
         gradients = tape.gradient(loss, watched)
         if wrt == "weights":
             moving = [s.moving.value for s in supernet.segments if s.moving is not None]
-            model._apply[wrt](gradients, moving)
+            model._eager_apply[wrt](gradients, moving)
         else:
-            model._apply[wrt](gradients)
+            model._eager_apply[wrt](gradients)
         return loss
 
     def step(data):
@@ -158,7 +158,7 @@ def _num_graph_ops(step: Any, model: Any) -> int | None:
     else:
         kinds = {segment.kind for segment in model.supernet.segments}
         functions = [f for kind in kinds for f in backend.runner(kind).functions]
-        functions += [model._loss_pieces, *model._apply.values()]
+        functions += [model._eager_loss, *model._eager_apply.values()]
     graphs = [
         concrete.graph
         for function in functions

@@ -80,9 +80,10 @@ class BilevelModel(keras.Model):
             segment.kernels.path for segment in supernet.segments if segment.kernels is not None
         }
         self._decayed = [variable.path in kernels for variable in supernet.trainable_variables]
-        # Pieces of a step that runs eagerly; inside a traced step they are inlined.
-        self._loss_pieces = tf.function(self._loss_and_gradient, autograph=False)
-        self._apply = {
+        # Compiled for a step that runs eagerly. A traced step has them inline: under a strategy no
+        # function inside it may wait for the other replicas.
+        self._eager_loss = tf.function(self._loss_and_gradient, autograph=False)
+        self._eager_apply = {
             "weights": tf.function(self._apply_weights, autograph=False),
             "architecture": tf.function(self._apply_architecture, autograph=False),
         }
@@ -138,8 +139,9 @@ class BilevelModel(keras.Model):
         images, labels = batch
         if tf.executing_eagerly():
             states, moments = self.supernet.forward(images, training=True)
-            loss_sum, weight_sum, logits_gradient = self._loss_pieces(labels, states["logits"])
+            loss_sum, weight_sum, logits_gradient = self._eager_loss(labels, states["logits"])
             gradients = self.supernet.backward(states, logits_gradient, wrt)
+            apply = self._eager_apply[wrt]
         else:
             variables = [variable.value for variable in self._variables(wrt)]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -148,10 +150,11 @@ class BilevelModel(keras.Model):
                 loss_sum, weight_sum = self.loss_function(labels, states["logits"])
                 loss = losses.normalized(loss_sum, weight_sum)
             gradients = tape.gradient(loss, variables)
+            apply = self._apply_weights if wrt == "weights" else self._apply_architecture
         if wrt == "weights":
-            self._apply[wrt](gradients, [m for m in moments if m is not None])
+            apply(gradients, [m for m in moments if m is not None])
         else:
-            self._apply[wrt](gradients)
+            apply(gradients)
         tracker.update_state(tf.math.divide_no_nan(loss_sum, weight_sum), sample_weight=weight_sum)
         return tracker.result()
 

@@ -159,10 +159,9 @@ class Checkpoints:
         keep: int = 3,
     ):
         self._fingerprint = tf.Variable(fingerprint, trainable=False)
+        # Numbered, not named: the names that Keras makes up depend on what else a process made.
         by_name = {
-            f"{index:05d}_{getattr(variable, 'path', variable.name)}": (
-                variable if isinstance(variable, tf.Variable) else variable.value
-            )
+            f"v{index:05d}": variable if isinstance(variable, tf.Variable) else variable.value
             for index, variable in enumerate(variables)
         }
         self._checkpoint = tf.train.Checkpoint(
@@ -216,7 +215,7 @@ class Checkpoints:
 
 
 class _Holder(tf.Module):
-    """Variables under names that may hold any character."""
+    """Variables by name, as a checkpoint wants them."""
 
     def __init__(self, by_name: Mapping[str, tf.Variable]):
         super().__init__()
