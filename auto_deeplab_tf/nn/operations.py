@@ -10,6 +10,7 @@ from keras import ops
 from auto_deeplab_tf.accounting import operation_units
 from auto_deeplab_tf.architecture import ATROUS_KINDS, DECODABLE_OPERATIONS, operation
 from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.atrous import atrous_conv
 from auto_deeplab_tf.nn.resize import resize_bilinear
 
 BATCH_NORM_EPSILON = 1e-3
@@ -154,31 +155,15 @@ class ConvBN(keras.layers.Layer):
 
 @register
 class AtrousConv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D` that leaves out taps which fall on padding at every position.
+    """`keras.layers.Conv2D` by `atrous_conv`: without the taps that can only fall on padding.
 
-    At a rate of the map's height or more the rows above and below the middle of a 3x3 window never
-    touch the map (columns likewise). On CPU TensorFlow runs an atrous convolution as rate * rate
-    padded phases: at rate 36 on 23x30 that is 1,296 positions of 9 taps in place of 690 of one.
-
-    Input shape: float [N, h, w, C]. Where h or w is unknown statically, all taps are computed.
+    Input shape: float [N, h, w, C].
     Output shape: float [N, h, w, filters].
     """
 
     def convolution_op(self, inputs, kernel):
         rate = self.dilation_rate[0]
-        if rate > 1 and self.kernel_size == (3, 3):
-            _, height, width, _ = inputs.shape
-            if height is not None and rate >= height:
-                kernel = kernel[1:2]
-            if width is not None and rate >= width:
-                kernel = kernel[:, 1:2]
-        return ops.conv(
-            inputs,
-            kernel,
-            strides=self.strides,
-            padding=self.padding,
-            dilation_rate=1 if kernel.shape[:2] == (1, 1) else self.dilation_rate,
-        )
+        return atrous_conv(inputs, kernel, rate, strides=self.strides, padding=self.padding)
 
 
 class OperationLayer(keras.layers.Layer):

@@ -13,8 +13,7 @@ import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.nn import backend
-
-BATCH_NORM_EPSILON = 1e-3
+from auto_deeplab_tf.nn.operations import BATCH_NORM_EPSILON
 
 
 class Layout:

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from auto_deeplab_tf.accounting import STEM_FILTERS
 from auto_deeplab_tf.architecture import (
     NUM_LEVELS,
     OPERATIONS,
@@ -16,7 +17,6 @@ from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.node import NodeKind, StateShape
 from auto_deeplab_tf.nn.segments import Segment
 from auto_deeplab_tf.nn.supernet_ends import (
-    STEM_CHANNELS,
     HeadKind,
     LogitsKind,
     RelaxKind,
@@ -175,9 +175,9 @@ class Supernet(keras.Model):
         Level); layer -1 and -2 are the stem's tensors at stride 4 and 2.
         """
         if layer == -2:
-            return "stem_2", StateShape(1, STEM_CHANNELS[1])
+            return "stem_2", StateShape(1, STEM_FILTERS[1])
         if layer == -1:
-            return "stem_4", StateShape(2, STEM_CHANNELS[2])
+            return "stem_4", StateShape(2, STEM_FILTERS[2])
         channels = self.num_blocks * self.filter_multiplier * 2**level
         return f"layer_{layer}_level_{level}", StateShape(level + 2, channels)
 

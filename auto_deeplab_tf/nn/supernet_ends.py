@@ -10,8 +10,10 @@ import itertools
 import numpy as np
 from keras import ops
 
+from auto_deeplab_tf.accounting import STEM_FILTERS, STEM_STRIDES
 from auto_deeplab_tf.architecture import Transition, move_mask
 from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.atrous import atrous_conv
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
     BatchStatistics,
@@ -20,8 +22,6 @@ from auto_deeplab_tf.nn.segments import (
     kernel_layout,
     project,
 )
-
-STEM_CHANNELS = (64, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +47,18 @@ class StemKind(SegmentKind):
     @functools.cached_property
     def kernels(self):
         shapes, channels = {}, 3
-        for i, filters in enumerate(STEM_CHANNELS):
+        for i, filters in enumerate(STEM_FILTERS):
             shapes[f"conv_{i}"] = ((3, 3, channels, filters), 9 * channels)
             channels = filters
         return kernel_layout(shapes)
 
     @functools.cached_property
     def affine(self):
-        return affine_layout(_gammas_and_betas(enumerate(STEM_CHANNELS)))
+        return affine_layout(_gammas_and_betas(enumerate(STEM_FILTERS)))
 
     @property
     def num_normalized(self):
-        return sum(STEM_CHANNELS)
+        return sum(STEM_FILTERS)
 
     def compute(self, kernels, affine, moving, architecture, inputs, training):
         """See `SegmentKind.compute`.
@@ -72,7 +72,7 @@ class StemKind(SegmentKind):
         mean, std = (np.asarray(values, "float32") for values in (self.mean, self.std))
         features = ops.cast((images - mean) / std, self.dtype)
         outputs = []
-        for i, stride in enumerate((2, 1, 2)):
+        for i, stride in enumerate(STEM_STRIDES):
             if i:
                 features = ops.relu(features)
             features = ops.conv(features, kernels[f"conv_{i}"], strides=stride, padding="same")
@@ -141,7 +141,7 @@ class HeadKind(SegmentKind):
         pooled = ops.mean(features, axis=(1, 2), keepdims=True)
         branches = {
             "pointwise": project(features, kernels["pointwise"], 1),
-            "atrous": atrous_conv_3x3(features, kernels["atrous"], self.rate),
+            "atrous": atrous_conv(features, kernels["atrous"], self.rate),
             "pooling": project(pooled, kernels["pooling"], 1),
         }
         branches = [
@@ -207,26 +207,6 @@ class RelaxKind(SegmentKind):
             ops.matmul(picked, ops.reshape(beta, (-1,))), [len(node) for node in self.incoming], 0
         )
         return (ops.softmax(alpha_logits, axis=-1), *by_node), None
-
-
-def atrous_conv_3x3(images, kernel, rate):
-    """A 3x3 atrous convolution that leaves out the taps which fall on padding at every position.
-
-    Args:
-        images: float [N, h, w, C], h and w known statically.
-        kernel: float [3, 3, C, D].
-        rate: int; from the map's height on, the rows above and below never touch it; columns
-            likewise.
-
-    Returns:
-        float [N, h, w, D].
-    """
-    _, height, width, _ = images.shape
-    if rate >= height:
-        kernel = kernel[1:2]
-    if rate >= width:
-        kernel = kernel[:, 1:2]
-    return ops.conv(images, kernel, padding="same", dilation_rate=rate)
 
 
 def _gammas_and_betas(channels):
