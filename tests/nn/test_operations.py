@@ -1,0 +1,232 @@
+"""Each operation against its definition written out; sizes, batch statistics, serialisation."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from auto_deeplab_tf.architecture import DECODABLE_OPERATIONS
+from auto_deeplab_tf.nn.operations import (
+    AtrousConv2D,
+    BatchNormalization,
+    ConvBN,
+    OperationLayer,
+    operation_layer_class,
+)
+from auto_deeplab_tf.nn.resize import resize_bilinear
+
+FILTERS = 4
+
+
+def images(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def randomized(layer, input_shape, seed=0):
+    """Builds a layer and gives all its weights, batch statistics too, random values."""
+    layer.build(input_shape)
+    rng = np.random.default_rng(seed)
+    for variable in layer.weights:
+        values = rng.normal(size=variable.shape)
+        variable.assign(np.abs(values) + 0.5 if "variance" in variable.path else values)
+    return layer
+
+
+def make(op, stride=1, atrous="full", seed=0):
+    layer = operation_layer_class(op)(op, FILTERS, stride=stride, atrous=atrous)
+    return randomized(layer, (None, None, None, FILTERS), seed)
+
+
+def convolve(x, kernel, stride=1, rate=1, depthwise=False):
+    """Convolution with zero padding as a sum over taps: out[i] = sum_t x[i * stride + t] k[t]."""
+    size = kernel.shape[0]
+    out = [-(-extent // stride) for extent in x.shape[1:3]]
+    # TensorFlow's SAME: as much padding as the outputs need, the odd one behind.
+    total = [
+        max((o - 1) * stride + (size - 1) * rate + 1 - e, 0)
+        for o, e in zip(out, x.shape[1:3], strict=True)
+    ]
+    x = np.pad(x, [(0, 0), *((t // 2, t - t // 2) for t in total), (0, 0)])
+    result = 0.0
+    for row in range(size):
+        for column in range(size):
+            top, left = row * rate, column * rate
+            window = x[:, top:, left:][:, ::stride, ::stride][:, : out[0], : out[1]]
+            tap = kernel[row, column]
+            result = result + (window * tap[:, 0] if depthwise else window @ tap)
+    return result
+
+
+def normalize(x, batch_norm):
+    deviation = np.sqrt(np.asarray(batch_norm.moving_variance) + 1e-3)
+    x = (x - np.asarray(batch_norm.moving_mean)) / deviation
+    return x * np.asarray(batch_norm.gamma) + np.asarray(batch_norm.beta)
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def close(actual, expected):
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("op", DECODABLE_OPERATIONS)
+def test_sizes_are_rounded_up(op, stride):
+    layer = make(op, stride)
+    for height, width in ((9, 14), (8, 11), (3, 1)):
+        result = layer(images((2, height, width, FILTERS)))
+        expected = (2, -(-height // stride), -(-width // stride), FILTERS)
+        assert result.shape == expected
+        assert layer.compute_output_shape((2, height, width, FILTERS)) == expected
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("op", "size"), [("sep_3x3", 3), ("sep_5x5", 5)])
+def test_separable_operation(op, size, stride):
+    layer, x = make(op, stride), images((2, 9, 12, FILTERS))
+    expected = x
+    for unit, step in zip(layer.units, (stride, 1), strict=True):
+        depthwise, pointwise = np.asarray(unit.depthwise.kernel), np.asarray(unit.conv.kernel)
+        assert depthwise.shape[:2] == (size, size)
+        expected = convolve(relu(expected), depthwise, stride=step, depthwise=True)
+        expected = normalize(convolve(expected, pointwise), unit.batch_norm)
+    close(layer(x), expected)
+
+
+@pytest.mark.parametrize("atrous", ["full", "separable"])
+@pytest.mark.parametrize(("op", "size"), [("atrous_3x3", 3), ("atrous_5x5", 5)])
+def test_atrous_operation_at_rate_2(op, size, atrous):
+    layer, x = make(op, atrous=atrous), images((2, 9, 12, FILTERS))
+    (unit,) = layer.units
+    if atrous == "full":
+        assert unit.conv.kernel.shape == (size, size, FILTERS, FILTERS)
+        expected = convolve(relu(x), np.asarray(unit.conv.kernel), rate=2)
+    else:
+        kernel = np.asarray(unit.depthwise.kernel)
+        expected = convolve(relu(x), kernel, rate=2, depthwise=True)
+        expected = convolve(expected, np.asarray(unit.conv.kernel))
+    close(layer(x), normalize(expected, unit.batch_norm))
+
+
+def test_atrous_operation_in_a_stride_2_position_resizes_and_has_rate_1():
+    layer, x = make("atrous_3x3", stride=2), images((2, 9, 12, FILTERS))
+    (unit,) = layer.units
+    half = np.array(resize_bilinear(ops.convert_to_tensor(relu(x)), (5, 6)))
+    close(layer(x), normalize(convolve(half, np.asarray(unit.conv.kernel)), unit.batch_norm))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pooling_takes_no_padding_into_account(stride):
+    x = images((1, 5, 8, FILTERS)) - 3.0  # all negative: a maximum over padding would be 0
+    for op, reduce in (("avg_pool_3x3", np.mean), ("max_pool_3x3", np.max)):
+        result = np.array(make(op, stride)(x))
+        for row in range(result.shape[1]):
+            for column in range(result.shape[2]):
+                # SAME at stride 2 pads an even extent behind only.
+                top, left = (
+                    at * stride - (1 if stride == 1 or extent % 2 else 0)
+                    for at, extent in ((row, 5), (column, 8))
+                )
+                window = x[0, max(top, 0) : top + 3, max(left, 0) : left + 3]
+                close(result[0, row, column], reduce(window, axis=(0, 1)))
+
+
+def test_skip_is_the_identity_and_a_projection_in_a_stride_2_position():
+    x = images((2, 9, 12, FILTERS))
+    assert make("skip").weights == []
+    np.testing.assert_array_equal(make("skip")(x), x)
+    layer = make("skip", stride=2)
+    (unit,) = layer.units
+    expected = relu(x)[:, ::2, ::2] @ np.asarray(unit.conv.kernel)[0, 0]
+    close(layer(x), normalize(expected, unit.batch_norm))
+
+
+@pytest.mark.parametrize("rate", [5, 7, 8, 12])
+def test_taps_on_padding_are_left_out_without_a_difference(rate):
+    """Maps of 7x11: at rate 7 the outer rows of the window never touch one, at 11 the columns."""
+    layer = randomized(
+        AtrousConv2D(3, 3, dilation_rate=rate, padding="same", use_bias=False), (1, 7, 11, FILTERS)
+    )
+    x = images((2, 7, 11, FILTERS))
+    expected = convolve(x, np.asarray(layer.kernel), rate=rate)
+    close(layer(x), expected)
+    any_size = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, FILTERS))])
+    close(any_size(x), expected)
+
+
+def test_relu_stands_where_it_is_asked_for():
+    x = images((1, 4, 5, FILTERS))
+    layers = {r: randomized(ConvBN(3, relu=r), x.shape) for r in ("before", "after", None)}
+    for where, layer in layers.items():
+        features = relu(x) if where == "before" else x
+        expected = normalize(features @ np.asarray(layer.conv.kernel)[0, 0], layer.batch_norm)
+        close(layer(x), relu(expected) if where == "after" else expected)
+    with pytest.raises(ValueError, match="relu must be 'before', 'after' or None"):
+        ConvBN(3, relu="both")
+
+
+def test_batch_statistics_and_their_decay():
+    layer = BatchNormalization(momentum=0.9)
+    x = images((3, 5, 4, FILTERS)) * 2 + 1
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    close(layer(x, training=True), (x - mean) / np.sqrt(variance + 1e-3))
+    close(layer.moving_mean, 0.1 * mean)
+    close(layer.moving_variance, 0.9 + 0.1 * variance)
+    close(layer(x), (x - 0.1 * mean) / np.sqrt(0.9 + 0.1 * variance + 1e-3))
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_statistics_over_replicas(two_devices, synchronized):
+    x = images((4, 3, 5, FILTERS)) * np.float32([[[[1]]]] * 2 + [[[[3]]]] * 2)
+    alone = BatchNormalization(momentum=0.9)
+    expected = alone(x, training=True)
+    strategy = tf.distribute.MirroredStrategy(two_devices)
+    with strategy.scope():
+        layer = BatchNormalization(momentum=0.9, synchronized=synchronized)
+        layer.build(x.shape)
+
+    @tf.function
+    def run(halves):
+        return strategy.run(lambda half: layer(half, training=True), args=(halves,))
+
+    halves = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
+    )
+    result = np.concatenate(
+        [np.array(part) for part in strategy.experimental_local_results(run(halves))]
+    )
+    assert np.allclose(result, expected, atol=1e-5) == synchronized
+    if synchronized:
+        close(layer.moving_variance, np.asarray(alone.moving_variance))
+
+
+@pytest.mark.parametrize("op", DECODABLE_OPERATIONS)
+def test_a_layer_comes_back_from_its_config(op):
+    layer = make(op, stride=2, atrous="separable")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert type(again) is type(layer) and again.get_config() == layer.get_config()
+    again.set_weights(layer.get_weights())
+    x = images((2, 7, 6, FILTERS))
+    np.testing.assert_array_equal(again(x), layer(x))
+
+
+def test_mixed_precision_computes_in_bfloat16_and_normalizes_in_float32():
+    layer = operation_layer_class("sep_3x3")("sep_3x3", FILTERS, dtype="mixed_bfloat16")
+    assert layer(images((2, 6, 5, FILTERS)), training=True).dtype == "bfloat16"
+    assert {weight.dtype for weight in layer.weights} == {"float32"}
+    assert layer.units[1].conv.compute_dtype == "bfloat16"
+
+
+def test_refused_arguments():
+    with pytest.raises(ValueError, match="operation 'none' has no layer: a decoded edge carries"):
+        operation_layer_class("none")
+    with pytest.raises(ValueError, match="unknown operation 'sep_7x7': the operations are sep_3x3"):
+        operation_layer_class("sep_7x7")
+    with pytest.raises(ValueError, match="stride must be 1 or 2. Received: 3."):
+        OperationLayer("sep_3x3", FILTERS, stride=3)
+    with pytest.raises(ValueError, match="atrous must be 'full' or 'separable'. Received: 'half'."):
+        OperationLayer("sep_3x3", FILTERS, atrous="half")
