@@ -87,7 +87,7 @@ def parse(config_class: type, arguments: Sequence[str]) -> Any:
 
 def run(main: Callable[[], Any]) -> NoReturn:
     """Parses the flags that the module of `main` has defined, calls it, and exits."""
-    module = main.__globals__  # type: ignore[attr-defined]
+    module = main.__globals__
     config_class = _config_of_module.get(module["__name__"])
     if config_class is not None:
         flags.FLAGS.append_flag_values(_flag_values(config_class))
