@@ -167,12 +167,10 @@ class ArchitectureSearch:
                 GPU, takes part.
             verbose: as in Keras: 0, 1 or 2.
         """
-        if self.model.optimizer is None:
-            # Sized by the data, like the epochs: the cosine ends with the last of them.
-            data_at, steps_per_epoch = _as_function(data, batch_size, steps_per_epoch)
+        data_at, steps_per_epoch = _as_function(data, batch_size, steps_per_epoch)
+        if not self.model.compiled:
+            # Sized by the data, so that the cosine ends with the last step.
             self.compile(total_steps=epochs * steps_per_epoch)
-        else:
-            data_at, steps_per_epoch = _as_function(data, batch_size, steps_per_epoch)
         if traced is None:
             strategy = tf.distribute.get_strategy()
             traced = strategy.num_replicas_in_sync > 1 or bool(

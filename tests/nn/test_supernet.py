@@ -166,7 +166,7 @@ def test_each_alpha_row_touches_the_block_of_its_edge_and_later_ones_only():
         after = np.asarray(inference_states(supernet, x)[name])
         blocks = [
             not np.array_equal(*pair)
-            for pair in zip(*(np.split(t, 3, -1) for t in (before, after)))
+            for pair in zip(*(np.split(t, 3, -1) for t in (before, after)), strict=True)
         ]
         assert blocks[edge.block], edge
         assert not any(blocks[: edge.block]), edge
