@@ -7,6 +7,7 @@ published.
 
 - `common` checks input, compares answers, publishes atomically; no framework.
 - `model` reads model.keras, answers as the reference, and freezes the graph at a fixed size.
+- `image_files` decodes and resizes in graph operations; `flatbuffer` edits TFLite files.
 - `signatures` holds the graph functions of the served SavedModel.
 - `saved_model`, `tflite`, `tensorrt` are the entry points; `onnx` is the last one's default route.
 """

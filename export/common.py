@@ -22,7 +22,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from auto_deeplab_tf import cli
 
@@ -156,26 +155,6 @@ def find_images(folder: str | os.PathLike, limit: int) -> list[pathlib.Path]:
     if len(found) <= limit:
         return found
     return [found[index] for index in np.linspace(0, len(found) - 1, limit).round().astype(int)]
-
-
-def read_image(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
-    """Returns an image file resized to (height, width).
-
-    Returns:
-        float32 [height, width, 3], whole numbers 0..255, RGB.
-
-    Raises:
-        ValueError: where the file cannot be decoded.
-    """
-    height, width = size
-    try:
-        with Image.open(path) as image:
-            resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read as an image ({error}); mend or remove it."
-        ) from error
-    return np.asarray(resized, dtype=np.float32)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

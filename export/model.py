@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import auto_deeplab_tf
-from auto_deeplab_tf.segmenter import Segmenter
+from auto_deeplab_tf.segmenter import Segmenter, load_segmenter
 from export import common
 
 
@@ -25,15 +25,7 @@ def load(path: str | os.PathLike) -> Segmenter:
         FileNotFoundError: where there is no such file.
         ValueError: where it is something else, damaged, or where its weights are not finite.
     """
-    path = common.check_model_file(path)
-    try:
-        with warnings.catch_warnings():
-            # Of no use here, and of an optimizer that was never used it holds nothing.
-            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
-            segmenter = keras.saving.load_model(path)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"--model={path} cannot be read: {reason}") from error
+    segmenter = load_segmenter(common.check_model_file(path))
     for variable in segmenter.network.variables:
         if not np.isfinite(variable.value.numpy()).all():
             raise ValueError(
@@ -70,6 +62,7 @@ def describe(segmenter: Segmenter) -> dict:
         "architecture": architecture and architecture.to_dict(),
         "architecture_fingerprint": architecture and architecture.fingerprint,
         "class_names": list(names),
+        "image_size": segmenter.image_size,
         "input": "RGB, 0..255; normalised inside",
     }
 
@@ -94,6 +87,25 @@ def reference(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
     if not np.isfinite(probabilities).all():
         raise ValueError("the Keras model itself answers values that are not finite; train again.")
     return probabilities
+
+
+def masks(
+    segmenter: Segmenter, images: Sequence[np.ndarray], input_size: tuple[int, int] | None
+) -> list[np.ndarray]:
+    """Returns the class ids [H, W] that the command `predict` gives for images of any sizes.
+
+    Args:
+        segmenter: the model.
+        images: float32 [H, W, 3] each, whole numbers 0..255.
+        input_size: the size at which the network is to see them; None: as `predict` does it.
+    """
+    return [
+        segmenter.predict_class_ids(
+            image.astype(np.uint8),
+            input_size=segmenter.command_input_size(image.shape[:2], input_size),
+        )
+        for image in images
+    ]
 
 
 class FixedGraph(tf.Module):

@@ -22,6 +22,7 @@ cli.define(config.SavedModelConfig)
 
 # Non-square and odd, so that a swapped axis or a rounded size shows.
 CHECKED_SIZES = ((97, 129), (64, 48))
+CHECKED_ENCODED_SIZE = (80, 141)
 DEFAULT_MAX_IMAGE_PIXELS = 2048 * 4096
 
 
@@ -58,6 +59,9 @@ def export_saved_model(
     images = [common.random_images(2, each, seed) for seed, each in enumerate(sizes)]
     # Before the export, so that nothing the export does to the weights can hide in it.
     references = [model_lib.reference(segmenter, batch) for batch in images]
+    encoded = [image for batch in images for image in batch]
+    encoded += [common.random_images(1, CHECKED_ENCODED_SIZE, seed=len(images))[0]]
+    masks = model_lib.masks(segmenter, encoded, size)
     metadata = model_lib.describe(segmenter) | {"input_size": size}
     root = pathlib.Path(output_dir)
     with common.staging_folder(root) as staged:
@@ -75,7 +79,7 @@ def export_saved_model(
         extra = version / "assets.extra"
         extra.mkdir()
         (extra / "metadata.json").write_text(common.to_json(metadata) + "\n", "utf-8")
-        agreement = signatures.check(version, images, references, metadata)
+        agreement = signatures.check(version, images, references, encoded, masks, metadata)
         return common.Exported(common.publish_version(version, root), agreement)
 
 

@@ -1,5 +1,6 @@
 """The graph functions of the served SavedModel: one forward pass, and the signatures around it."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -9,61 +10,9 @@ import tensorflow as tf
 
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.segmenter import Segmenter
-from export import common
+from export import common, image_files
 
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-JPEG_MAGIC = b"\xff\xd8\xff"
-HEADER_BYTES = 24  # of a PNG file up to the end of its width and height
 UNKNOWN_LABEL = "unknown"
-
-
-def decode_image(image_bytes: tf.Tensor, max_pixels: int) -> tf.Tensor:
-    """Decodes PNG (grey, palette, RGB, with alpha, 8 or 16 bit) or JPEG to RGB.
-
-    The size is read from the header and checked first: a file of a few kB may claim gigabytes.
-
-    Args:
-        image_bytes: string [].
-        max_pixels: largest height times width.
-
-    Returns:
-        uint8 [H, W, 3]; alpha is dropped, 16 bits are cut to the upper 8.
-
-    Raises:
-        tf.errors.InvalidArgumentError: for other bytes, for a side shorter than MIN_SIZE, and for
-            a larger image.
-    """
-    padded = tf.strings.join([tf.strings.substr(image_bytes, 0, HEADER_BYTES), "\0" * HEADER_BYTES])
-    header = tf.io.decode_raw(tf.strings.substr(padded, 0, HEADER_BYTES), tf.uint8)
-    is_png = tf.reduce_all(header[: len(PNG_MAGIC)] == tf.constant(list(PNG_MAGIC), tf.uint8))
-    is_jpeg = tf.reduce_all(header[: len(JPEG_MAGIC)] == tf.constant(list(JPEG_MAGIC), tf.uint8))
-    known = tf.debugging.Assert(is_png | is_jpeg, ["image_bytes must hold a PNG or JPEG file."])
-    # An operation without state, such as a decoder, would not wait for an assertion by itself.
-    with tf.control_dependencies([known]):
-        # IHDR: width, then height, each 4 bytes, the highest first.
-        sides = tf.reshape(tf.cast(header[16:24], tf.float64), [2, 4])
-        png_size = tf.linalg.matvec(
-            sides, tf.constant([2.0**24, 2.0**16, 2.0**8, 1.0], tf.float64)
-        )[::-1]
-        size = tf.cond(
-            is_jpeg,
-            lambda: tf.cast(tf.io.extract_jpeg_shape(image_bytes)[:2], tf.float64),
-            lambda: png_size,
-        )
-    large = tf.debugging.Assert(
-        tf.reduce_min(size) >= common.MIN_SIZE,
-        ["height and width of an image must each be at least", common.MIN_SIZE, "but are", size],
-    )
-    bounded = tf.debugging.Assert(
-        tf.reduce_prod(size) <= max_pixels,
-        ["an image must have at most", max_pixels, "pixels, but its size is", size],
-    )
-    with tf.control_dependencies([large, bounded]):
-        return tf.cond(
-            is_jpeg,
-            lambda: tf.io.decode_jpeg(image_bytes, channels=3),
-            lambda: tf.io.decode_png(image_bytes, channels=3),
-        )
 
 
 def mask_dtype(num_classes: int) -> tf.DType:
@@ -82,9 +31,11 @@ class ServedSegmenter(tf.Module):
     | labels | class_ids int32 [N] | names string [N] |
     | metadata | - | metadata_json string [] |
 
-    A mask has the size of its image; its values are the class ids. The names end in `_bytes` since
-    TensorFlow Serving's REST interface sends such strings as base64. With a fixed input size an
-    encoded image is resized to it, and its logits back to the image's size before the argmax.
+    encoded_image answers as the command `predict` does: the network sees the image at the fixed
+    input size or, where the training images had been brought to one size, with as many pixels; the
+    logits are brought back to the image's own size before the argmax. The pixels of a mask are
+    class ids. The names end in `_bytes` since TensorFlow Serving's REST interface sends such
+    strings as base64. Images smaller than 32 pixels are an InvalidArgumentError in every signature.
 
     Args:
         segmenter: the model.
@@ -106,6 +57,7 @@ class ServedSegmenter(tf.Module):
     ):
         super().__init__()
         self._input_size = input_size
+        self._trained_size = segmenter.image_size
         self._metadata_json = metadata_json
         self._max_image_pixels = max_image_pixels
         # Variables and tables are saved where they hang on the saved object; layers need not be.
@@ -124,8 +76,7 @@ class ServedSegmenter(tf.Module):
         self._images = tf.TensorSpec([None, height, width, 3], tf.float32, name="images")
         # One traced forward pass under all signatures: the file holds the network once.
         self._forward = tf.function(
-            lambda images: tf.cast(segmenter(images, training=False), tf.float32),
-            input_signature=[self._images],
+            functools.partial(_logits, segmenter), input_signature=[self._images]
         )
 
     def save(self, folder: pathlib.Path) -> None:
@@ -140,17 +91,19 @@ class ServedSegmenter(tf.Module):
         }
         tf.saved_model.save(self, str(folder), signatures=signatures)
 
-    def _logits(self, images: tf.Tensor) -> tf.Tensor:
+    def _logits_of_any_batch(self, images: tf.Tensor) -> tf.Tensor:
         # Convolutions of an empty batch fail on CPU: it goes through as one black image.
         count = tf.shape(images)[0]
         missing = tf.cast(count == 0, tf.int32)
         return self._forward(tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]))[:count]
 
     def _class_ids(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"class_ids": tf.argmax(self._logits(images), axis=-1, output_type=tf.int32)}
+        return {
+            "class_ids": tf.argmax(self._logits_of_any_batch(images), axis=-1, output_type=tf.int32)
+        }
 
     def _probabilities(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"probabilities": tf.nn.softmax(self._logits(images))}
+        return {"probabilities": tf.nn.softmax(self._logits_of_any_batch(images))}
 
     def _encoded_image(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         # One image at a time: sizes differ, and max_image_pixels bounds the memory of one pass.
@@ -163,14 +116,16 @@ class ServedSegmenter(tf.Module):
         return {"mask_png_bytes": masks}
 
     def _mask(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        image = decode_image(image_bytes, self._max_image_pixels)
-        images = tf.cast(image, tf.float32)[None]
-        if self._input_size is None:
-            logits = self._forward(images)
-        else:
-            resized = tf.image.resize(images, self._input_size, antialias=True)
-            size = tf.shape(image)
-            logits = resize_bilinear(self._forward(resized), (size[0], size[1]))
+        image = image_files.decode(image_bytes, self._max_image_pixels)
+        size = tf.shape(image)[:2]
+        seen = image_files.input_size(size, self._input_size, self._trained_size)
+        logits = self._forward(image_files.resize(image, seen)[None])
+        # The products with interpolation matrices cost as much as a layer: not where sizes agree.
+        logits = tf.cond(
+            tf.reduce_all(size == seen),
+            lambda: logits,
+            lambda: resize_bilinear(logits, (size[0], size[1])),
+        )
         class_ids = tf.argmax(logits, axis=-1, output_type=tf.int32)[0, :, :, None]
         return tf.io.encode_png(tf.cast(class_ids, mask_dtype(logits.shape[-1])))
 
@@ -181,10 +136,22 @@ class ServedSegmenter(tf.Module):
         return {"metadata_json": tf.constant(self._metadata_json)}
 
 
+def _logits(segmenter: Segmenter, images: tf.Tensor) -> tf.Tensor:
+    """float32 logits; the rule that Keras checks on static sizes, for sizes known at run time."""
+    size = tf.shape(images)[1:3]
+    rule = ["height and width must each be at least", common.MIN_SIZE, "pixels, but are", size]
+    with tf.control_dependencies(
+        [tf.debugging.Assert(tf.reduce_min(size) >= common.MIN_SIZE, rule)]
+    ):
+        return tf.cast(segmenter(tf.identity(images), training=False), tf.float32)
+
+
 def check(
     folder: pathlib.Path,
     images: Sequence[np.ndarray],
     references: Sequence[np.ndarray],
+    encoded: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
     metadata: Mapping,
 ) -> common.Agreement:
     """Loads a SavedModel from disk and asks every signature.
@@ -193,6 +160,8 @@ def check(
         folder: of the SavedModel.
         images: batches float32 [N, H, W, 3] of whole numbers; sizes may differ between batches.
         references: the Keras model's probabilities for each batch.
+        encoded: images [H, W, 3] of whole numbers, of any sizes, for the signature encoded_image.
+        masks: the class ids [H, W] that the Keras model gives for them.
         metadata: what the signature `metadata` must give, with the names of the classes.
 
     Returns:
@@ -210,7 +179,7 @@ def check(
         agreement = common.compare(class_ids, probabilities, reference, common.EXACT.tie)
         common.EXACT.check(agreement, "the SavedModel")
         agreements.append(agreement)
-    _check_encoded(signatures["encoded_image"], images, references)
+    _check_encoded(signatures["encoded_image"], encoded, masks)
     names = list(metadata["class_names"])
     ids = tf.range(len(names) + 1)
     answered = [name.decode() for name in signatures["labels"](class_ids=ids)["names"].numpy()]
@@ -226,15 +195,17 @@ def check(
 
 
 def _check_encoded(
-    signature: Callable, images: Sequence[np.ndarray], references: Sequence[np.ndarray]
+    signature: Callable, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]
 ) -> None:
-    """Sends all batches as PNG in one call; a mask must agree as the class ids do."""
-    pngs = [tf.io.encode_png(tf.constant(image, tf.uint8)) for batch in images for image in batch]
-    masks = signature(image_bytes=tf.stack(pngs))["mask_png_bytes"].numpy()
-    expected = [probabilities for batch in references for probabilities in batch]
-    for mask, probabilities in zip(masks, expected, strict=True):
-        class_ids = tf.io.decode_png(mask, dtype=mask_dtype(probabilities.shape[-1])).numpy()
-        agreement = common.compare(
-            class_ids[..., 0], probabilities, probabilities, common.EXACT.tie
-        )
-        common.EXACT.check(agreement, "the signature encoded_image")
+    """Sends images of all sizes as PNG in one call."""
+    dtype = tf.uint8 if all(mask.max() < 256 for mask in masks) else tf.uint16
+    pngs = [tf.io.encode_png(tf.constant(image, tf.uint8)) for image in images]
+    answers = signature(image_bytes=tf.stack(pngs))["mask_png_bytes"].numpy()
+    for answer, mask in zip(answers, masks, strict=True):
+        class_ids = tf.io.decode_png(answer, dtype=dtype).numpy()[..., 0]
+        same = class_ids.shape == mask.shape and np.mean(class_ids == mask)
+        if same < common.EXACT.same_class:
+            raise common.Disagreement(
+                "the signature encoded_image does not answer like the Keras model "
+                f"(the same class on {100 * same:.2f} % of the pixels); nothing was published."
+            )

@@ -72,7 +72,7 @@ def export_tflite(
     common.require("ai_edge_litert.interpreter")
     model = common.check_model_file(model)
     # TensorFlow is imported here: the flags are read and checked before it starts.
-    from export import flatbuffer
+    from export import flatbuffer, image_files
     from export import model as model_lib
 
     if calibration_dir is None:
@@ -80,7 +80,7 @@ def export_tflite(
     else:
         calibration = common.find_images(calibration_dir, MAX_CALIBRATION_IMAGES)
         checked = common.find_images(calibration_dir, MAX_CHECKED_IMAGES)
-        images = np.stack([common.read_image(path, size) for path in checked])
+        images = np.stack([image_files.read(path, size) for path in checked])
     segmenter = model_lib.load(model)
     # Before the export, so that nothing the export does to the weights can hide in it.
     reference = model_lib.reference(segmenter, images)
@@ -145,8 +145,10 @@ def _samples(
     The two make the measured input range 0..255 whatever the images hold, so that a step of the
     uint8 input is one grey level and no rescaling is left to the caller.
     """
+    from export import image_files
+
     for path in paths:
-        image = common.read_image(path, size)
+        image = image_files.read(path, size)
         image[0, 0], image[-1, -1] = 0.0, 255.0
         yield {"images": image[None]}
 

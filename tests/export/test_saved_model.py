@@ -18,6 +18,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 
+from auto_deeplab_tf import Segmenter
 from export import common, signatures
 from export.saved_model import export_saved_model
 
@@ -26,9 +27,9 @@ SIZES = [(97, 129), (64, 32), (33, 80)]
 
 @pytest.fixture(scope="module")
 def exported(model_file, tmp_path_factory):
-    return export_saved_model(
-        model_file, tmp_path_factory.mktemp("free") / "served", max_image_pixels=100 * 140
-    )
+    folder = tmp_path_factory.mktemp("free") / "served"
+    (folder / "4").mkdir(parents=True)
+    return export_saved_model(model_file, folder, max_image_pixels=100 * 140)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,8 @@ def check_same(class_ids, images, answer):
 
 
 def test_the_report_is_of_a_real_comparison(exported):
-    assert exported.path.name == "1"
+    assert exported.path.name == "5"
+    assert sorted(path.name for path in exported.path.parent.iterdir()) == ["4", "5"]
     assert exported.agreement.num_classes >= 4
     assert 0 < exported.agreement.max_error < 1e-4
 
@@ -87,6 +89,15 @@ def test_an_empty_batch(served):
     ids = served.signatures["serving_default"](images=empty)["class_ids"]
     assert (ids.dtype, ids.shape) == (tf.int32, [0, 40, 50])
     assert masks(served) == []
+
+
+def test_images_that_are_too_small_are_refused_as_by_keras(served, segmenter):
+    images = tf.zeros([1, 31, 64, 3])
+    with pytest.raises(ValueError, match="32 pixels or more"):
+        segmenter(images)
+    for name in ("serving_default", "probabilities"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="must each be at least.*32"):
+            served.signatures[name](images=images)
 
 
 def test_declared_shapes(served, served_fixed):
@@ -129,15 +140,30 @@ def test_encoded_images_of_all_kinds_in_one_batch(served, answer):
         check_same(mask[None], image[None].astype(np.float32), answer)
 
 
-def test_a_fixed_size_takes_encoded_images_of_other_sizes(served_fixed, answer):
-    same = common.random_images(1, (97, 129), seed=11)[0]
-    other = np.asarray(Image.fromarray(same.astype(np.uint8)).resize((258, 194), Image.BILINEAR))
-    mask, larger = masks(served_fixed, png(same.astype(np.uint8)), png(other))
-    check_same(mask[None], same[None], answer)
-    assert larger.shape == (194, 258)
-    # The same scene twice as large: the same classes but for borders.
-    rows, columns = np.arange(97) * 193 // 96, np.arange(129) * 257 // 128
-    assert np.mean(larger[rows][:, columns] == mask) > 0.8
+def test_a_fixed_size_takes_encoded_images_of_other_sizes(served_fixed, segmenter):
+    images = [
+        common.random_images(1, size, seed=11)[0].astype(np.uint8)
+        for size in [(97, 129), (194, 258), (40, 300), (20, 25)]
+    ]
+    for mask, image in zip(masks(served_fixed, *map(png, images)), images, strict=True):
+        expected = segmenter.predict_class_ids(image, input_size=(97, 129))
+        assert mask.shape == expected.shape
+        assert np.mean(mask == expected) > 0.999
+
+
+def test_encoded_images_are_seen_at_the_size_of_the_training(segmenter, model_file, tmp_path):
+    small = Segmenter.from_config(segmenter.get_config() | {"image_size": (60, 80)})
+    small.set_weights(segmenter.get_weights())
+    small.save(tmp_path / "small.keras")
+    exported = export_saved_model(tmp_path / "small.keras", tmp_path / "served")
+    served = tf.saved_model.load(str(exported.path))
+    image = common.random_images(1, (194, 258), seed=11)[0].astype(np.uint8)
+    (mask,) = masks(served, png(image))
+    expected = segmenter.predict_class_ids(image, input_size=(60, 80))
+    own = segmenter.predict_class_ids(image)
+    assert np.mean(mask == expected) > 0.999 > np.mean(mask == own)
+    metadata = json.loads(served.signatures["metadata"]()["metadata_json"].numpy())
+    assert metadata["image_size"] == [60, 80]
 
 
 def chunk(kind, data):
@@ -161,7 +187,7 @@ def png_claiming(width, height):
         (b"", "must hold a PNG or JPEG file"),
         (b"junk", "must hold a PNG or JPEG file"),
         (b"GIF89a" + b"\0" * 100, "must hold a PNG or JPEG file"),
-        (b"\x89PNG\r\n\x1a\n", "must each be at least"),
+        (b"\x89PNG\r\n\x1a\n", "Invalid PNG"),
         (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\x40" * 100, "Invalid"),
         (b"\xff\xd8\xff" + b"j" * 100, "Invalid"),
         (png_claiming(2**31 - 1, 2**31 - 1), "must have at most"),
@@ -248,13 +274,6 @@ def test_the_loader_of_the_server_answers_alike(exported, graph, answer, tmp_pat
     check_same(np.load(files[1]), images, answer)
 
 
-def test_the_next_export_gets_the_next_number(model_file, tmp_path):
-    (tmp_path / "4").mkdir()
-    (tmp_path / "4" / "kept").touch()
-    assert export_saved_model(model_file, tmp_path, (32, 40)).path == tmp_path / "5"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5"]
-
-
 def test_a_variable_lost_on_the_way_publishes_nothing(model_file, tmp_path, zeroed):
     with pytest.raises(common.Disagreement, match="the SavedModel does not answer like the Keras"):
         export_saved_model(model_file, tmp_path / "served", (33, 40))
@@ -280,10 +299,11 @@ def test_every_signature_is_checked(exported, served, answer, monkeypatch, name,
     images = common.random_images(2, (97, 129), seed=5)
     _, probabilities = answer(images)
     metadata = json.loads((exported.path / "assets.extra" / "metadata.json").read_text())
+    expected = [[images], [probabilities], images, list(probabilities.argmax(-1)), metadata]
     loaded = types.SimpleNamespace(signatures=dict(served.signatures) | {name: broken})
     monkeypatch.setattr(tf.saved_model, "load", lambda folder: loaded)
     with pytest.raises(common.Disagreement, match=message):
-        signatures.check(exported.path, [images], [probabilities], metadata)
+        signatures.check(exported.path, *expected)
 
 
 def command(*flags):

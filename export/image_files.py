@@ -1,0 +1,117 @@
+"""Encoded images in graph operations: decoded within bounds, and brought to the network's size."""
+
+import math
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from auto_deeplab_tf.data import records
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+HEADER_BYTES = 24  # of a PNG file up to the end of its width and height
+
+
+def decode(image_bytes: tf.Tensor, max_pixels: int) -> tf.Tensor:
+    """Decodes PNG (grey, palette, RGB, with alpha, 8 or 16 bit) or JPEG to RGB.
+
+    The size is read from the header and checked first: a file of a few kB may claim gigabytes.
+
+    Args:
+        image_bytes: string [].
+        max_pixels: largest height times width.
+
+    Returns:
+        uint8 [H, W, 3]; alpha is dropped, 16 bits are cut to the upper 8.
+
+    Raises:
+        tf.errors.InvalidArgumentError: for other bytes, and for a larger image.
+    """
+    padded = tf.strings.join([tf.strings.substr(image_bytes, 0, HEADER_BYTES), "\0" * HEADER_BYTES])
+    header = tf.io.decode_raw(tf.strings.substr(padded, 0, HEADER_BYTES), tf.uint8)
+    is_png = tf.reduce_all(header[: len(PNG_MAGIC)] == tf.constant(list(PNG_MAGIC), tf.uint8))
+    is_jpeg = tf.reduce_all(header[: len(JPEG_MAGIC)] == tf.constant(list(JPEG_MAGIC), tf.uint8))
+    known = tf.debugging.Assert(is_png | is_jpeg, ["image_bytes must hold a PNG or JPEG file."])
+    # An operation without state, such as a decoder, would not wait for an assertion by itself.
+    with tf.control_dependencies([known]):
+        # IHDR: width, then height, each 4 bytes, the highest first.
+        sides = tf.reshape(tf.cast(header[16:24], tf.float64), [2, 4])
+        png_size = tf.linalg.matvec(
+            sides, tf.constant([2.0**24, 2.0**16, 2.0**8, 1.0], tf.float64)
+        )[::-1]
+        size = tf.cond(
+            is_jpeg,
+            lambda: tf.cast(tf.io.extract_jpeg_shape(image_bytes)[:2], tf.float64),
+            lambda: png_size,
+        )
+    bounded = tf.debugging.Assert(
+        tf.reduce_prod(size) <= max_pixels,
+        ["an image must have at most", max_pixels, "pixels, but its size is", size],
+    )
+    with tf.control_dependencies([bounded]):
+        return tf.cond(
+            is_jpeg,
+            lambda: tf.io.decode_jpeg(image_bytes, channels=3),
+            lambda: tf.io.decode_png(image_bytes, channels=3),
+        )
+
+
+def input_size(
+    size: tf.Tensor, fixed: tuple[int, int] | None, trained: tuple[int, int] | None
+) -> tf.Tensor:
+    """Returns the size at which the network sees an image: `Segmenter.command_input_size`.
+
+    Args:
+        size: int32 [2], (height, width) of the image.
+        fixed: that of the network's input, where it is fixed.
+        trained: the size that the training images had been brought to, if any: then an image is
+            seen with as many pixels, in its own proportions.
+
+    Returns:
+        int32 [2].
+    """
+    if fixed is not None:
+        return tf.constant(fixed)
+    if trained is None:
+        return size
+    sides = tf.cast(size, tf.float64)
+    factor = tf.sqrt(math.prod(trained) / tf.reduce_prod(sides))
+    return tf.maximum(tf.cast(tf.round(sides * factor), tf.int32), 1)
+
+
+def resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Resizes as the training images were: `data.records.resize_image`, in a graph.
+
+    Args:
+        image: uint8 [h, w, 3].
+        size: int32 [2], (height, width).
+
+    Returns:
+        float32 [height, width, 3], whole numbers 0..255.
+    """
+    resized = tf.cond(
+        tf.reduce_all(size <= tf.shape(image)[:2]),
+        lambda: tf.image.resize(image, size, method="area"),
+        lambda: tf.image.resize(image, size, method="bilinear", antialias=True),
+    )
+    return tf.clip_by_value(tf.round(resized), 0.0, 255.0)
+
+
+def read(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
+    """Returns an image file as the network of a fixed size sees it.
+
+    Returns:
+        float32 [height, width, 3], whole numbers 0..255, RGB.
+
+    Raises:
+        ValueError: where the file cannot be decoded.
+    """
+    try:
+        image = decode(tf.constant(path.read_bytes()), max_pixels=2**28)
+    except tf.errors.InvalidArgumentError as error:
+        reason = " ".join(error.message.split())[:200]
+        raise ValueError(
+            f"{path} cannot be read as an image ({reason}); mend or remove it."
+        ) from error
+    return records.resize_image(image.numpy(), size).astype(np.float32)
