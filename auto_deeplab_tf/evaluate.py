@@ -26,7 +26,7 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     """Scores as the command does; returns what it writes into metrics.json."""
     from pathlib import Path
 
-    from auto_deeplab_tf.data import catalog, source
+    from auto_deeplab_tf.data import catalog, pipeline, source
     from auto_deeplab_tf.segmenter import load_segmenter
     from auto_deeplab_tf.training.run_dir import write_text
 
@@ -35,10 +35,11 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     names = _class_names(model, info)
     split = source.open_for(options, options.split)
     train = source.open_for(options, "train") if options.trivial_predictors else None
+    batches = pipeline.evaluation_batches(split, options.batch_size)
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
-    matrix, samples = _score(model, split, options)
+    matrix, samples = _score(model, split, batches, options)
     result = _described(matrix, names) | {
         "num_images": split.num_examples,
         "model": options.model,
@@ -89,12 +90,13 @@ def _class_names(model: Any, info: Any) -> tuple[str, ...]:
     return info.class_names
 
 
-def _score(model: Any, split: Any, options: config.EvaluateConfig) -> tuple[Any, list[Any]]:
+def _score(
+    model: Any, split: Any, batches: Any, options: config.EvaluateConfig
+) -> tuple[Any, list[Any]]:
     """Returns the confusion matrix, and (id, image, labels, prediction) of the images to draw."""
     import numpy as np
 
     from auto_deeplab_tf import overlay
-    from auto_deeplab_tf.data import pipeline
     from auto_deeplab_tf.training.metrics import count_pixels, matrix_of
 
     drawn = set(overlay.spread(split.num_examples, options.overlays))
@@ -102,7 +104,7 @@ def _score(model: Any, split: Any, options: config.EvaluateConfig) -> tuple[Any,
     counts: Any = 0
     samples = []
     index = 0
-    for images, labels in pipeline.evaluation_batches(split, options.batch_size):
+    for images, labels in batches:
         images, labels = images.numpy().astype(np.uint8), labels.numpy()
         predictions = model.predict_class_ids(
             images,

@@ -344,6 +344,27 @@ class Segmenter(SupervisedModel):
         finally:
             self.optimizer, self._saves_optimizer = optimizer, before
 
+    def export(
+        self,
+        filepath: str | os.PathLike,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Exports the logits as `keras.Model.export` does; `export.saved_model` serves class ids.
+
+        Args:
+            filepath: folder or file to write.
+            format: as in Keras.
+            verbose: as in Keras.
+            input_signature: as in Keras; left out, float32 [N, H, W, 3] of any size.
+            **kwargs: as in Keras.
+        """
+        if input_signature is None:
+            input_signature = [keras.InputSpec("float32", (None, None, None, 3), name="images")]
+        super().export(os.fspath(filepath), format, verbose, input_signature, **kwargs)
+
 
 def load_segmenter(path: str | os.PathLike) -> Segmenter:
     """Reads the model file that `--model` names.

@@ -26,6 +26,9 @@ METRICS = (
     "val_miou",
     "val_pixel_accuracy",
 )
+ARCHITECTURE_FILE = "architecture.json"
+MODEL_FILE = "model.keras"
+LAST_MODEL_FILE = "last.keras"
 _PLAIN = ((127.5,) * 3, (127.5,) * 3)
 
 
@@ -40,26 +43,16 @@ def main() -> None:
 
 def train(options: config.TrainConfig) -> dict[str, Any]:
     """Trains as the command does, or goes on; returns what it reports."""
-    from auto_deeplab_tf.architecture import Architecture
-    from auto_deeplab_tf.baselines import check_name
     from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.training.run_dir import RunDir
 
     run = RunDir(options.run_dir, options, options.resume)
-    architecture = None
-    if options.architecture is not None:
-        architecture = Architecture.from_argument(options.architecture)
-    else:
-        check_name(options.network)
+    architecture = _architecture(options, run)
     split = source.open_for(options, "train")
     validation = source.open_for(options, "val")
     pipeline.check_crop_size(split, options.crop_size)
     training = _Training(options, architecture, split, validation, run)
-    result = training.finished()
-    if result is None:
-        with run:
-            result = training.run()
-    return result
+    return training.finished() or training.run()
 
 
 class _Training:
@@ -85,21 +78,16 @@ class _Training:
         """The result of a run that has nothing left to do."""
         rows = self._metrics.rows()
         last = int(rows[-1]["step"]) if rows else 0
-        if last < self._total_steps or not (self._run / "last.keras").exists():
+        if last < self._total_steps or not (self._run / LAST_MODEL_FILE).exists():
             return None
         return self._result(0.0)
 
     def run(self) -> dict[str, Any]:
         """Trains up to the last step."""
-        from auto_deeplab_tf.data import pipeline
-        from auto_deeplab_tf.training import callbacks, distribution, loop
-        from auto_deeplab_tf.training.run_dir import Checkpoints
+        from auto_deeplab_tf.training import distribution
 
         options, run = self._options, self._run
         started = time.monotonic()
-        run.record("data.json", {"train": self._train.fingerprint, "val": self._val.fingerprint})
-        if self._architecture is not None:
-            _record_architecture(run, self._architecture)
         distribution.prepare(options.seed, options.deterministic)
         strategy = distribution.strategy(options.distribution_strategy)
         distribution.check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
@@ -108,39 +96,52 @@ class _Training:
                 f"--steps={options.steps} become {self._total_steps}: "
                 f"{self._epochs} whole epochs of {self._steps_per_epoch}"
             )
-        # One that is there is of a shorter run that now goes on.
-        (run / "last.keras").unlink(missing_ok=True)
-        with strategy.scope():
+        with run, strategy.scope():
+            # What the run depends on and its flags do not say.
+            data = {"train": self._train.fingerprint, "val": self._val.fingerprint}
+            run.record("data.json", data)
+            if self._architecture is not None:
+                self._architecture.save(run / ARCHITECTURE_FILE)
+            # One that is there is of a shorter run that now goes on.
+            (run / LAST_MODEL_FILE).unlink(missing_ok=True)
             model = self._build()
-            checkpoints = Checkpoints(
-                run / "checkpoints",
-                loop.checkpointed_variables(model),
-                _fingerprint(model),
-                options.keep_checkpoints,
-            )
-            checkpoints.restore()
-            loop.fit(
-                model,
-                lambda step: pipeline.training_batches(
-                    self._train,
-                    batch_size=options.batch_size,
-                    crop_size=options.crop_size,
-                    seed=options.seed,
-                    start_step=step,
-                    scale_range=(options.scale_min, options.scale_max),
-                    flip=options.flip,
-                ),
-                epochs=self._epochs,
-                steps_per_epoch=self._steps_per_epoch,
-                validate=lambda epoch: self._validate(model, epoch),
-                callbacks=self._callbacks(),
-                checkpoints=checkpoints,
-                checkpoint_every_steps=options.checkpoint_every_steps,
-                verbose=callbacks.verbosity(options),
-            )
-        # Last: where it exists, the run is complete.
-        _save(model, run / "last.keras")
+            self._fit(model)
+            # Last: where it exists, the run is complete.
+            _save(model, run / LAST_MODEL_FILE)
         return self._result(time.monotonic() - started)
+
+    def _fit(self, model: Any) -> None:
+        from auto_deeplab_tf.data import pipeline
+        from auto_deeplab_tf.training import callbacks, loop
+        from auto_deeplab_tf.training.run_dir import Checkpoints
+
+        options = self._options
+        checkpoints = Checkpoints(
+            self._run / "checkpoints",
+            loop.checkpointed_variables(model),
+            _fingerprint(model),
+            options.keep_checkpoints,
+        )
+        checkpoints.restore()
+        loop.fit(
+            model,
+            lambda step: pipeline.training_batches(
+                self._train,
+                batch_size=options.batch_size,
+                crop_size=options.crop_size,
+                seed=options.seed,
+                start_step=step,
+                scale_range=(options.scale_min, options.scale_max),
+                flip=options.flip,
+            ),
+            epochs=self._epochs,
+            steps_per_epoch=self._steps_per_epoch,
+            validate=lambda epoch: self._validate(model, epoch),
+            callbacks=self._callbacks(),
+            checkpoints=checkpoints,
+            checkpoint_every_steps=options.checkpoint_every_steps,
+            verbose=callbacks.verbosity(options),
+        )
 
     def _build(self) -> Any:
         import keras
@@ -257,7 +258,7 @@ class _Training:
                     (float(row["val_miou"]) for row in before if row["val_miou"]), default=-1
                 )
                 if miou > best:
-                    _save(self.model, run / "model.keras")
+                    _save(self.model, run / MODEL_FILE)
 
         return [
             callbacks.MetricsRow(metrics.path, METRICS),
@@ -270,7 +271,7 @@ class _Training:
         best = max(rows, key=lambda row: float(row["val_miou"]))
         return {
             "run_dir": str(self._run.path),
-            "model": str(self._run / "model.keras"),
+            "model": str(self._run / MODEL_FILE),
             "val_miou": float(best["val_miou"]),
             "val_pixel_accuracy": float(best["val_pixel_accuracy"]),
             "best_epoch": int(best["epoch"]) + 1,
@@ -288,17 +289,22 @@ def _fingerprint(model: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _record_architecture(run: Any, architecture: Any) -> None:
-    """Keeps a copy of the architecture in the run; refuses another one than it began with."""
+def _architecture(options: config.TrainConfig, run: Any) -> Any:
+    """Reads the architecture, None for a baseline; refuses another one than the run began with."""
     from auto_deeplab_tf.architecture import Architecture
+    from auto_deeplab_tf.baselines import check_name
 
-    path = run / "architecture.json"
+    if options.architecture is None:
+        check_name(str(options.network))
+        return None
+    architecture = Architecture.from_argument(options.architecture)
+    path = run / ARCHITECTURE_FILE
     if path.exists() and Architecture.load(path) != architecture:
         raise ValueError(
             f"{run.path} trains another architecture than the file that --architecture names now: "
             "name another --run_dir, or bring the old file back"
         )
-    architecture.save(path)
+    return architecture
 
 
 def _save(model: Any, path: Any) -> None:

@@ -1,15 +1,11 @@
 """The search command: killed and resumed, finished, and given what it cannot use."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from commands import check_refused, latest_variables, run_and_kill, snapshot
+from commands import run as run_command
 
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.decoding import decode
@@ -17,8 +13,8 @@ from auto_deeplab_tf.decoding import decode
 SMALL = (
     "--dataset=scenes --image_size=64x128 --crop_size=40x48 --batch_size=2 --num_layers=2 "
     "--num_blocks=1 --filter_multiplier=1 --epochs=3 --steps_per_epoch=4 --arch_start_epoch=1 "
-    "--validation_images=4 --checkpoint_every_steps=3 --learning_rate=0.05 --arch_learning_rate=0.1 "
-    "--progress=none --seed=3"
+    "--validation_images=4 --checkpoint_every_steps=3 --learning_rate=0.05 "
+    "--arch_learning_rate=0.1 --progress=none --seed=3"
 ).split()
 
 
@@ -27,13 +23,8 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def command(run_dir, cache, *more):
-    arguments = [*SMALL, f"--run_dir={run_dir}", f"--cache_dir={cache}", *more]
-    return [sys.executable, "-m", "auto_deeplab_tf.search", *arguments]
-
-
 def run(run_dir, cache, *more):
-    return subprocess.run(command(run_dir, cache, *more), capture_output=True, text=True)
+    return run_command("search", *SMALL, f"--run_dir={run_dir}", f"--cache_dir={cache}", *more)
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +33,6 @@ def finished(tmp_path_factory, cache):
     done = run(path, cache)
     assert done.returncode == 0, done.stderr
     return path
-
-
-def latest_variables(run_dir):
-    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(run_dir / "checkpoints"))
-    return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if "save_counter" not in name and name != "_CHECKPOINTABLE_OBJECT_GRAPH"
-    }
 
 
 def test_a_search_leaves_what_the_interfaces_promise(finished):
@@ -76,20 +58,7 @@ def test_a_search_leaves_what_the_interfaces_promise(finished):
 def test_a_search_killed_twice_ends_at_the_same_bits(finished, cache, tmp_path):
     path = tmp_path / "killed"
     for after_step in (2, 6):
-        process = subprocess.Popen(
-            command(path, cache), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        deadline = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < deadline:
-            latest = tf.train.latest_checkpoint(path / "checkpoints") or "step-0"
-            if int(latest.rsplit("-", 1)[1]) > after_step:
-                break
-            time.sleep(0.05)
-        # A little later, so that it is in the middle of something that no checkpoint has.
-        time.sleep(0.2)
-        assert process.poll() is None, "the search ended before it could be killed"
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        run_and_kill("search", path, after_step, *SMALL, f"--cache_dir={cache}")
         assert not (path / "architecture.json").exists()
     done = run(path, cache)
     assert done.returncode == 0, done.stderr
@@ -101,14 +70,6 @@ def test_a_search_killed_twice_ends_at_the_same_bits(finished, cache, tmp_path):
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
-def snapshot(path):
-    return {
-        file.relative_to(path): (file.stat().st_mtime_ns, file.read_bytes())
-        for file in sorted(path.rglob("*"))
-        if file.is_file()
-    }
-
-
 def test_a_finished_run_exits_with_0_and_changes_nothing(finished, cache):
     before = snapshot(finished)
     done = run(finished, cache, "--json")
@@ -117,29 +78,20 @@ def test_a_finished_run_exits_with_0_and_changes_nothing(finished, cache):
     assert snapshot(finished) == before
 
 
-def refused(done, *words):
-    assert done.returncode == 1
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    for word in words:
-        assert word in lines[0]
-
-
 def test_a_run_directory_of_another_configuration_is_refused(finished, cache):
     before = snapshot(finished)
-    refused(run(finished, cache, "--num_layers=3"), "--num_layers=3", "other options")
-    refused(run(finished, cache, "--noresume"), "already holds a run")
+    check_refused(run(finished, cache, "--num_layers=3"), "--num_layers=3", "other options")
+    check_refused(run(finished, cache, "--noresume"), "already holds a run")
     assert snapshot(finished) == before
 
 
 def test_a_crop_larger_than_the_images_is_refused_and_nothing_is_written(cache, tmp_path):
     path = tmp_path / "run"
-    refused(run(path, cache, "--crop_size=65x48"), "--crop_size=65x48", "64x128")
+    check_refused(run(path, cache, "--crop_size=65x48"), "--crop_size=65x48", "64x128")
     assert not path.exists()
 
 
 def test_missing_data_are_refused_and_nothing_is_written(cache, tmp_path):
     path = tmp_path / "run"
-    refused(run(path, cache, "--dataset=camvid", f"--data_dir={tmp_path}/none"), "none")
+    check_refused(run(path, cache, "--dataset=camvid", f"--data_dir={tmp_path}/none"), "none")
     assert not path.exists()

@@ -1,0 +1,72 @@
+"""Commands as tests run them: to their end, or until they are killed; and what they leave."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import tensorflow as tf
+
+
+def run(module, *arguments):
+    """Runs `python -m auto_deeplab_tf.MODULE` to its end."""
+    command, env = _command(module, arguments)
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def run_and_kill(module, run_dir, after_step, *arguments, seconds_later=0.2):
+    """Runs a command until its checkpoints are past a step, then kills it (SIGKILL).
+
+    A little later than that, so that it is in the middle of something that no checkpoint has.
+    """
+    command, env = _command(module, [f"--run_dir={run_dir}", *arguments])
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        latest = tf.train.latest_checkpoint(run_dir / "checkpoints") or "step-0"
+        if int(latest.rsplit("-", 1)[1]) > after_step:
+            break
+        time.sleep(0.03)
+    time.sleep(seconds_later)
+    ended = process.poll()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert ended is None, f"{module} ended before it could be killed"
+
+
+def _command(module, arguments):
+    # With TensorFlow's start-up lines as a user has them, not as `conftest` sets them.
+    env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    return [sys.executable, "-m", f"auto_deeplab_tf.{module}", *arguments], env
+
+
+def latest_variables(run_dir):
+    """Reads the newest checkpoint of a run: name -> array."""
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(run_dir / "checkpoints"))
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if "save_counter" not in name and name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    }
+
+
+def snapshot(path):
+    """All files under a folder, with their contents and times of change."""
+    return {
+        file.relative_to(path): (file.stat().st_mtime_ns, file.read_bytes())
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+def check_refused(done, *words):
+    """Checks that a command ended with 1, one line on stderr with these words, and no result."""
+    assert done.returncode == 1
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for word in words:
+        assert word in lines[0]

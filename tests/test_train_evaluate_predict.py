@@ -1,0 +1,479 @@
+"""train, evaluate and predict on tiny images: what they leave, resume, and refuse."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_camvid
+from commands import check_refused, latest_variables, run, run_and_kill, snapshot
+from PIL import Image
+
+from auto_deeplab_tf import cli, config, evaluate, predict, train
+from auto_deeplab_tf.architecture import Architecture, Edge
+from auto_deeplab_tf.data import catalog
+from auto_deeplab_tf.segmenter import load_segmenter
+
+ARCHITECTURE = Architecture(
+    levels=(1, 1),
+    cell=((Edge("prev", "sep_3x3"), Edge("prev_prev", "max_pool_3x3")),),
+    atrous="separable",
+)
+COUNTS = {"train": 6, "val": 3, "test": 2}
+SMALL = (
+    "--dataset=camvid --crop_size=32x40 --batch_size=2 --filter_multiplier=1 --head_channels=8 "
+    "--decoder_channels=4 --drop_path_keep=0.8 --batch_norm_decay=0.9 --steps=12 "
+    "--steps_per_epoch=4 --checkpoint_every_steps=3 --class_weights=sqrt_median_frequency "
+    "--overlays=2 --progress=none --seed=3"
+).split()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """The data, the folder of their records and the architecture file, as flags."""
+    folder = tmp_path_factory.mktemp("data")
+    root = tiny_camvid.write(folder / "CamVid", COUNTS)
+    ARCHITECTURE.save(folder / "architecture.json")
+    return {
+        "data_dir": root,
+        "cache_dir": folder / "cache",
+        "architecture": folder / "architecture.json",
+    }
+
+
+def flags(values):
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, places):
+    """A run that nothing disturbed."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    done = run("train", *SMALL, *flags(places), f"--run_dir={path}", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["model"] == str(path / "model.keras") and result["steps"] == 12
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(finished):
+    return load_segmenter(finished / "model.keras")
+
+
+def options(places, run_dir, *more):
+    return cli.parse(
+        config.TrainConfig,
+        [*SMALL, *flags(places), f"--run_dir={run_dir}", "--nodeterministic", *more],
+    )
+
+
+def same_run(places, run_dir, *more):
+    """Options that go on with a run of `finished`."""
+    return cli.parse(
+        config.TrainConfig, [*SMALL, *flags(places), f"--run_dir={run_dir}", "--json", *more]
+    )
+
+
+def metrics_of(run_dir):
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_train_leaves_what_the_interfaces_promise(finished, places):
+    rows = metrics_of(finished)
+    assert tuple(rows[0]) == ("epoch", "step", *train.METRICS)
+    assert [(row["epoch"], row["step"]) for row in rows] == [("0", "4"), ("1", "8"), ("2", "12")]
+    assert all(float(value) >= 0 for row in rows for value in row.values())
+    assert float(rows[-1]["learning_rate"]) == pytest.approx(0, abs=1e-8)
+    assert Architecture.load(finished / "architecture.json") == ARCHITECTURE
+    read = config.from_flags_text(config.TrainConfig, (finished / "flags.txt").read_text())
+    assert read == same_run(places, finished)
+    sheets = sorted(path.name for path in (finished / "overlays").iterdir())
+    assert sheets == [f"epoch_{epoch:05d}.png" for epoch in range(3)]
+    assert len(list((finished / "logs").iterdir())) == 1
+
+    best, last = (load_segmenter(finished / name) for name in ("model.keras", "last.keras"))
+    info = catalog.get("camvid")
+    assert best.class_names == info.class_names and best.ignore_label == 255
+    np.testing.assert_array_equal(best.palette, info.palette)
+    assert best.architecture.fingerprint == ARCHITECTURE.fingerprint
+    assert best.network.get_config()["fingerprint"] == ARCHITECTURE.fingerprint
+    saved = latest_variables(finished)
+    for variable in last.variables:
+        assert any(
+            np.shape(value) == variable.shape and np.array_equal(value, variable)
+            for value in saved.values()
+        ), variable.path
+
+
+def test_a_training_killed_twice_ends_at_the_same_bits(finished, places, tmp_path):
+    path = tmp_path / "killed"
+    for after_step in (2, 5):
+        run_and_kill("train", path, after_step, *SMALL, *flags(places), seconds_later=0.02)
+        assert not (path / "last.keras").exists()
+    done = run("train", *SMALL, *flags(places), f"--run_dir={path}")
+    assert done.returncode == 0, done.stderr
+    for name in ("metrics.csv", "architecture.json", "data.json", "overlays/epoch_00002.png"):
+        assert (path / name).read_bytes() == (finished / name).read_bytes(), name
+    ours, theirs = latest_variables(path), latest_variables(finished)
+    assert ours.keys() == theirs.keys() and len(ours) > 20
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+    for name in ("model.keras", "last.keras"):
+        ours, theirs = (load_segmenter(folder / name).variables for folder in (path, finished))
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=f"{name} {a.path}")
+
+
+def test_a_finished_run_is_left_as_it_is(finished, places):
+    before = snapshot(finished)
+    result = train.train(same_run(places, finished))
+    best = max(metrics_of(finished), key=lambda row: float(row["val_miou"]))
+    assert result["val_miou"] == float(best["val_miou"])
+    assert result["best_epoch"] == int(best["epoch"]) + 1
+    assert snapshot(finished) == before
+
+
+def test_a_run_of_other_options_or_another_architecture_is_refused(finished, places, tmp_path):
+    before = snapshot(finished)
+    for more, words in (
+        (["--filter_multiplier=2"], r"other options: --filter_multiplier=2 \(the run has '1'\)"),
+        (["--steps=8"], r"--steps=8 \(the run has '12'\)"),
+        (["--noresume"], "already holds a run"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train.train(same_run(places, finished, *more))
+    file = places["architecture"]
+    kept = file.read_bytes()
+    try:
+        Architecture((0, 1), ARCHITECTURE.cell, "separable").save(file)
+        with pytest.raises(ValueError, match="trains another architecture than the file"):
+            train.train(same_run(places, finished))
+    finally:
+        file.write_bytes(kept)
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        train.train(same_run(places, strange))
+    assert snapshot(finished) == before
+    assert [path.name for path in strange.iterdir()] == ["notes.txt"]
+
+
+def edited(change):
+    """Writes an architecture file whose content was changed."""
+
+    def write(folder):
+        content = ARCHITECTURE.to_dict()
+        change(content)
+        (folder / "wrong.json").write_text(json.dumps(content))
+        return {"architecture": folder / "wrong.json"}
+
+    return write
+
+
+def strange_label(folder):
+    root = tiny_camvid.write(folder / "strange", COUNTS)
+    label = np.zeros(tiny_camvid.SIZE, np.uint8)
+    label[3, 4] = 200
+    Image.fromarray(label).save(root / "trainannot" / "0016E5_00001.png")
+    return {"data_dir": root, "cache_dir": folder / "cache"}
+
+
+def no_images(folder):
+    root = tiny_camvid.write(folder / "empty", COUNTS | {"train": 0})
+    return {"data_dir": root, "cache_dir": folder / "cache"}
+
+
+def truncated_image(folder):
+    root = tiny_camvid.write(folder / "truncated", COUNTS)
+    image = root / "train" / "0016E5_00002.png"
+    image.write_bytes(image.read_bytes()[:900])
+    return {"data_dir": root, "cache_dir": folder / "cache"}
+
+
+REFUSED = {
+    "rule": (edited(lambda c: c.update(levels=[0, 2])), r"wrong.json: levels\[1\] = 2 cannot"),
+    "operation": (edited(lambda c: c["cell"][0][0].update(op="sep_7x7")), "sep_7x7"),
+    "none": (edited(lambda c: c["cell"][0][1].update(op="none")), "none"),
+    "no architecture": (lambda folder: {"architecture": folder / "no.json"}, "no.json"),
+    "preset": (lambda folder: {"architecture": "auto_deeplap"}, "auto_deeplap"),
+    "crop": (lambda folder: {"crop_size": "33x40"}, r"--crop_size=33x40 .* \(32x48\)"),
+    "no data": (lambda folder: {"data_dir": folder / "none"}, "none is not a directory"),
+    "layout": (lambda folder: {"data_dir": folder}, "must hold train/, val/ or test/"),
+    "label ids": (strange_label, "0016E5_00001.* 200"),
+    "no images": (no_images, "train has no images"),
+    "truncated": (truncated_image, "0016E5_00002"),
+    "batch": (
+        lambda folder: {"batch_size": 3, "distribution_strategy": "mirrored"},
+        "--batch_size=3 must be a multiple of the 2 devices",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_answered_by_one_line_and_nothing_is_written(
+    case, places, tmp_path, two_devices
+):
+    make, words = REFUSED[case]
+    with pytest.raises((ValueError, OSError), match=words) as refused:
+        train.train(options(places | make(tmp_path), tmp_path / "run"))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+    cache = tmp_path / "cache"
+    assert not cache.exists() or not any(cache.iterdir())
+
+
+def test_an_unknown_baseline_is_refused(places, tmp_path):
+    others = {name: value for name, value in places.items() if name != "architecture"}
+    with pytest.raises(ValueError, match="--network=resnet: no baseline of that name"):
+        train.train(options(others | {"network": "resnet"}, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_longer_run_goes_on_from_a_finished_one(finished, places, tmp_path):
+    path = tmp_path / "longer"
+    shutil.copytree(finished, path)
+    result = train.train(same_run(places, path, "--steps=16"))
+    assert result["steps"] == 16 and result["epochs"] == 4
+    rows = metrics_of(path)
+    assert rows[:3] == metrics_of(finished)
+    assert (rows[3]["epoch"], rows[3]["step"]) == ("3", "16")
+
+
+def evaluation(places, finished, output_dir, *more):
+    return cli.parse(
+        config.EvaluateConfig,
+        [
+            f"--model={finished / 'model.keras'}",
+            "--dataset=camvid",
+            f"--data_dir={places['data_dir']}",
+            f"--cache_dir={places['cache_dir']}",
+            f"--output_dir={output_dir}",
+            *more,
+        ],
+    )
+
+
+def labels_of(places, split):
+    """Label maps of a split, straight from the files; void is 255."""
+    for path in sorted((places["data_dir"] / f"{split}annot").iterdir()):
+        labels = np.asarray(Image.open(path)).astype("int64")
+        yield path.stem, np.where(labels == tiny_camvid.VOID, 255, labels)
+
+
+def scores_by_hand(pairs):
+    """(mIoU, {class: IoU}, pixel accuracy) of (labels, prediction) pairs, class by class."""
+    labels = np.concatenate([labels.ravel() for labels, _ in pairs])
+    predictions = np.concatenate([prediction.ravel() for _, prediction in pairs])
+    labels, predictions = labels[labels != 255], predictions[labels != 255]
+    iou = {}
+    for index, name in enumerate(catalog.get("camvid").class_names):
+        union = ((labels == index) | (predictions == index)).sum()
+        both = ((labels == index) & (predictions == index)).sum()
+        iou[name] = both / union if union else None
+    present = [value for value in iou.values() if value is not None]
+    return np.mean(present), iou, (labels == predictions).mean()
+
+
+def test_evaluate_counts_each_pixel_of_the_split_once(finished, model, places, tmp_path):
+    output = tmp_path / "out"
+    # Three images in batches of two: the last batch is a partial one.
+    more = ["--batch_size=2", "--trivial_predictors", "--overlays=2"]
+    result = evaluate.evaluate(evaluation(places, finished, output, *more))
+    assert json.loads((output / "metrics.json").read_text()) == result
+    assert {
+        "miou",
+        "per_class_iou",
+        "pixel_accuracy",
+        "mean_of_miou_and_pixel_accuracy",
+        "num_images",
+    } <= set(result)
+    assert result["num_images"] == 3 and result["split"] == "val"
+    assert result["architecture_fingerprint"] == ARCHITECTURE.fingerprint
+    assert len(result["per_class_iou"]) == 11
+
+    pairs = []
+    for stem, labels in labels_of(places, "val"):
+        image = np.asarray(Image.open(places["data_dir"] / "val" / f"{stem}.png"))
+        pairs.append((labels, model.predict_class_ids(image)))
+    miou, per_class, accuracy = scores_by_hand(pairs)
+    assert result["miou"] == pytest.approx(miou)
+    assert result["pixel_accuracy"] == pytest.approx(accuracy)
+    assert result["mean_of_miou_and_pixel_accuracy"] == pytest.approx((miou + accuracy) / 2)
+    assert result["per_class_iou"] == {
+        name: None if value is None else pytest.approx(value) for name, value in per_class.items()
+    }
+    assert None in result["per_class_iou"].values()
+    best = max(float(row["val_miou"]) for row in metrics_of(finished))
+    assert result["miou"] == pytest.approx(best)
+
+    counts = np.zeros((11, *tiny_camvid.SIZE), "int64")
+    for _, labels in labels_of(places, "train"):
+        counts += np.arange(11)[:, None, None] == labels
+    most_frequent = np.full(tiny_camvid.SIZE, counts.sum((1, 2)).argmax())
+    per_position = np.where(counts.sum(0) > 0, counts.argmax(0), most_frequent)
+    for name, prediction in (
+        ("most_frequent_class", most_frequent),
+        ("position_majority", per_position),
+    ):
+        expected = scores_by_hand([(labels, prediction) for _, labels in labels_of(places, "val")])
+        assert result["trivial_predictors"][name]["miou"] == pytest.approx(expected[0])
+        assert result["trivial_predictors"][name]["pixel_accuracy"] == pytest.approx(expected[2])
+
+    drawn = sorted(path.name for path in (output / "overlays").iterdir())
+    assert len(drawn) == 3 and "sheet.png" in drawn
+
+
+def test_evaluate_takes_scales_flip_size_and_split(finished, model, places, tmp_path):
+    more = ["--split=test", "--scales=1.5", "--flip", "--input_size=40x60", "--overlays=0"]
+    result = evaluate.evaluate(evaluation(places, finished, tmp_path / "out", *more))
+    assert result["num_images"] == 2 and result["input_size"] == [40, 60]
+    assert result["scales"] == [1.5] and result["flip"] is True
+    pairs = []
+    for stem, labels in labels_of(places, "test"):
+        image = np.asarray(Image.open(places["data_dir"] / "test" / f"{stem}.png"))
+        prediction = model.predict_class_ids(image, input_size=(40, 60), scales=[1.5], flip=True)
+        pairs.append((labels, prediction))
+    assert result["miou"] == pytest.approx(scores_by_hand(pairs)[0])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metrics.json"]
+
+
+def test_evaluate_refuses_what_does_not_fit(finished, places, tmp_path):
+    output = tmp_path / "out"
+    wrong = evaluation(places, finished, output)
+    scenes = cli.parse(
+        config.EvaluateConfig,
+        [f"--model={finished / 'model.keras'}", "--dataset=scenes", f"--output_dir={output}"],
+    )
+    with pytest.raises(ValueError, match="class 0 of --model is Sky, that of --dataset=scenes is"):
+        evaluate.evaluate(scenes)
+    with pytest.raises(ValueError, match="--split of camvid must be one of"):
+        evaluate.evaluate(evaluation(places, finished, output, "--split=training"))
+    (tmp_path / "broken.keras").write_text("nothing")
+    with pytest.raises(ValueError, match="broken.keras is no .keras file"):
+        evaluate.evaluate(
+            evaluation(places, finished, output, f"--model={tmp_path / 'broken.keras'}")
+        )
+    assert wrong.output_dir == str(output) and not output.exists()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """The same 40x52 picture as the kinds of files that occur, in a folder of their own."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (40, 52, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(folder / "rgb.png")
+    Image.fromarray(rgb[..., 0]).save(folder / "grey.png")
+    alpha = rng.integers(0, 256, (40, 52, 1), dtype=np.uint8)
+    Image.fromarray(np.concatenate([rgb, alpha], axis=-1)).save(folder / "rgba.png")
+    wide = rgb[..., 0].astype("uint16") * 256 + rng.integers(0, 256, (40, 52)).astype("uint16")
+    Image.fromarray(wide).save(folder / "wide.png")
+    Image.fromarray(rgb).save(folder / "photo.JPG", quality=95)
+    (folder / "notes.txt").write_text("no image")
+    return folder, rgb
+
+
+def prediction(finished, image, output_dir, *more):
+    return cli.parse(
+        config.PredictConfig,
+        [
+            f"--model={finished / 'model.keras'}",
+            f"--image={image}",
+            f"--output_dir={output_dir}",
+            *more,
+        ],
+    )
+
+
+def test_images_of_every_kind_are_read_as_rgb(pictures):
+    folder, rgb = pictures
+    grey = rgb[..., :1].repeat(3, axis=-1)
+    for name, expected in (("rgb", rgb), ("grey", grey), ("rgba", rgb), ("wide", grey)):
+        image = predict.read_image(folder / f"{name}.png")
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, expected, err_msg=name)
+    assert predict.read_image(folder / "photo.JPG").shape == rgb.shape
+
+
+def test_predict_writes_a_mask_and_an_overlay_of_each_image(finished, model, pictures, tmp_path):
+    folder, _ = pictures
+    output = tmp_path / "out"
+    result = predict.predict(prediction(finished, folder, output))
+    assert result["num_images"] == 5 and result["failures"] == []
+    stems = ("grey", "photo", "rgb", "rgba", "wide")
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "overlay")
+    )
+    for row, stem in zip(result["images"], stems, strict=True):
+        image = predict.read_image(folder / row["image"])
+        mask = np.asarray(Image.open(output / f"{stem}_mask.png"))
+        assert mask.dtype == np.uint8 and row["size"] == [40, 52]
+        np.testing.assert_array_equal(mask, model.predict_class_ids(image))
+        drawing = np.asarray(Image.open(output / f"{stem}_overlay.png")).astype("int64")
+        mixed = (image.astype("int64") + model.palette[mask]) / 2
+        assert np.abs(drawing - mixed).max() <= 0.5
+
+    some = predict.predict(
+        prediction(finished, folder / "rgb*.png", tmp_path / "some", "--input_size=64x64")
+    )
+    assert [row["input_size"] for row in some["images"]] == [[64, 64]] * 2
+    assert np.asarray(Image.open(tmp_path / "some" / "rgb_mask.png")).shape == (40, 52)
+
+
+def test_an_image_that_cannot_be_read_does_not_keep_the_others(finished, pictures, tmp_path):
+    folder, _ = pictures
+    whole = (folder / "rgb.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("no picture")
+    output = tmp_path / "out"
+    done = run(
+        "predict",
+        f"--model={finished / 'model.keras'}",
+        f"--image={folder}",
+        f"--output_dir={output}",
+    )
+    assert done.returncode == 1
+    assert done.stdout.strip() == f"5 of 7 images: masks and overlays in {output}"
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: 2 images could not be segmented: ")
+    assert str(folder / "cut.png") in lines[0] and str(folder / "text.jpg") in lines[0]
+    assert len(list(output.iterdir())) == 10
+
+
+def test_predict_refuses_what_it_cannot_do(finished, pictures, tmp_path):
+    folder, rgb = pictures
+    output = tmp_path / "out"
+    with pytest.raises(FileNotFoundError, match="no file has that name"):
+        predict.predict(prediction(finished, tmp_path / "no*.png", output))
+    Image.fromarray(rgb).save(folder / "photo.png")
+    with pytest.raises(ValueError, match="would both be written as photo_mask.png"):
+        predict.predict(prediction(finished, folder, output))
+    Image.fromarray(rgb).save(folder / "rgb_mask.png")
+    with pytest.raises(ValueError, match="rgb_mask.png is one of the images"):
+        predict.predict(prediction(finished, folder / "rgb*.png", folder))
+    assert not output.exists()
+    (tmp_path / "empty").mkdir()
+    check_refused(
+        run(
+            "predict",
+            f"--model={finished / 'model.keras'}",
+            f"--image={tmp_path / 'empty'}",
+            f"--output_dir={output}",
+        ),
+        "the folder has no .png, .jpg, .jpeg file",
+    )
+
+
+@pytest.mark.slow
+def test_a_mirrored_training_runs_to_its_end(places, tmp_path, two_devices):
+    path = tmp_path / "mirrored"
+    more = ["--distribution_strategy=mirrored", "--steps=4", "--batch_size=4"]
+    result = train.train(options(places, path, *more))
+    assert result["steps"] == 4
+    assert load_segmenter(path / "model.keras").architecture == ARCHITECTURE
