@@ -610,7 +610,15 @@ class TrainConfig(RunConfig):
     )
     learning_rate: float = flag(0.05, "learning rate at the start", group="optimisation", above=0)
     power: float = flag(0.9, "power of the poly schedule", group="optimisation", above=0)
-    momentum: float = flag(0.9, "momentum", group="optimisation", minimum=0, below=1)
+    optimizer: str = flag(
+        "sgd",
+        "SGD with momentum, as the paper trains, or Adam, which gets further in a few hundred steps",
+        choices=("sgd", "adam"),
+        group="optimisation",
+    )
+    momentum: float = flag(
+        0.9, "momentum of SGD, decay of Adam's mean", group="optimisation", minimum=0, below=1
+    )
     weight_decay: float = flag(
         4e-5, "L2 weight decay on the kernels", group="optimisation", minimum=0
     )

@@ -187,7 +187,11 @@ class _Training:
         )
         model.total_steps = self._total_steps
         schedule = Poly(options.learning_rate, self._total_steps, options.power)
-        model.compile(keras.optimizers.SGD(schedule, momentum=options.momentum))
+        model.compile(
+            keras.optimizers.SGD(schedule, momentum=options.momentum)
+            if options.optimizer == "sgd"
+            else keras.optimizers.Adam(schedule, beta_1=options.momentum)
+        )
         # A checkpoint is read into variables that exist.
         model.optimizer.build(model.trainable_variables)
         return model
