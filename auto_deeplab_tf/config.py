@@ -612,7 +612,7 @@ class TrainConfig(RunConfig):
     power: float = flag(0.9, "power of the poly schedule", group="optimisation", above=0)
     optimizer: str = flag(
         "sgd",
-        "SGD with momentum, as the paper trains, or Adam, which gets further in a few hundred steps",
+        "SGD with momentum, as in the paper, or Adam, which gets further in a few hundred steps",
         choices=("sgd", "adam"),
         group="optimisation",
     )
