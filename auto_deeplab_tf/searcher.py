@@ -148,12 +148,10 @@ class ArchitectureSearch:
         """Runs the search up to the end of epoch `epochs`; going on is calling it again with more.
 
         Args:
-            data: one of
-                (train_a, train_b), each (images [N, H, W, 3] 0..255, masks integers [N, H, W]) or a
-                `tf.data.Dataset` of such
-                batches; a dataset of pairs ((images_a, masks_a), (images_b, masks_b)); or a
-                function
-                (step, pairs) -> dataset from that step on, of pairs or of (images_a, masks_a).
+            data: (train_a, train_b), each (images [N, H, W, 3] 0..255, masks integers [N, H, W]) or
+                a `tf.data.Dataset` of such batches; or a dataset of pairs ((images_a, masks_a),
+                (images_b, masks_b)); or a function (step, pairs) -> dataset from that step on, of
+                pairs or of (images_a, masks_a).
             batch_size: of arrays.
             epochs: in all.
             steps_per_epoch: None: the smaller of train_a and train_b once.

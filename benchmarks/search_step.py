@@ -1,13 +1,11 @@
-"""Time and memory of whole bilevel iterations of the paper's supernet, through the product's own
-train_step.
+"""Time and memory of whole bilevel iterations of the paper's supernet, by the product's train_step.
 
     python -m benchmarks.search_step --crop_size=65 --batch_size=2 --threads=1 --iterations=3 --json
 
 One process measures one setting: a second one would find caches warm, or spoiled. Iterations are
-timed after the first, which
-compiles; the median is reported. `--formulation=plain` measures the reference of the tests (one
-call per operation, edge and
-predecessor, not compiled), where its size allows.
+timed after the first, which compiles; the median is reported. `--formulation=plain` measures the
+reference of the tests (one call per operation, edge and predecessor, not compiled), where its size
+allows.
 """
 
 import importlib.util

@@ -14,10 +14,9 @@ def halves(
     """Divides a set into two disjoint halves that together hold every example.
 
     Without `frames_per_block`, the examples of each group (a city) are ranked by a hash of their id
-    and dealt out in
-    turn: in each group, and over all, the halves differ by one example at most. The hash makes the
-        halves random
-    but the same on every machine, and leaves an example's rank almost alone when others come or go.
+    and dealt out in turn: in each group, and over all, the halves differ by one example at most.
+    The hash makes the halves random but the same on every machine, and leaves an example's rank
+    almost alone when others come or go.
 
     With `frames_per_block`, the examples of a group are successive frames of a drive: blocks of
     that many are dealt out in turn, since a random half would hold the neighbour of nearly every

@@ -2,8 +2,8 @@
 compilation.
 
 The plain defaults are `keras.ops` and run on every Keras backend; the fast paths are for TensorFlow
-on CPU, where the
-supernet is bound by depthwise filter gradients and by the number of kernels that run.
+on CPU, where the supernet is bound by depthwise filter gradients and by the number of kernels that
+run.
 """
 
 import functools
@@ -161,8 +161,7 @@ def normalize_batch(images, gamma, beta, epsilon):
 
     Returns:
         (normalized, mean, variance): the dtype and shape of `images`; float32 [C] each, of the
-        batch. The statistics take no
-        gradient where the fused kernel serves.
+            batch. The statistics take no gradient where the fused kernel serves.
     """
     if has_fast_cpu_kernels() and num_replicas() == 1:
         normalized, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(

@@ -10,8 +10,7 @@ the node's
   (`share_operations`) or each predecessor's own; batch statistics are always the predecessor's own.
 - `prev_prev` is the same for every predecessor, so with shared kernels its edges are computed once.
 - One batch normalisation serves all convolutions of a stage. It has no affine part, so normalising
-and weighting by
-  alpha is one multiplication and one addition per channel.
+  and weighting by alpha is one multiplication and one addition per channel.
 - Pooling is computed once a source; `none` costs nothing.
 
 Channels are always ordered (operation, target, predecessor, filter).

@@ -1,9 +1,8 @@
 """Bilinear resizing with aligned corners, as two products with interpolation matrices.
 
 The authors' TF1 code aligned corners. `tf.image.resize` (half-pixel centres) is another function,
-and under XLA it
-is wrong at small odd sizes; a matrix product is exact on every backend and needs no special
-gradient.
+and under XLA it is wrong at small odd sizes; a matrix product is exact on every backend and needs
+no special gradient.
 """
 
 import numpy as np

@@ -1,9 +1,8 @@
 """The supernet as a chain of segments, each a pure function of its weights, alpha, beta and inputs.
 
 A `SegmentKind` is the function; a `Segment` is one place of the network where it stands, with the
-variables. Segments of one kind
-share their compiled functions where the outer step is eager, and stand inline where a whole step is
-traced.
+variables. Segments of one kind share their compiled functions where the outer step is eager, and
+stand inline where a whole step is traced.
 """
 
 import math

@@ -32,8 +32,7 @@ class Supernet(keras.Model):
     """The search network: images to logits at the images' resolution, relaxed by alpha and beta.
 
     Called eagerly on TensorFlow, each kind of segment runs as a compiled function of its own;
-    inside a traced function, or on
-    another backend, the same code stands inline.
+    inside a traced function, or on another backend, the same code stands inline.
 
     Args:
         num_classes: number of classes, 1 or more.
@@ -227,8 +226,7 @@ class Supernet(keras.Model):
 
         Returns:
             (states, moments): tensors by name, "logits" float32 [N, H, W, num_classes] among them;
-            for each of `segments` the
-            batch statistics float32 [2, M], or None.
+                for each of `segments` the batch statistics float32 [2, M], or None.
         """
         if min(images.shape[1:3]) < MINIMUM_SIZE:
             raise ValueError(

@@ -177,8 +177,7 @@ class RelaxKind(SegmentKind):
     """Normalises the architecture variables (paper, eq. 1 and 3).
 
     alpha^k = softmax over the operations k of an edge; beta = softmax over the moves that leave a
-    level of a layer, those that
-    leave the trellis masked out before it.
+    level of a layer, those that leave the trellis masked out before it.
 
     Attributes:
         incoming: for each node, node by node, the transitions that lead to it.

@@ -22,9 +22,8 @@ class BilevelModel(keras.Model):
         alpha, beta)
 
     L is the mean over the pixels of the global batch that are not ignored. The second update sees
-    the weights of the first, uses
-    statistics of its own batch, and leaves the moving ones alone. Weight decay applies to kernels
-    only.
+    the weights of the first, uses statistics of its own batch, and leaves the moving ones alone.
+    Weight decay applies to kernels only.
 
     Args:
         supernet: `Supernet`.
@@ -118,9 +117,8 @@ class BilevelModel(keras.Model):
 
         Args:
             data: ((images_a, labels_a), (images_b, labels_b)), or (images_a, labels_a) for the
-                weights alone, where the
-                architecture step is not even traced. Images float32 [N, H, W, 3], labels int32 [N,
-                H, W].
+                weights alone, where the architecture step is not even traced. Images float32 [N, H,
+                W, 3], labels int32 [N, H, W].
 
         Returns:
             The means over the epoch so far: `loss` on train_a, `arch_loss` on train_b.
