@@ -179,6 +179,32 @@ def test_batch_statistics_and_their_decay():
     close(layer(x), (x - 0.1 * mean) / np.sqrt(0.9 + 0.1 * variance + 1e-3))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_batch_normalisation_has_the_gradients_of_keras(dtype):
+    """With the size known and unknown: the fused kernel and the plain form."""
+    x, upstream = tf.constant(images((3, 5, 4, FILTERS)) + 1), images((3, 5, 4, FILTERS), seed=1)
+    layers = [BatchNormalization(dtype=dtype), keras.layers.BatchNormalization(dtype=dtype)]
+    for layer in layers:
+        randomized(layer, x.shape)
+
+    def gradients(layer, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            result = layer(x, training=True)
+        return tape.gradient(
+            result, [x, *layer.trainable_variables], tf.cast(upstream, result.dtype)
+        )
+
+    any_size = tf.function(lambda x: gradients(layers[0], x)).get_concrete_function(
+        tf.TensorSpec((None, None, None, FILTERS))
+    )
+    expected = gradients(layers[1], x)
+    for result in (gradients(layers[0], x), any_size(x)):
+        for actual, wanted in zip(result, expected, strict=True):
+            limit = (1e-5 if dtype == "float32" else 2e-2) * np.abs(wanted).max()
+            np.testing.assert_allclose(actual, wanted, atol=limit)
+
+
 @pytest.mark.parametrize("synchronized", [True, False])
 def test_statistics_over_replicas(two_devices, synchronized):
     x = images((4, 3, 5, FILTERS)) * np.float32([[[[1]]]] * 2 + [[[[3]]]] * 2)
