@@ -199,8 +199,8 @@ def _scenes() -> Dataset:
             label_id: class_of.get(name, IGNORE_LABEL) for name, label_id, _, _ in CITYSCAPES_LABELS
         },
         splits=("train", "val"),
-        mean=(127.5, 127.5, 127.5),
-        std=(64.0, 64.0, 64.0),
+        mean=(93.3, 92.2, 92.1),
+        std=(46.5, 45.0, 48.0),
         image_size=(128, 256),
         needs_data_dir=False,
     )

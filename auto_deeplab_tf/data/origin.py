@@ -39,9 +39,9 @@ class Origin:
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def code_digest(*modules: str) -> str:
+def code_digest(*paths: Path) -> str:
     """A digest of source files, so that records of older code are not taken for new ones."""
     digest = hashlib.sha256()
-    for module in modules:
-        digest.update(Path(module).read_bytes())
+    for path in paths:
+        digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -11,19 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from auto_deeplab_tf.data import catalog, scene_drawing, scene_light
 from auto_deeplab_tf.data import scene_objects as objects
 from auto_deeplab_tf.data.catalog import CITYSCAPES_LABEL_IDS as LABEL
 from auto_deeplab_tf.data.origin import Origin, code_digest
 from auto_deeplab_tf.data.scene_drawing import (
     Camera,
     Canvas,
-    chance,
-    hash01,
-    layered_noise,
-    mix,
-    noise,
 )
+from auto_deeplab_tf.data.scene_ground import Ground
 from auto_deeplab_tf.data.scene_light import Light, develop, sky_color
 
 IMAGE_SIZE = (128, 256)
@@ -40,21 +35,24 @@ TRAIN_CITIES = (
 VAL_CITIES = ("ingrath", "jarrow", "kestrel")
 IMAGES_PER_CITY = {"train": 42, "val": 24}
 _FAR = 110.0
-_KERB = np.array([0.66, 0.65, 0.63], np.float32)
 
 
 def find(data_dir: Path | None) -> Origin:
     """The scenes are drawn, so they depend on the code alone."""
     if data_dir is not None:
         raise ValueError(f"the generated scenes take no --data_dir. Received: {str(data_dir)!r}")
-    modules = (catalog.__file__, scene_drawing.__file__, scene_light.__file__, objects.__file__)
+    code = sorted(Path(__file__).parent.glob("scene*.py"))
     return Origin(
         splits={"train": "train", "val": "validation"},
         builder="auto_deeplab_tf.data.builders.scenes:Scenes",
         image_key="image_left",
         label_key="segmentation_label",
         group_of=lambda image_id: image_id.split("_")[0],
-        settings={"code": code_digest(__file__, *modules), "images": IMAGES_PER_CITY},
+        settings={
+            "code": code_digest(*code),
+            "images": IMAGES_PER_CITY,
+            "labels": LABEL,
+        },
     )
 
 
@@ -159,29 +157,35 @@ class _Street:
         self._camera = camera
         self._rng = rng
         self._canvas = Canvas(camera, LABEL["sky"])
-        self._bend = rng.uniform(-1.0, 1.0) * 0.0022
-        self._road_half = city.road_half * rng.uniform(0.9, 1.1)
-        self._lane = self._road_half * rng.uniform(0.2, 0.5)
-        # Left and right: where the sidewalk begins (some have a green verge before it), where it
-        # ends, and how far the buildings stand back behind a strip of grass; some have none.
-        width = city.sidewalk * rng.uniform(0.85, 1.15)
-        self._verges = [
-            self._road_half + (rng.uniform(1.2, 2.2) if rng.random() < city.verges else 0.0)
-            for _ in range(2)
-        ]
-        self._walks = [verge + width for verge in self._verges]
-        self._lines = [
-            walk + (city.strip * rng.uniform(0.7, 1.3) if rng.random() < 0.6 else 0.0)
-            for walk in self._walks
-        ]
-        self._seed = int(rng.integers(2**31))
-        self._shadows: list[
-            tuple[float, float, float, float, float]
-        ] = []  # x, z, half width, half length, height
-        self._house_tops: list[list[tuple[float, float, float]]] = [
-            [],
-            [],
-        ]  # first z, last z, height
+        bend = rng.uniform(-1.0, 1.0) * 0.0022
+        road_half = city.road_half * rng.uniform(0.9, 1.1)
+        lane = road_half * rng.uniform(0.2, 0.5)
+        sidewalk = city.sidewalk * rng.uniform(0.85, 1.15)
+
+        def pair(chance, low, high):
+            """Left and right: a width, or 0 where that side has none."""
+            left, right = (
+                rng.uniform(low, high) if rng.random() < chance else 0.0 for _ in range(2)
+            )
+            return left, right
+
+        # Grass before the sidewalk, and between it and the houses.
+        green = pair(city.verges, 1.2, 2.2)
+        strip = pair(0.6, city.strip * 0.7, city.strip * 1.3)
+        self._ground = Ground(
+            road_half=road_half,
+            verges=(road_half + green[0], road_half + green[1]),
+            walks=(road_half + green[0] + sidewalk, road_half + green[1] + sidewalk),
+            lines=(
+                road_half + green[0] + sidewalk + strip[0],
+                road_half + green[1] + sidewalk + strip[1],
+            ),
+            bend=bend,
+            lane=lane,
+            seed=int(rng.integers(2**31)),
+            houses=([], []),
+            shadows=[],
+        )
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         self._sky()
@@ -191,13 +195,13 @@ class _Street:
         self._furniture()
         self._traffic()
         self._pedestrians()
-        self._ground()
+        self._ground.draw(self._canvas, self._light)
         self._hood()
         canvas = self._canvas
         return develop(canvas.color, canvas.depth, self._light, self._rng), canvas.label
 
     def _place(self, x: float, z: float) -> tuple[float, float]:
-        return x - self._lane + self._bend * z * z, z
+        return x - self._ground.lane + self._ground.bend * z * z, z
 
     def _sign(self, side: int) -> float:
         return -1.0 if side == 0 else 1.0
@@ -205,7 +209,7 @@ class _Street:
     # -- what is far away
 
     def _sky(self) -> None:
-        self._canvas.color[:] = sky_color(self._camera, self._light, self._seed)
+        self._canvas.color[:] = sky_color(self._camera, self._light, self._ground.seed)
 
     def _skyline(self) -> None:
         """Hazy houses and trees where the street is lost in the distance."""
@@ -232,7 +236,7 @@ class _Street:
 
     def _roadside(self, side: int) -> None:
         rng, city, sign = self._rng, self._city, self._sign(side)
-        line = self._lines[side]
+        line = self._ground.lines[side]
         z = rng.uniform(-8.0, 4.0)
         while z < _FAR - 8.0:
             length = rng.uniform(9.0, 20.0)
@@ -241,8 +245,8 @@ class _Street:
                 self._garden(side, z, end)
             else:
                 self._house(side, line + rng.uniform(0.0, 0.6), z, end)
-                if line - self._walks[side] > 1.2 and rng.random() < city.fences * 0.5:
-                    self._fence(side, self._walks[side] + 0.25, z, end)
+                if line - self._ground.walks[side] > 1.2 and rng.random() < city.fences * 0.5:
+                    self._fence(side, self._ground.walks[side] + 0.25, z, end)
             z = end + (0.0 if rng.random() < 0.6 else rng.uniform(1.0, 4.0))
         # Behind everything, so that a gap between houses does not show the horizon.
         painter = objects.hedge(self._green(), 7.0, self._light, int(rng.integers(2**31)))
@@ -271,8 +275,8 @@ class _Street:
             style.top,
             objects.facade(style, end_light, self._light),
         )
-        self._house_tops[side].append((z, end, height))
-        if line - self._walks[side] < 1.0:
+        self._ground.houses[side].append((z, end, height))
+        if line - self._ground.walks[side] < 1.0:
             return
         if rng.random() < 0.5:
             self._bushes(side, z, end)
@@ -280,7 +284,7 @@ class _Street:
     def _garden(self, side: int, z: float, end: float) -> None:
         """A gap between houses: grass, trees, a fence or a hedge towards the street."""
         rng = self._rng
-        border = self._walks[side] + 0.25
+        border = self._ground.walks[side] + 0.25
         kind = rng.random()
         if kind < self._city.fences:
             self._fence(side, border, z, end)
@@ -291,7 +295,7 @@ class _Street:
         for _ in range(int(rng.integers(1, 4))):
             offset = rng.uniform(3.0, 12.0)
             self._tree(
-                self._sign(side) * (self._walks[side] + offset),
+                self._sign(side) * (self._ground.walks[side] + offset),
                 rng.uniform(z, end),
                 rng.uniform(4.5, 8.5),
             )
@@ -304,7 +308,7 @@ class _Street:
 
     def _bushes(self, side: int, z: float, end: float) -> None:
         rng = self._rng
-        x = self._sign(side) * (self._lines[side] - 0.5)
+        x = self._sign(side) * (self._ground.lines[side] - 0.5)
         position = max(z, 3.0)
         while position < end - 1.5:
             width, height = rng.uniform(1.2, 2.6), rng.uniform(0.7, 1.5)
@@ -328,7 +332,7 @@ class _Street:
     def _furniture(self) -> None:
         rng, city = self._rng, self._city
         for side in (0, 1):
-            kerb = self._sign(side) * (self._road_half + 0.45)
+            kerb = self._sign(side) * (self._ground.road_half + 0.45)
             spacing, z = rng.uniform(9.0, 14.0), rng.uniform(5.0, 10.0)
             with_trees = rng.random() < city.trees * 0.55
             lamps = int(rng.integers(0, 2))
@@ -363,7 +367,7 @@ class _Street:
     def _pole(self, x: float, z: float, width: float, height: float, color: np.ndarray) -> None:
         width = self._pole_width(z, width)
         self._upright(x, z, width, height, objects.pole(color, width, self._light))
-        self._shadows.append((x, z, width / 2 + 0.05, 0.15, height))
+        self._ground.shadows.append((x, z, width / 2 + 0.05, 0.15, height))
 
     def _lamp(self, side: int, x: float, z: float) -> None:
         rng = self._rng
@@ -410,16 +414,16 @@ class _Street:
             self._pole_width(z, 0.3),
         )
         self._upright(x, z, width, height, painter)
-        self._shadows.append((x, z, width * 0.4, width * 0.4, height * 0.6))
+        self._ground.shadows.append((x, z, width * 0.4, width * 0.4, height * 0.6))
 
     def _clutter(self, side: int, z: float) -> None:
         """Bins and boxes: things that Cityscapes calls static and does not count."""
         rng = self._rng
         width, height = rng.uniform(0.5, 0.9), rng.uniform(0.8, 1.3)
-        x = self._sign(side) * (self._walks[side] - rng.uniform(0.4, 0.9))
+        x = self._sign(side) * (self._ground.walks[side] - rng.uniform(0.4, 0.9))
         color = rng.uniform(0.1, 0.6, 3).astype(np.float32)
         self._upright(x, z, width, height, objects.box(color, height, self._light, LABEL["static"]))
-        self._shadows.append((x, z, width / 2 + 0.1, 0.4, height))
+        self._ground.shadows.append((x, z, width / 2 + 0.1, 0.4, height))
 
     # -- what moves
 
@@ -430,9 +434,11 @@ class _Street:
                 z = rng.uniform(5.0, 12.0)
                 while z < 55.0:
                     if rng.random() < city.traffic * 0.75:
-                        self._car(self._sign(side) * (self._road_half - 1.05), z, away=side == 1)
+                        self._car(
+                            self._sign(side) * (self._ground.road_half - 1.05), z, away=side == 1
+                        )
                     z += rng.uniform(5.4, 9.0)
-            lane = self._sign(side) * self._road_half * 0.33
+            lane = self._sign(side) * self._ground.road_half * 0.33
             z = rng.uniform(11.0, 30.0)
             while z < 80.0:
                 if rng.random() < city.traffic * 0.6:
@@ -454,7 +460,7 @@ class _Street:
             self._canvas.wall(near_right, far_right, style.height, painter, 0.05)
         painter = objects.car_end(style, light.facing(0.0, -1.0), light, rear=away)
         self._canvas.wall(near_left, near_right, style.height, painter, 0.05)
-        self._shadows.append((x, z + length / 2, half + 0.15, length / 2 + 0.2, 0.7))
+        self._ground.shadows.append((x, z + length / 2, half + 0.15, length / 2 + 0.2, 0.7))
 
     def _pedestrians(self) -> None:
         rng = self._rng
@@ -463,142 +469,17 @@ class _Street:
             if rng.random() < 0.78:
                 side = int(rng.integers(2))
                 x = self._sign(side) * rng.uniform(
-                    self._verges[side] + 0.5, self._walks[side] - 0.2
+                    self._ground.verges[side] + 0.5, self._ground.walks[side] - 0.2
                 )
             else:
-                x = rng.uniform(-self._road_half, self._road_half)
+                x = rng.uniform(-self._ground.road_half, self._ground.road_half)
             count = 2 if rng.random() < 0.25 else 1
             for i in range(count):
                 style = objects.PersonStyle.draw(rng)
                 here = x + i * 0.7
                 painter = objects.person(style, self._light, 1.2 * z / self._camera.focal)
                 self._upright(here, z, style.width, style.height, painter)
-                self._shadows.append((here, z, 0.25, 0.2, style.height))
-
-    # -- what all of it stands on
-
-    def _ground(self) -> None:
-        """Road, sidewalks and grass, wherever nothing stands in front of them."""
-        canvas, light = self._canvas, self._light
-        slopes = canvas.camera.slopes
-        first = int(np.searchsorted(slopes, canvas.camera.height / (_FAR * 1.5)))
-        z = canvas.camera.height / slopes[first:, None]
-        x = canvas.camera.tangents[None, :] * z - self._bend * z * z + self._lane
-        z = np.broadcast_to(z, x.shape)
-        free = z < canvas.depth[first:]
-        side = np.abs(x)
-        verge, walk, line = (
-            np.where(x < 0.0, left, right)
-            for left, right in (self._verges, self._walks, self._lines)
-        )
-        # Where no grass lies before the houses, the paving reaches up to them.
-        end_of_paving = np.where(line < walk + 1.0, line + 0.7, walk)
-        label = np.select(
-            [side < self._road_half, (side >= verge) & (side < end_of_paving)],
-            [LABEL["road"], LABEL["sidewalk"]],
-            LABEL["terrain"],
-        )
-        pixel = z / canvas.camera.focal
-        color = np.select(
-            [(label == LABEL["road"])[..., None], (label == LABEL["sidewalk"])[..., None]],
-            [self._asphalt(x, z, pixel), self._paving(x, z, side, pixel)],
-            self._grass(x, z),
-        )
-        kerb = (side >= self._road_half) & (side < self._road_half + np.maximum(0.18, 0.8 * pixel))
-        color = mix(color, _KERB, 0.8 * kerb)
-        color = color * self._sunlight(x, z)
-        if light.wet > 0.0:
-            sheen = (
-                light.wet
-                * (0.35 + 0.3 * noise(x * 0.4, z * 0.15, self._seed + 5))
-                * (label == LABEL["road"])
-            )
-            color = mix(color, light.horizon, sheen)
-        window = slice(first, None)
-        canvas.color[window] = np.where(free[..., None], color, canvas.color[window])
-        canvas.label[window] = np.where(free, label, canvas.label[window])
-        canvas.depth[window] = np.where(free, z, canvas.depth[window])
-
-    def _asphalt(self, x: np.ndarray, z: np.ndarray, pixel: np.ndarray) -> np.ndarray:
-        seed = self._seed
-        tone = 0.30 + 0.10 * chance(0, seed)
-        grain = (noise(x * 9.0, z * 9.0, seed) - 0.5) * np.minimum(1.0, 0.08 / pixel) * 0.16
-        patches = (layered_noise(x * 0.5, z * 0.25, seed + 1, 3) - 0.5) * 0.22
-        wear = 0.03 * np.cos((np.abs(x) - self._road_half * 0.33) * 3.6)  # the tracks of the wheels
-        cracks = np.abs(noise(x * 0.8, z * 0.5, seed + 2) - 0.5) < 0.012
-        value = tone * (1.0 + grain + patches) + wear - 0.07 * cracks
-        color = value[..., None] * np.array([1.0, 1.0, 1.03], np.float32)
-        # Marks: a broken centre line, side lines, and in some streets a crossing.
-        half = np.maximum(0.075, 0.6 * pixel)
-        period = 6.0 + 3.0 * chance(1, seed)
-        marks = (np.abs(x) < half) & (np.mod(z, period) < 0.5 * period)
-        if chance(2, seed) < 0.6:
-            marks |= np.abs(np.abs(x) - (self._road_half - 2.15)) < half
-        if chance(3, seed) < 0.45:
-            start = 7.0 + 12.0 * chance(4, seed)
-            marks |= (z > start) & (z < start + 3.0) & (np.mod(x, 1.0) < 0.5)
-        worn = 0.55 + 0.45 * noise(x * 3.0, z * 2.0, seed + 3)
-        return mix(color, np.array([0.82, 0.82, 0.80], np.float32), marks * worn)
-
-    def _paving(
-        self, x: np.ndarray, z: np.ndarray, side: np.ndarray, pixel: np.ndarray
-    ) -> np.ndarray:
-        seed = self._seed + 10
-        warm = chance(0, seed)
-        base = mix(
-            np.array([0.50, 0.49, 0.48], np.float32),
-            np.array([0.60, 0.51, 0.45], np.float32),
-            np.asarray(warm),
-        )
-        slab = 0.6 + 0.6 * chance(1, seed)
-        tiles = hash01(np.floor(side / slab), np.floor(z / slab), seed) - 0.5
-        joints = (np.mod(side, slab) < 0.05) | (np.mod(z, slab) < 0.05)
-        detail = np.minimum(1.0, 0.25 * slab / pixel)
-        value = (
-            1.0
-            + (0.16 * tiles - 0.16 * joints) * detail
-            + 0.14 * (noise(x * 0.9, z * 0.5, seed + 1) - 0.5)
-        )
-        return base * value[..., None]
-
-    def _grass(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        seed = self._seed + 20
-        dry = layered_noise(x * 0.25, z * 0.15, seed, 3)
-        blades = layered_noise(x * 6.0, z * 2.0, seed + 5, 2) - 0.5
-        color = mix(
-            np.array([0.33, 0.46, 0.17], np.float32),
-            np.array([0.56, 0.50, 0.29], np.float32),
-            0.8 * dry,
-        )
-        return color * (1.0 + 0.45 * blades)[..., None]
-
-    def _sunlight(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Light on the ground [h, w, 3]: the sun's where nothing is in its way."""
-        light = self._light
-        shade = np.zeros(x.shape, np.float32)
-        occlusion = np.zeros(x.shape, np.float32)
-        towards_x, towards_z = light.sun_direction[0], light.sun_direction[2]
-        climb = light.sun_direction[1]
-        # A ray to the sun leaves the street on the sun's side, and meets the row of houses there.
-        side = 0 if towards_x < 0.0 else 1
-        if light.sun > 0.0 and abs(towards_x) > 0.05:
-            run = np.maximum((self._sign(side) * (self._lines[side] + 0.3) - x) / towards_x, 0.0)
-            height, hit = run * climb, z + run * towards_z
-            for first, last, top in self._house_tops[side]:
-                shade = np.maximum(shade, (hit > first) & (hit < last) & (height < top))
-        for shadow_x, shadow_z, half_x, half_z, top in self._shadows:
-            near = ((x - shadow_x) / (half_x * 1.15)) ** 2 + ((z - shadow_z) / (half_z * 1.15)) ** 2
-            occlusion = np.maximum(occlusion, np.clip(1.6 - near, 0.0, 1.0) * min(1.0, 1.2 / top))
-            if light.sun > 0.0:
-                reach = min(top / max(climb, 0.15), 9.0)
-                for part in (0.35, 0.7, 1.0):
-                    dx = x - (shadow_x - towards_x * reach * part)
-                    dz = z - (shadow_z - towards_z * reach * part)
-                    shade = np.maximum(
-                        shade, (dx / half_x) ** 2 + (dz / max(half_z, 0.35 * reach)) ** 2 < 1.0
-                    )
-        direct = light.sun_color * (light.sun * climb * (1.0 - 0.85 * shade))[..., None]
-        return (light.ambient + direct) * (1.0 - 0.55 * occlusion)[..., None]
+                self._ground.shadows.append((here, z, 0.25, 0.2, style.height))
 
     def _hood(self) -> None:
         """The bonnet of the car that carries the camera, as in real recordings."""

@@ -107,3 +107,12 @@ def test_the_builder_makes_a_split_of_train_ids(tmp_path, monkeypatch):
 def test_scenes_need_no_files(tmp_path):
     with pytest.raises(ValueError, match="--dataset=scenes takes no --data_dir"):
         data.open_split("scenes", "train", data_dir=tmp_path, cache_dir=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_statistics_of_the_catalog_are_those_of_the_scenes():
+    pixels = np.concatenate(
+        [scenes.render(i)[0].reshape(-1, 3) for i in scenes.image_ids("train")]
+    ).astype(np.float64)
+    np.testing.assert_allclose(pixels.mean(axis=0), INFO.mean, atol=0.1)
+    np.testing.assert_allclose(pixels.std(axis=0), INFO.std, atol=0.1)
