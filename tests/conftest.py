@@ -29,8 +29,10 @@ def pytest_collection_finish(session):
         _split_cpu()
 
 
-@pytest.fixture
-def two_devices():
-    """Names of the two logical CPU devices, for `tf.distribute.MirroredStrategy`."""
+@pytest.fixture(scope="session")
+def mirrored():
+    """The `MirroredStrategy` over both logical CPU devices, one for the whole process."""
     _split_cpu()
-    return [f"CPU:{index}" for index in range(NUM_CPU_DEVICES)]
+    from auto_deeplab_tf.training import distribution
+
+    return distribution.strategy("mirrored")

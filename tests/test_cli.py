@@ -149,7 +149,11 @@ def test_json_leaves_stdout_to_the_result(entry_point):
 def test_interrupt_ends_without_a_traceback(entry_point, tmp_path):
     path = tmp_path / "entry.py"
     path.write_text(textwrap.dedent(ENTRY_POINT).lstrip())
-    process = start([str(path), "--run_dir=a", "--dataset=wait"])
+    # Started from the background of a shell, this process ignores SIGINT, and its children would.
+    process = start(
+        [str(path), "--run_dir=a", "--dataset=wait"],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

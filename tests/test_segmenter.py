@@ -158,7 +158,7 @@ def run_steps(model, steps=3, batch_size=4):
     return loop.fit(model, batches.skip, epochs=1, steps_per_epoch=steps, verbose=0).history
 
 
-def test_two_devices_equal_one(two_devices):
+def test_two_devices_equal_one(mirrored):
     settings = {
         "class_weights": (1, 2, 0.5),
         "hardest_fraction": 0.5,
@@ -169,7 +169,7 @@ def test_two_devices_equal_one(two_devices):
     one = segmenter(**settings)
     before = arrays(one.trainable_variables)
     history = run_steps(one)
-    with tf.distribute.MirroredStrategy(two_devices).scope():
+    with mirrored.scope():
         two = segmenter(**settings)
         history_of_two = run_steps(two)
     for name, values in history.items():

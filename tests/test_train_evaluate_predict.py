@@ -214,9 +214,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_is_answered_by_one_line_and_nothing_is_written(
-    case, places, tmp_path, two_devices
-):
+def test_bad_input_is_answered_by_one_line_and_nothing_is_written(case, places, tmp_path, mirrored):
     make, words = REFUSED[case]
     with pytest.raises((ValueError, OSError), match=words) as refused:
         train.train(options(places | make(tmp_path), tmp_path / "run"))
@@ -471,7 +469,7 @@ def test_predict_refuses_what_it_cannot_do(finished, pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mirrored_training_runs_to_its_end(places, tmp_path, two_devices):
+def test_a_mirrored_training_runs_to_its_end(places, tmp_path, mirrored):
     path = tmp_path / "mirrored"
     more = ["--distribution_strategy=mirrored", "--steps=4", "--batch_size=4"]
     result = train.train(options(places, path, *more))

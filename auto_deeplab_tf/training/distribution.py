@@ -1,11 +1,17 @@
 """Devices: the strategy that a flag names, and operations that give the same bits each time."""
 
+import functools
+
 import keras
 import tensorflow as tf
 
 
+@functools.cache
 def strategy(name: str) -> tf.distribute.Strategy:
-    """Returns the strategy of a `--distribution_strategy`.
+    """Returns the strategy of a `--distribution_strategy`, the same one each time.
+
+    A second MirroredStrategy in a process would number its collective operations from the start
+    again, and TensorFlow would take them for those of the first.
 
     Args:
         name: "one_device": the default device; "mirrored": all GPUs of this machine, else all its

@@ -154,16 +154,15 @@ def test_bad_options(numbered_source):
         pipeline.search_batches(numbered_source, ([0], [1]), crop=(9, 9), **good)
 
 
-def test_replicas_share_out_every_batch(textured_source, two_devices):
+def test_replicas_share_out_every_batch(textured_source, mirrored):
     options = {"batch_size": 4, "crop_size": (17, 21), "seed": 3}
     whole = _take(pipeline.training_batches(textured_source, **options), 5)
-    strategy = tf.distribute.MirroredStrategy(two_devices)
-    shared = strategy.experimental_distribute_dataset(
+    shared = mirrored.experimental_distribute_dataset(
         pipeline.training_batches(textured_source, **options)
     )
     iterator = iter(shared)
     for images, labels in whole:
-        parts = [strategy.experimental_local_results(part) for part in next(iterator)]
+        parts = [mirrored.experimental_local_results(part) for part in next(iterator)]
         assert all(len(part) == 2 for part in parts)
         assert (np.concatenate([p.numpy() for p in parts[0]]) == images).all()
         assert (np.concatenate([p.numpy() for p in parts[1]]) == labels).all()

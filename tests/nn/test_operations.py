@@ -206,24 +206,23 @@ def test_batch_normalisation_has_the_gradients_of_keras(dtype):
 
 
 @pytest.mark.parametrize("synchronized", [True, False])
-def test_statistics_over_replicas(two_devices, synchronized):
+def test_statistics_over_replicas(mirrored, synchronized):
     x = images((4, 3, 5, FILTERS)) * np.float32([[[[1]]]] * 2 + [[[[3]]]] * 2)
     alone = BatchNormalization(momentum=0.9)
     expected = alone(x, training=True)
-    strategy = tf.distribute.MirroredStrategy(two_devices)
-    with strategy.scope():
+    with mirrored.scope():
         layer = BatchNormalization(momentum=0.9, synchronized=synchronized)
         layer.build(x.shape)
 
     @tf.function
     def run(halves):
-        return strategy.run(lambda half: layer(half, training=True), args=(halves,))
+        return mirrored.run(lambda half: layer(half, training=True), args=(halves,))
 
-    halves = strategy.experimental_distribute_values_from_function(
+    halves = mirrored.experimental_distribute_values_from_function(
         lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
     )
     result = np.concatenate(
-        [np.array(part) for part in strategy.experimental_local_results(run(halves))]
+        [np.array(part) for part in mirrored.experimental_local_results(run(halves))]
     )
     assert np.allclose(result, expected, atol=1e-5) == synchronized
     if synchronized:

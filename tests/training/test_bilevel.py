@@ -124,12 +124,11 @@ def run_steps(bilevel, eager, steps=3):
     return loop.fit(bilevel, data_at, epochs=steps, steps_per_epoch=1, eager=eager, verbose=0)
 
 
-def test_two_devices_equal_one_and_the_traced_step_the_eager_one(two_devices):
+def test_two_devices_equal_one_and_the_traced_step_the_eager_one(mirrored):
     """Same global batch: loss and weights to 1e-5 relative, alpha and beta to 1e-4 absolute."""
     eager, traced = model(num_layers=1), model(num_layers=1)
     histories = [run_steps(eager, True), run_steps(traced, False)]
-    strategy = tf.distribute.MirroredStrategy(two_devices)
-    with strategy.scope():
+    with mirrored.scope():
         mirrored = model(num_layers=1)
         histories.append(run_steps(mirrored, False))
     for other, history in ((traced, histories[1]), (mirrored, histories[2])):

@@ -109,20 +109,19 @@ def test_sample_weights_are_refused():
         metrics.ConfusionMatrix(NUM_CLASSES).update_state(labels, logits, sample_weight=labels)
 
 
-def test_two_replicas_count_what_one_device_counts(two_devices):
+def test_two_replicas_count_what_one_device_counts(mirrored):
     labels, logits = _batch(5, (4, 6, 5))
     alone = metrics.ConfusionMatrix(NUM_CLASSES)
     alone.update_state(labels, logits)
-    strategy = tf.distribute.MirroredStrategy(two_devices)
-    with strategy.scope():
+    with mirrored.scope():
         metric = metrics.ConfusionMatrix(NUM_CLASSES)
     dataset = tf.data.Dataset.from_tensor_slices((labels, logits)).batch(4)
 
     @tf.function
     def update(batch):
-        strategy.run(lambda data: metric.update_state(*data), args=(batch,))
+        mirrored.run(lambda data: metric.update_state(*data), args=(batch,))
 
-    for batch in strategy.experimental_distribute_dataset(dataset):
+    for batch in mirrored.experimental_distribute_dataset(dataset):
         update(batch)
     np.testing.assert_array_equal(metric.matrix(), alone.matrix())
     assert float(metric.result()["miou"]) == float(alone.result()["miou"])
