@@ -386,7 +386,7 @@ class RunConfig(DataConfig):
         None, "steps per epoch (nothing given: the training set once)", minimum=1
     )
     validation_images: int | None = flag(
-        None, "validate on the first N images of the split (nothing given: all)", minimum=1
+        None, "validate on N images, spread over the split (nothing given: all)", minimum=1
     )
     validation_every_epochs: int = flag(1, "validate after every N-th epoch", minimum=1)
     checkpoint_every_steps: int = flag(

@@ -96,10 +96,10 @@ def _score(
     """Returns the confusion matrix, and (id, image, labels, prediction) of the images to draw."""
     import numpy as np
 
-    from auto_deeplab_tf import overlay
+    from auto_deeplab_tf.data import pipeline
     from auto_deeplab_tf.training.metrics import count_pixels, matrix_of
 
-    drawn = set(overlay.spread(split.num_examples, options.overlays))
+    drawn = set(pipeline.spread(split.num_examples, options.overlays))
     info = split.info
     counts: Any = 0
     samples = []

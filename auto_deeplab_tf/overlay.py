@@ -154,12 +154,6 @@ def _legend_positions(
     return positions
 
 
-def spread(count: int, number: int) -> list[int]:
-    """Returns the indices of `number` of `count` examples, evenly spread, or of all."""
-    number = min(number, count)
-    return [(2 * index + 1) * count // (2 * number) for index in range(number)]
-
-
 def comparison_sheet(
     samples: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
     class_names: Sequence[str],

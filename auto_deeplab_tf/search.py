@@ -80,7 +80,9 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
             epochs=options.epochs,
             steps_per_epoch=steps_per_epoch,
             arch_start_epoch=options.arch_start_epoch,
-            validation_data=_validation_batches(validation, options),
+            validation_data=pipeline.validation_batches(
+                validation, options.batch_size, options.validation_images
+            ),
             validation_every_epochs=options.validation_every_epochs,
             callbacks=[
                 callbacks.MetricsRow(run / METRICS_FILE, METRICS),
@@ -141,17 +143,6 @@ def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:
         keras.optimizers.Adam(options.arch_learning_rate),
     )
     return search
-
-
-def _validation_batches(validation: Any, options: config.SearchConfig) -> Any:
-    from auto_deeplab_tf.data import pipeline
-
-    count = validation.num_examples
-    if options.validation_images is not None:
-        count = min(count, options.validation_images)
-    # Images of one size share a batch; others come one by one.
-    batch_size = options.batch_size if validation.image_size else 1
-    return pipeline.evaluation_batches(validation, batch_size, range(count))
 
 
 def _result(run: Any, row: dict[str, str], seconds: float) -> dict[str, Any]:

@@ -204,25 +204,24 @@ class _Training:
         logs = {"learning_rate": float(model.optimizer.learning_rate)}
         if (epoch + 1) % options.validation_every_epochs and epoch + 1 < self._epochs:
             return logs
-        count = self._val.num_examples
-        count = min(count, options.validation_images or count)
-        # Images of one size share a batch; others come one by one.
-        batch_size = options.batch_size if self._val.image_size else 1
-        batches = pipeline.evaluation_batches(self._val, batch_size, range(count))
+        batches = pipeline.validation_batches(
+            self._val, options.batch_size, options.validation_images
+        )
         loss, matrix = model.score(batches)
         result = scores(matrix)
-        self._draw(model, epoch, count)
+        self._draw(model, epoch)
         return logs | {
             "val_loss": loss,
             "val_miou": result["miou"],
             "val_pixel_accuracy": result["pixel_accuracy"],
         }
 
-    def _draw(self, model: Any, epoch: int, count: int) -> None:
+    def _draw(self, model: Any, epoch: int) -> None:
         """Writes a sheet of the same validation images each time: image, labels, prediction."""
         from auto_deeplab_tf import overlay
+        from auto_deeplab_tf.data import pipeline
 
-        indices = overlay.spread(count, self._options.overlays)
+        indices = pipeline.spread(self._val.num_examples, self._options.overlays)
         if not indices:
             return
         examples = [[tensor.numpy() for tensor in self._val.example(index)] for index in indices]

@@ -155,6 +155,27 @@ def evaluation_batches(
     return dataset.batch(batch_size).prefetch(_PREFETCH_BATCHES).with_options(_options())
 
 
+def validation_batches(
+    source: Source, batch_size: int, number: int | None = None
+) -> tf.data.Dataset:
+    """`evaluation_batches` of some images of the split; one by one where their sizes differ.
+
+    Args:
+        source: the split.
+        batch_size: images in a batch.
+        number: how many images, evenly spread over the split; None for all.
+    """
+    count = source.num_examples
+    batch_size = batch_size if source.image_size else 1
+    return evaluation_batches(source, batch_size, spread(count, number or count))
+
+
+def spread(count: int, number: int) -> list[int]:
+    """Returns the indices of `number` of `count` examples, evenly spread, or of all."""
+    number = min(number, count)
+    return [(2 * index + 1) * count // (2 * number) for index in range(number)]
+
+
 def check_crop_size(source: Source, crop_size: tuple[int, int]) -> None:
     """Refuses a crop larger than every image: it would always hold padding, at any scale up to 1.
 

@@ -122,6 +122,13 @@ def test_evaluation_sees_each_example_once_as_it_is(textured_source):
     assert (some[0][0] == images[[3, 1]]).all()
 
 
+def test_validation_sees_images_spread_over_the_split(numbered_source):
+    for number, expected in ((None, range(7)), (7, range(7)), (1, [3]), (3, [1, 3, 5])):
+        batches = _take(pipeline.validation_batches(numbered_source, 2, number), 10)
+        seen = [int(image[0, 0, 0]) for images, _ in batches for image in images]
+        assert seen == list(expected), number
+
+
 def test_images_of_different_sizes(make_source):
     sizes = [(10, 20), (16, 12)]
     source = make_source(
@@ -130,6 +137,7 @@ def test_images_of_different_sizes(make_source):
     assert source.image_size is None and source.max_image_size == (16, 20)
     batches = _take(pipeline.evaluation_batches(source, 1), 3)
     assert [images.shape[1:3] for images, _ in batches] == sizes
+    assert len(_take(pipeline.validation_batches(source, 2), 3)) == 2
     with pytest.raises(ValueError, match="differ in size: evaluate them one by one"):
         pipeline.evaluation_batches(source, 2)
     dataset = pipeline.training_batches(source, batch_size=2, crop_size=(16, 20), seed=0)
