@@ -25,12 +25,10 @@ RESULTS = Path(__file__).parent / "results" / "search_step.csv"
 # can be run.
 SETTINGS = (
     "--crop_size=65 --batch_size=2 --threads=1 --iterations=5",
-    "--crop_size=65 --batch_size=2 --threads=2 --iterations=5",
     "--crop_size=129 --batch_size=2 --threads=1 --iterations=3",
-    "--crop_size=65 --num_layers=2 --threads=1 --iterations=5",
-    "--crop_size=65 --num_layers=2 --threads=1 --iterations=5 --formulation=plain",
-    "--crop_size=65 --num_layers=4 --threads=1 --iterations=3",
-    "--crop_size=65 --num_layers=4 --threads=1 --iterations=3 --formulation=plain",
+    "--crop_size=321 --batch_size=2 --threads=2 --iterations=1",
+    "--crop_size=65 --batch_size=2 --threads=1 --num_layers=2 --iterations=5",
+    "--crop_size=65 --batch_size=2 --threads=1 --num_layers=2 --iterations=5 --formulation=plain",
 )
 
 
