@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import auto_deeplab_tf
+from auto_deeplab_tf.data import records
 from auto_deeplab_tf.segmenter import Segmenter, load_segmenter
 from export import common
 
@@ -99,13 +100,16 @@ def masks(
         images: float32 [H, W, 3] each, whole numbers 0..255.
         input_size: the size at which the network is to see them; None: as `predict` does it.
     """
-    return [
-        segmenter.predict_class_ids(
-            image.astype(np.uint8),
-            input_size=segmenter.command_input_size(image.shape[:2], input_size),
-        )
-        for image in images
-    ]
+    answers = []
+    for image in images:
+        size = image.shape[:2]
+        seen = segmenter.command_input_size(size, input_size)
+        if seen != size:
+            image = records.resize_image(image.astype(np.uint8), seen)
+        # Eagerly: `predict_class_ids` would compile the network for each kind of size.
+        class_ids = segmenter.class_ids(image[None], None if seen == size else size)
+        answers.append(keras.ops.convert_to_numpy(class_ids)[0])
+    return answers
 
 
 class FixedGraph(tf.Module):
