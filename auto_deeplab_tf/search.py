@@ -70,6 +70,8 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
     traced = None if options.step_mode == "auto" else options.step_mode == "traced"
     with run, strategy.scope():
         run.record("split.json", members)
+        # One that is there is of a shorter run that now goes on.
+        (run / "architecture.json").unlink(missing_ok=True)
         search = _build(options, train, total_steps)
         checkpoints = search.checkpoints(run / "checkpoints", options.keep_checkpoints)
         checkpoints.restore()

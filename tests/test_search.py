@@ -1,6 +1,7 @@
 """The search command: killed and resumed, finished, and given what it cannot use."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -76,6 +77,20 @@ def test_a_finished_run_exits_with_0_and_changes_nothing(finished, cache):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["architecture"].endswith("architecture.json")
     assert snapshot(finished) == before
+
+
+def test_a_longer_search_that_is_killed_does_not_answer_with_the_shorter_ones_result(
+    finished, cache, tmp_path
+):
+    path = tmp_path / "longer"
+    shutil.copytree(finished, path)
+    longer = ("--epochs=5", f"--cache_dir={cache}")
+    run_and_kill("search", path, 13, *SMALL, *longer, seconds_later=0)
+    assert not (path / "architecture.json").exists()
+    done = run(path, cache, "--epochs=5", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epochs"] == 5
+    assert Architecture.load(path / "architecture.json").provenance["steps"] == 20
 
 
 def test_a_run_directory_of_another_configuration_is_refused(finished, cache):

@@ -1,5 +1,4 @@
-"""Everything in `nn/` that knows the backend: fast paths, each beside its plain default, and
-compilation.
+"""Everything in `nn/` that knows the backend: fast paths beside their defaults, compilation.
 
 The plain defaults are `keras.ops` and run on every Keras backend; the fast paths are for TensorFlow
 on CPU, where the supernet is bound by depthwise filter gradients and by the number of kernels that
@@ -21,10 +20,10 @@ if _TENSORFLOW:
 
 @functools.cache
 def has_fast_cpu_kernels():
-    """Tells whether oneDNN's CPU kernels serve: TensorFlow on x86-64 without a GPU, oneDNN not
-    switched off.
+    """Tells whether oneDNN's CPU kernels serve.
 
-    Without oneDNN, grouped convolutions have no gradient on CPU.
+    They do in TensorFlow on x86-64 without a GPU, where oneDNN is not switched off. Without it
+    grouped convolutions have no gradient on CPU.
     """
     return (
         _TENSORFLOW
@@ -76,8 +75,7 @@ def plain_grouped_pointwise(images, kernel):
 
 
 def depthwise_convs(images, kernels, rate=1):
-    """Convolves each channel with kernels of its own, at stride 1, with zero padding to the same
-    size.
+    """Convolves each channel with kernels of its own, at stride 1, zero padded to the same size.
 
     Args:
         images: float [N, h, w, C].
@@ -151,8 +149,7 @@ if _TENSORFLOW:
 
 
 def normalize_batch(images, gamma, beta, epsilon):
-    """Normalises each channel by the statistics of the batch, over all replicas; then times gamma
-    plus beta.
+    """Normalises each channel by the batch of all replicas; then times gamma plus beta.
 
     Args:
         images: float [N, h, w, C].
@@ -197,9 +194,9 @@ def num_replicas():
 
 
 def replica_mean(value):
-    """Averages a tensor over the replicas.
+    """Averages a tensor, and its gradient, over the replicas.
 
-    Each of which holds the same number of examples; so its gradient.
+    Each must hold the same number of examples.
     """
     if num_replicas() == 1:
         return value
@@ -264,8 +261,7 @@ class CompiledSegment:
         return self._forward[training](kernels, affine, moving, architecture, inputs)
 
     def pullback(self, wrt, kernels, affine, moving, architecture, inputs, upstream):
-        """Returns the gradients of (the parameters that `wrt` names, the inputs), a tuple of
-        tensors each.
+        """Returns (gradients of the parameters that `wrt` names, gradients of the inputs).
 
         Args:
             wrt: "weights": the parameters are (kernels, affine); "architecture": those of

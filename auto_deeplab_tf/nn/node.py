@@ -4,10 +4,10 @@ What the plain formulation computes edge by edge and operation by operation runs
 operations:
 
 - All edges that leave one source state run together, `targets` copies of the state side by side
-(target-major).
+  (target-major).
 - The (up to 3) predecessors of the node lie side by side on the channel axis. Operation kernels are
-the node's
-  (`share_operations`) or each predecessor's own; batch statistics are always the predecessor's own.
+  the node's (`share_operations`) or each predecessor's own; batch statistics are always the
+  predecessor's own.
 - `prev_prev` is the same for every predecessor, so with shared kernels its edges are computed once.
 - One batch normalisation serves all convolutions of a stage. It has no affine part, so normalising
   and weighting by alpha is one multiplication and one addition per channel.
@@ -39,7 +39,9 @@ from auto_deeplab_tf.nn.segments import (
 class StateShape:
     """A feature map that a node reads.
 
-    Its stride as a power of two (level + 2) and its channels.
+    Attributes:
+        log2_stride: level + 2.
+        channels: its channels.
     """
 
     log2_stride: int
@@ -73,10 +75,7 @@ class NodeKind(SegmentKind):
 
     @functools.cached_property
     def sources(self):
-        """The source states in the order of computation.
-
-        Each with its edges: ((name, edges), ...).
-        """
+        """The source states in the order of computation with their edges: ((name, edges), ...)."""
         by_source = {}
         for edge in relaxed_edges(self.num_blocks):
             by_source.setdefault(edge.source, []).append(edge)
@@ -146,11 +145,11 @@ class NodeKind(SegmentKind):
         return channels
 
     def compute(self, kernels, affine, moving, architecture, inputs, training):
-        """See `SegmentKind.compute`. architecture: (alpha [num_edges, num_ops], beta
-        [predecessors]).
+        """See `SegmentKind.compute`.
 
-        inputs: (one H^{l-1} for each predecessor, ..., H^{l-2}); output: one map [N, h, w, B *
-            filters].
+        architecture: (alpha [num_edges, num_ops], beta [predecessors]).
+        inputs: (one H^{l-1} for each predecessor, ..., H^{l-2}).
+        outputs: one map [N, h, w, B * filters].
         """
         alpha, beta = architecture
         kernels = self.kernels.unpack(ops.cast(kernels, inputs[0].dtype))
@@ -226,15 +225,15 @@ class NodeKind(SegmentKind):
         columns = dict(
             zip(OPERATIONS, backend.split(alpha_rows, [1] * len(OPERATIONS), axis=1), strict=True)
         )
-        terms = self._free_terms(images, columns)
-        terms += self._convolution_terms(source, images, columns, kernels, statistics)
+        terms = self._convolution_terms(source, images, columns, kernels, statistics)
+        terms.append(self._free_operations(images, columns))
         mixed = ops.reshape(sum_all(terms), (-1, height, width, targets, lanes, self.filters))
         return spread(mixed, 4, len(self.predecessors) // lanes)
 
-    def _free_terms(self, images, columns):
-        """The weighted operations without parameters.
+    def _free_operations(self, images, columns):
+        """The weighted sum of the operations without parameters: float [N, h, w, targets * C].
 
-        Float [N, h, w, targets * C] each; `none` has no term.
+        `none` adds nothing.
         """
         _, height, width, channels = images.shape
         terms = []
@@ -243,7 +242,7 @@ class NodeKind(SegmentKind):
                 continue
             result = ops.expand_dims(free_operation(operation, images), 3)
             terms.append(result * ops.cast(columns[operation.name], result.dtype))
-        return [ops.reshape(sum_all(terms), (-1, height, width, terms[0].shape[3] * channels))]
+        return ops.reshape(sum_all(terms), (-1, height, width, terms[0].shape[3] * channels))
 
     def _convolution_terms(self, source, images, columns, kernels, statistics):
         """The weighted convolutions, stage by stage: a list of float [N, h, w, targets * C].
@@ -281,7 +280,8 @@ class NodeKind(SegmentKind):
     ):
         """Runs one stage before its normalisation.
 
-        Float [N, h, w, convolutions * targets * lanes * filters].
+        Returns:
+            float [N, h, w, convolutions * targets * lanes * filters].
         """
         lanes = self._lanes(source)
         depthwise = []
@@ -346,8 +346,7 @@ def sum_all(terms):
 
 
 def free_operation(operation, images):
-    """Applies an operation without parameters at stride 1: a pooling or skip. [N, h, w, C] -> the
-    same shape.
+    """Applies a pooling or skip at stride 1: float [N, h, w, C] -> the same shape.
 
     The average counts the pixels inside the map only.
     """

@@ -69,16 +69,15 @@ def kernel_layout(kernels):
 
 
 def affine_layout(shapes):
-    """Returns the `Layout` of gammas (initially 1.
+    """Returns the `Layout` of gammas, betas and biases.
 
-    Their names end in "gamma"), betas and biases (0).
+    Arrays whose name ends in "gamma" are 1 at first, the others 0.
     """
     return Layout(shapes, lambda name, shape, _: np.full(shape, float(name.endswith("gamma"))))
 
 
 class BatchStatistics:
-    """Gives each batch normalisation of a segment its mean and variance, and collects those of the
-    batch.
+    """Serves the batch normalisations of a segment, and collects the statistics of the batch.
 
     Args:
         moving: float32 [2, M], moving means and variances of all normalised channels, in the order
@@ -93,9 +92,11 @@ class BatchStatistics:
         self._collected = []
 
     def normalize(self, images, gamma=None, beta=None):
-        """Normalises over [N, h.
+        """Normalises over N, h and w; then times gamma plus beta.
 
-        W], then times gamma plus beta, float32 [C] each (1 and 0 where they are None).
+        Args:
+            images: float [N, h, w, C].
+            gamma, beta: float32 [C]; None for 1 and 0.
         """
         channels = images.shape[-1]
         gamma = np.ones(channels, "float32") if gamma is None else gamma
@@ -137,8 +138,9 @@ def spread(values, axis, count):
 
 
 class SegmentKind:
-    """A pure function with the layout of its weights. Two kinds that compare equal are the same
-    function.
+    """A pure function with the layout of its weights.
+
+    Two kinds that compare equal are the same function.
 
     Attributes:
         kernels: `Layout` of the convolution kernels (weight decay applies to them).
@@ -180,8 +182,7 @@ def project(images, kernel, stride):
 
 
 class Segment(keras.layers.Layer):
-    """One place of the supernet: a kind, its variables, and the names of the states it reads and
-    writes.
+    """One place of the supernet: a kind, its variables, the states it reads and writes.
 
     Args:
         kind: `SegmentKind`.
@@ -219,9 +220,10 @@ class Segment(keras.layers.Layer):
         )
 
     def arguments(self, states):
-        """Returns (kernels, affine.
+        """Returns what the kind computes with: (kernels, affine, moving, architecture, inputs).
 
-        Moving, architecture, inputs), the arguments of the kind, from the states by name.
+        Args:
+            states: tensors by name.
         """
         weights = (self.kernels, self.affine, self.moving)
         return (

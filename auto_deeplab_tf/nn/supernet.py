@@ -1,5 +1,4 @@
-"""The supernet: every candidate operation (alpha) and every path of the trellis (beta) in one
-network (paper, sec. 3)."""
+"""The supernet: every operation (alpha) and every path (beta) in one network (paper, sec. 3)."""
 
 import keras
 import numpy as np
@@ -142,9 +141,9 @@ class Supernet(keras.Model):
         return [self.alpha_logits, self.beta_logits]
 
     def _incoming(self):
-        """The transitions that lead to each node.
+        """The transitions that lead to each node, from finer levels first.
 
-        Finer levels first; nodes layer by layer, finer levels first.
+        Nodes stand layer by layer, finer levels first.
         """
         by_node = {}
         for transition in transitions(self.num_layers):
@@ -169,9 +168,9 @@ class Supernet(keras.Model):
         return Segment(kind, ["images"], ["stem_2", "stem_4"], seed=[self.seed, 2, 0], name="stem")
 
     def _state(self, layer, level):
-        """The name and shape of H at (layer.
+        """The name and shape of H at a layer and level.
 
-        Level); layer -1 and -2 are the stem's tensors at stride 4 and 2.
+        Layers -1 and -2 are the stem's tensors at stride 4 and 2.
         """
         if layer == -2:
             return "stem_2", StateShape(1, STEM_FILTERS[1])
@@ -248,8 +247,9 @@ class Supernet(keras.Model):
         return states, moments
 
     def backward(self, states, logits_gradient, wrt):
-        """Pulls a gradient of the logits back through the compiled segments (eager TensorFlow
-        only).
+        """Pulls a gradient of the logits back through the compiled segments.
+
+        On eager TensorFlow only.
 
         Args:
             states: of `forward(..., training=True)`.

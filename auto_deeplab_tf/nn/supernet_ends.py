@@ -26,8 +26,7 @@ from auto_deeplab_tf.nn.segments import (
 
 @dataclasses.dataclass(frozen=True)
 class StemKind(SegmentKind):
-    """Images to the tensors at stride 2 and 4 that the first layer reads (method: three 3x3
-    convolutions).
+    """Images to the tensors at stride 2 and 4 that the first layer reads.
 
     3x3 3 -> 64 stride 2, BN, ReLU; 3x3 64 -> 64, BN (stride 2 output); ReLU; 3x3 64 -> 128 stride
     2, BN (stride 4 output).
@@ -83,12 +82,10 @@ class StemKind(SegmentKind):
 
 @dataclasses.dataclass(frozen=True)
 class HeadKind(SegmentKind):
-    """The ASPP of one final level, reduced to three branches, and its prediction at the level's
-    stride.
+    """The ASPP of one final level, reduced to three branches, and its prediction there.
 
     ReLU; 1x1 | 3x3 with atrous rate 96 / stride | image pooling and 1x1, each to `channels`, BN,
-    ReLU; concatenated;
-    1x1 with bias to the classes.
+    ReLU; concatenated; 1x1 with bias to the classes.
 
     Attributes:
         level: 0..3.
@@ -156,15 +153,13 @@ class HeadKind(SegmentKind):
 
 @dataclasses.dataclass(frozen=True)
 class LogitsKind(SegmentKind):
-    """Sums the predictions of the levels.
-
-    Each resized to the images' size. Output: float32 logits [N, H, W, classes].
-    """
+    """Sums the predictions of the levels, each resized to the size of the images."""
 
     def compute(self, kernels, affine, moving, architecture, inputs, training):
         """See `SegmentKind.compute`.
 
         inputs: (images [N, H, W, 3], then the logits of each level).
+        outputs: (logits float32 [N, H, W, classes],).
         """
         images, *predictions = inputs
         size = tuple(images.shape[1:3])
@@ -188,11 +183,10 @@ class RelaxKind(SegmentKind):
     input_gradients = False
 
     def compute(self, kernels, affine, moving, architecture, inputs, training):
-        """See `SegmentKind.compute`. architecture: (alpha_logits [num_edges, num_ops], beta_logits
-        [L, 4, 3]).
+        """See `SegmentKind.compute`.
 
-        outputs: (alpha [num_edges, num_ops], then for each node the beta of its predecessors,
-            [predecessors]).
+        architecture: (alpha_logits [num_edges, num_ops], beta_logits [L, 4, 3]).
+        outputs: (alpha [num_edges, num_ops], then each node's beta [predecessors]).
         """
         alpha_logits, beta_logits = architecture
         mask = move_mask(beta_logits.shape[0])

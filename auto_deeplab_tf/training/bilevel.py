@@ -1,7 +1,4 @@
-"""The bilevel update of the search.
-
-Weights on train_a, alpha and beta on train_b (paper, sec. 3.2).
-"""
+"""The bilevel update: weights on train_a, alpha and beta on train_b (paper, sec. 3.2)."""
 
 from typing import Any
 
@@ -17,9 +14,10 @@ from auto_deeplab_tf.training.metrics import ConfusionMatrix
 class BilevelModel(keras.Model):
     """The supernet with the two alternating updates, first order:
 
-        1. w     <- w     - step(grad_w     L_trainA(w, alpha, beta) + weight_decay * w)
-        2. alpha, beta <- alpha, beta - step(grad L_trainB(w, alpha, beta) + arch_weight_decay *
-        alpha, beta)
+        1. w <- w - step(grad_w L_trainA(w, a) + weight_decay * w)
+        2. a <- a - step(grad_a L_trainB(w, a) + arch_weight_decay * a)
+
+    a stands for the logits of alpha and beta; step is what the optimizer makes of a gradient.
 
     L is the mean over the pixels of the global batch that are not ignored. The second update sees
     the weights of the first, uses statistics of its own batch, and leaves the moving ones alone.
