@@ -249,6 +249,9 @@ def _as_function(
     if isinstance(data, tf.data.Dataset):
         pairs = data
         train_a = data.map(lambda a, b: a)
+
+        def pairs_at(step):
+            return _from_step(pairs, step)
     else:
         if not isinstance(data, (tuple, list)) or len(data) != 2:
             raise ValueError(
@@ -257,14 +260,27 @@ def _as_function(
             )
         train_a, train_b = (_as_batches(half, batch_size) for half in data)
         pairs = tf.data.Dataset.zip((train_a, train_b))
+
+        def pairs_at(step):
+            # Each half goes round by itself: the longer one is not cut to the shorter.
+            return tf.data.Dataset.zip((_from_step(train_a, step), _from_step(train_b, step)))
+
     if steps_per_epoch is None:
         steps_per_epoch = int(pairs.cardinality())
         if steps_per_epoch < 1:
             raise ValueError(
                 "steps_per_epoch must be given where the number of batches is unknown or endless."
             )
-    count = steps_per_epoch
-    return lambda step, both: (pairs if both else train_a).repeat().skip(step % count), count
+    return (
+        lambda step, both: pairs_at(step) if both else _from_step(train_a, step),
+        steps_per_epoch,
+    )
+
+
+def _from_step(dataset: tf.data.Dataset, step: int) -> tf.data.Dataset:
+    """The endless repetition of a dataset, from its batch number `step` on."""
+    cycle = int(dataset.cardinality())
+    return dataset.repeat().skip(step % cycle if cycle > 0 else step)
 
 
 def _as_batches(half: Any, batch_size: int) -> tf.data.Dataset:

@@ -195,6 +195,18 @@ def test_beta_gets_a_gradient_wherever_it_is_identified():
     assert not np.asarray(gradient)[dead].any()
 
 
+def test_inference_with_the_statistics_of_a_batch_equals_training_on_it():
+    supernet = small_supernet(num_layers=2, num_blocks=2)
+    x = images((2, 49, 70, 3))
+    states, moments = supernet.forward(x, training=True)
+    for segment, batch_moments in zip(supernet.segments, moments, strict=True):
+        if segment.moving is not None:
+            segment.moving.assign(batch_moments)
+    logits = supernet(x, training=False)
+    scale = np.abs(states["logits"]).max()
+    np.testing.assert_allclose(logits, states["logits"], atol=1e-3 * scale)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (97, 97), (224, 224), (480, 720), (321, 33)])
 def test_any_crop_size_gives_logits_of_its_size(size):
     supernet = small_supernet(num_layers=4, num_blocks=1, filter_multiplier=1, input_size=size)

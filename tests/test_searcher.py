@@ -1,0 +1,68 @@
+"""`ArchitectureSearch` from Python: the forms of its data, and where in them a step stands."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from auto_deeplab_tf import searcher
+
+
+def numbered(first, count):
+    """Batches of one 2x2 image; every pixel of batch i is first + i."""
+    numbers = np.arange(first, first + count)
+    images = np.broadcast_to(numbers[:, None, None, None], (count, 2, 2, 3)).astype("float32")
+    return images, np.broadcast_to(numbers[:, None, None], (count, 2, 2)).astype("int32")
+
+
+def numbers(dataset, count):
+    """The numbers of the next batches: one each, or one of either half."""
+    seen = []
+    for batch in dataset.take(count):
+        halves = batch if isinstance(batch[0], tuple) else (batch,)
+        for images, masks in halves:
+            assert float(images[0, 0, 0, 0]) == int(masks[0, 0, 0])
+        seen.append(tuple(int(masks[0, 0, 0]) for _, masks in halves))
+    return seen
+
+
+def forms():
+    halves = (numbered(0, 5), numbered(10, 3))
+    datasets = tuple(tf.data.Dataset.from_tensor_slices(half).batch(1) for half in halves)
+    return {"arrays": halves, "datasets": datasets, "pairs": tf.data.Dataset.zip(datasets)}
+
+
+@pytest.mark.parametrize("form", ["arrays", "datasets", "pairs"])
+def test_an_epoch_begins_where_the_last_one_ended(form):
+    data_at, steps_per_epoch = searcher._as_function(forms()[form], 1, 2)
+    assert steps_per_epoch == 2
+    whole = {both: numbers(data_at(0, both), 9) for both in (False, True)}
+    length = 3 if form == "pairs" else 5
+    assert whole[False] == [(step % length,) for step in range(9)]
+    assert whole[True] == [(step % length, 10 + step % 3) for step in range(9)]
+    for step in range(1, 8):
+        for both in (False, True):
+            assert numbers(data_at(step, both), 2) == whole[both][step : step + 2], (step, both)
+
+
+def test_an_epoch_is_the_shorter_half_once_unless_said():
+    for form, data in forms().items():
+        assert searcher._as_function(data, 1, None)[1] == 3, form
+    endless = forms()["pairs"].repeat()
+    with pytest.raises(ValueError, match="steps_per_epoch must be given"):
+        searcher._as_function(endless, 1, None)
+    data_at, _ = searcher._as_function(endless, 1, 4)
+    assert numbers(data_at(4, True), 1) == [(1, 11)]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (3, "data must be"),
+        ((numbered(0, 3), numbered(0, 1)), "at least one batch"),
+        (((numbered(0, 2)[0], numbered(0, 2)[0]),) * 2, "masks must be integers"),
+        (lambda step, pairs: None, "steps_per_epoch must be given"),
+    ],
+)
+def test_data_of_another_form_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        searcher._as_function(data, 2, None)
