@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from auto_deeplab_tf.architecture import Architecture, Operation, operation, stride
 
 MINIMUM_SIZE = 32
+# How many channels the images of a network may have: grey, RGB, RGB and one more.
+INPUT_CHANNELS = (1, 3, 4)
 STEM_FILTERS = (64, 64, 128)
 STEM_STRIDES = (2, 1, 2)
 # ASPP's rates at stride s are these divided by s: 6, 12, 18 at stride 16.
@@ -122,6 +124,7 @@ def count(
     input_size: tuple[int, int],
     head_channels: int = 256,
     decoder_channels: int = 48,
+    input_channels: int = 3,
 ) -> Count:
     """Counts the parameters and Multi-Adds of an architecture's network, layer by layer.
 
@@ -132,6 +135,7 @@ def count(
         input_size: (height, width) of the image, each 32 or more.
         head_channels: Channels of the ASPP and the decoder.
         decoder_channels: Channels of the projected low-level feature.
+        input_channels: Channels of the images: 1, 3 or 4.
 
     Raises:
         ValueError: for a setting out of its range.
@@ -145,13 +149,15 @@ def count(
         _check_integer(name, value, minimum=1)
     num_classes, filter_multiplier = int(num_classes), int(filter_multiplier)
     head_channels, decoder_channels = int(head_channels), int(decoder_channels)
+    if input_channels not in INPUT_CHANNELS:
+        raise ValueError(f"input_channels must be 1, 3 or 4. Received: {input_channels!r}.")
     if len(input_size) != 2:
         raise ValueError(f"input_size must be (height, width). Received: {input_size!r}.")
     for name, value in zip(("height", "width"), input_size, strict=True):
         _check_integer(f"the {name} of input_size", value, minimum=MINIMUM_SIZE)
 
     rows = _Rows(input_size)
-    channels = [*_stem(rows)]
+    channels = [*_stem(rows, int(input_channels))]
     before = 0
     for index, level in enumerate(architecture.levels):
         filters = filter_multiplier * 2**level
@@ -185,9 +191,9 @@ def count(
     return rows.total()
 
 
-def _stem(rows: _Rows) -> tuple[int, int]:
+def _stem(rows: _Rows, channels: int) -> tuple[int, int]:
     """Adds the stem and returns the channels of the two tensors that the first cell reads."""
-    channels, at = 3, 1
+    at = 1
     for index, (filters, step) in enumerate(zip(STEM_FILTERS, STEM_STRIDES, strict=True)):
         at *= step
         rows.convolve(f"stem/unit_{index}", channels, filters, at, [ConvUnit(3, step)])

@@ -10,9 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf.accounting import MINIMUM_SIZE
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.data.records import resize_image
-from auto_deeplab_tf.nn.network import MINIMUM_SIZE, build_network
+from auto_deeplab_tf.nn.network import build_network
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.training.supervised import AUTO, SupervisedModel, default_optimizer
 
@@ -39,8 +40,9 @@ class Segmenter(SupervisedModel):
         filter_multiplier: F, filters of a block at stride 4.
         head_channels: channels of the ASPP and the decoder.
         decoder_channels: channels of the low-level feature in the decoder.
-        mean: mean of red, green and blue that the network subtracts from its images.
-        std: deviation of red, green and blue that it then divides by.
+        mean: what the network subtracts from its images, for each of their channels: 1, 3 (red,
+            green and blue) or 4.
+        std: what it then divides by, for each channel.
         drop_path_keep: probability, at the end of training, of keeping a path; 1: no drop path.
         drop_path_seed: seed of the paths dropped.
         batch_norm_decay: decay of the moving statistics of batch normalisation.
@@ -57,7 +59,7 @@ class Segmenter(SupervisedModel):
         name: name of the model.
 
     Call arguments:
-        images: [N, H, W, 3], RGB, 0..255, integers or floats; any H and W.
+        images: [N, H, W, C], 0..255, integers or floats; any H and W; C = len(mean).
 
     Returns of a call: logits, float [N, H, W, num_classes].
 
@@ -133,6 +135,11 @@ class Segmenter(SupervisedModel):
         self._class_ids_function: tuple[Any, Any] = (None, None)
 
     @property
+    def input_channels(self) -> int:
+        """Channels of the images, C: those of the network's mean."""
+        return len(self.network.mean)
+
+    @property
     def architecture(self) -> Architecture | None:
         """The architecture of the network; None for a baseline, which has none."""
         return getattr(self.network, "architecture", None)
@@ -145,7 +152,7 @@ class Segmenter(SupervisedModel):
         layer that changes nothing.
         """
         mean, std = np.asarray(self.network.mean), np.asarray(self.network.std)
-        self.network.mean, self.network.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        self.network.mean, self.network.std = (0.0,) * len(mean), (1.0,) * len(mean)
         self.train_function = self.test_function = self.predict_function = None
         self._class_ids_function = (None, None)
         return keras.layers.Rescaling((1 / std).tolist(), (-mean / std).tolist())
@@ -181,7 +188,7 @@ class Segmenter(SupervisedModel):
         image, at the size of the result; the class is the most probable one.
 
         Args:
-            images: [N, h, w, 3], RGB, 0..255.
+            images: [N, h, w, C], 0..255.
             size: (height, width) of the result; left out, that of the images.
             scales: factors by which the images are resized, corners aligned.
             flip: whether to average with the mirrored images too.
@@ -230,8 +237,8 @@ class Segmenter(SupervisedModel):
         """Segments raw images of any size.
 
         Args:
-            images: RGB, 0..255: [H, W, 3], [N, H, W, 3], or a list of [H, W, 3] whose sizes may
-                differ.
+            images: 0..255, C channels as the network has them: [H, W, C], [N, H, W, C], or a list
+                of [H, W, C] whose sizes may differ.
             input_size: (height, width) that the images are brought to for the network, as records
                 are brought to theirs (by area where they shrink); left out, their own.
             scales: see `class_ids`.
@@ -243,11 +250,11 @@ class Segmenter(SupervisedModel):
         options: dict[str, Any] = {"input_size": input_size, "scales": scales, "flip": flip}
         if isinstance(images, (list, tuple)):
             return [self.predict_class_ids(image, **options) for image in images]
-        images = np.asarray(images)
-        if images.ndim not in (3, 4) or images.shape[-1] != 3:
+        images, channels = np.asarray(images), self.input_channels
+        if images.ndim not in (3, 4) or images.shape[-1] != channels:
             raise ValueError(
-                "predict_class_ids takes RGB images [H, W, 3] or [N, H, W, 3], or a list of "
-                f"[H, W, 3]. Received: shape {list(images.shape)}"
+                f"predict_class_ids takes images [H, W, {channels}] or [N, H, W, {channels}], or a "
+                f"list of [H, W, {channels}]. Received: shape {list(images.shape)}"
             )
         if images.ndim == 3:
             return self.predict_class_ids(images[None], **options)[0]
@@ -358,11 +365,12 @@ class Segmenter(SupervisedModel):
             filepath: folder or file to write.
             format: as in Keras.
             verbose: as in Keras.
-            input_signature: as in Keras; left out, float32 [N, H, W, 3] of any size.
+            input_signature: as in Keras; left out, float32 [N, H, W, C] of any size.
             **kwargs: as in Keras.
         """
         if input_signature is None:
-            input_signature = [keras.InputSpec("float32", (None, None, None, 3), name="images")]
+            shape = (None, None, None, self.input_channels)
+            input_signature = [keras.InputSpec("float32", shape, name="images")]
         super().export(os.fspath(filepath), format, verbose, input_signature, **kwargs)
 
 

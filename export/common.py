@@ -109,7 +109,9 @@ def check_output_file(path: str | os.PathLike, suffix: str) -> pathlib.Path:
     return path
 
 
-def random_images(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+def random_images(
+    count: int, size: tuple[int, int], seed: int = 0, channels: int = 3
+) -> np.ndarray:
     """Returns images with structure at several scales.
 
     Plain noise is one texture everywhere, for which a network answers few classes.
@@ -118,15 +120,17 @@ def random_images(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarra
         count: number of images.
         size: (height, width).
         seed: of the generator.
+        channels: of the images.
 
     Returns:
-        float32 [count, height, width, 3], whole numbers 0..255, so that a PNG holds them exactly.
+        float32 [count, height, width, channels], whole numbers 0..255, so that a PNG holds them
+        exactly.
     """
     height, width = size
     generator = np.random.default_rng(seed)
-    images = np.zeros((count, height, width, 3))
+    images = np.zeros((count, height, width, channels))
     for cells, weight in ((2, 0.45), (5, 0.3), (16, 0.15)):
-        colours = generator.uniform(0, 255, (count, cells, cells, 3))
+        colours = generator.uniform(0, 255, (count, cells, cells, channels))
         rows = np.arange(height) * cells // height
         columns = np.arange(width) * cells // width
         images += weight * colours[:, rows][:, :, columns]

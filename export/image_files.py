@@ -13,17 +13,18 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 HEADER_BYTES = 24  # of a PNG file up to the end of its width and height
 
 
-def decode(image_bytes: tf.Tensor, max_pixels: int) -> tf.Tensor:
-    """Decodes PNG (grey, palette, RGB, with alpha, 8 or 16 bit) or JPEG to RGB.
+def decode(image_bytes: tf.Tensor, max_pixels: int, channels: int = 3) -> tf.Tensor:
+    """Decodes PNG (grey, palette, RGB, with alpha, 8 or 16 bit) or JPEG.
 
     The size is read from the header and checked first: a file of a few kB may claim gigabytes.
 
     Args:
         image_bytes: string [].
         max_pixels: largest height times width.
+        channels: 1: grey; 3: RGB; 4: RGB and the alpha channel of a PNG (255 where there is none).
 
     Returns:
-        uint8 [H, W, 3]; alpha is dropped, 16 bits are cut to the upper 8.
+        uint8 [H, W, channels]; 16 bits are cut to the upper 8.
 
     Raises:
         tf.errors.InvalidArgumentError: for other bytes, and for a larger image.
@@ -52,9 +53,15 @@ def decode(image_bytes: tf.Tensor, max_pixels: int) -> tf.Tensor:
     with tf.control_dependencies([bounded]):
         return tf.cond(
             is_jpeg,
-            lambda: tf.io.decode_jpeg(image_bytes, channels=3),
-            lambda: tf.io.decode_png(image_bytes, channels=3),
+            lambda: _jpeg(image_bytes, channels),
+            lambda: tf.io.decode_png(image_bytes, channels=channels),
         )
+
+
+def _jpeg(image_bytes: tf.Tensor, channels: int) -> tf.Tensor:
+    image = tf.io.decode_jpeg(image_bytes, channels=min(channels, 3))
+    # JPEG has no fourth channel: opaque, as a PNG without one is decoded.
+    return tf.pad(image, [[0, 0], [0, 0], [0, channels - image.shape[-1]]], constant_values=255)
 
 
 def input_size(
@@ -84,11 +91,11 @@ def resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """Resizes as the training images were: `data.records.resize_image`, in a graph.
 
     Args:
-        image: uint8 [h, w, 3].
+        image: uint8 [h, w, C].
         size: int32 [2], (height, width).
 
     Returns:
-        float32 [height, width, 3], whole numbers 0..255.
+        float32 [height, width, C], whole numbers 0..255.
     """
     resized = tf.cond(
         tf.reduce_all(size <= tf.shape(image)[:2]),
@@ -98,17 +105,17 @@ def resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(tf.round(resized), 0.0, 255.0)
 
 
-def read(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
+def read(path: pathlib.Path, size: tuple[int, int], channels: int = 3) -> np.ndarray:
     """Returns an image file as the network of a fixed size sees it.
 
     Returns:
-        float32 [height, width, 3], whole numbers 0..255, RGB.
+        float32 [height, width, channels], whole numbers 0..255; see `decode`.
 
     Raises:
         ValueError: where the file cannot be decoded.
     """
     try:
-        image = decode(tf.constant(path.read_bytes()), max_pixels=2**28)
+        image = decode(tf.constant(path.read_bytes()), max_pixels=2**28, channels=channels)
     except tf.errors.InvalidArgumentError as error:
         reason = " ".join(error.message.split())[:200]
         raise ValueError(

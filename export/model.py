@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import auto_deeplab_tf
 from auto_deeplab_tf.data import records
+from auto_deeplab_tf.nn.segmentation_network import CHANNEL_NAMES
 from auto_deeplab_tf.segmenter import Segmenter, load_segmenter
 from export import common
 
@@ -64,7 +65,7 @@ def describe(segmenter: Segmenter) -> dict:
         "architecture_fingerprint": architecture and architecture.fingerprint,
         "class_names": list(names),
         "image_size": segmenter.image_size,
-        "input": "RGB, 0..255; normalised inside",
+        "input": f"{CHANNEL_NAMES[segmenter.input_channels]}, 0..255; normalised inside",
     }
 
 
@@ -73,10 +74,10 @@ def reference(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
 
     Args:
         segmenter: the model.
-        images: float32 [N, H, W, 3], 0..255.
+        images: float32 [N, H, W, channels], 0..255.
 
     Returns:
-        float32 [N, H, W, C].
+        float32 [N, H, W, classes].
 
     Raises:
         ValueError: where they are not finite.
@@ -97,7 +98,7 @@ def masks(
 
     Args:
         segmenter: the model.
-        images: float32 [H, W, 3] each, whole numbers 0..255.
+        images: float32 [H, W, channels] each, whole numbers 0..255.
         input_size: the size at which the network is to see them; None: as `predict` does it.
     """
     answers = []
@@ -113,7 +114,7 @@ def masks(
 
 
 class FixedGraph(tf.Module):
-    """images float32 [1, H, W, 3], 0..255 -> class_ids int32 [1, H, W]; every size is static.
+    """images float32 [1, H, W, C], 0..255 -> class_ids int32 [1, H, W]; every size is static.
 
     Only with a fixed batch, height and width do converters fuse the atrous convolutions: a free
     batch leaves SPACE_TO_BATCH, free sizes leave chains of paddings.
@@ -126,7 +127,9 @@ class FixedGraph(tf.Module):
         self._segmenter_call = lambda images: tf.cast(segmenter(images, training=False), tf.float32)
         self.serve = tf.function(
             self._serve,
-            input_signature=[tf.TensorSpec([1, *input_size, 3], tf.float32, name="images")],
+            input_signature=[
+                tf.TensorSpec([1, *input_size, segmenter.input_channels], tf.float32, name="images")
+            ],
         )
 
     def _serve(self, images: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -69,7 +69,7 @@ def check(file: pathlib.Path, images: np.ndarray, reference: np.ndarray) -> comm
 
     Args:
         file: the ONNX file.
-        images: float32 [N, H, W, 3], 0..255.
+        images: float32 [N, H, W, C], 0..255.
         reference: the Keras model's probabilities.
 
     Raises:

@@ -5,8 +5,9 @@
 writes served/1/ (the next free number), from where a server that watches the folder takes it. The
 signature serving_default answers images float32 [N, H, W, 3], 0..255, with class_ids int32
 [N, H, W]; further ones are probabilities, encoded_image (PNG or JPEG in, PNG masks out), labels and
-metadata. What was written is loaded again and compared with the Keras model before it gets its
-number; where the answers differ, nothing is published.
+metadata. A network of 1 or 4 channels takes as many; one of 4 has no encoded_image. What was
+written is loaded again and compared with the Keras model before it gets its number; where the
+answers differ, nothing is published.
 """
 
 from __future__ import annotations
@@ -56,11 +57,16 @@ def export_saved_model(
     size = None if input_size is None else common.check_input_size(input_size)
     segmenter = model_lib.load(model)
     sizes = CHECKED_SIZES if size is None else (size,)
-    images = [common.random_images(2, each, seed) for seed, each in enumerate(sizes)]
+    images = [
+        common.random_images(2, each, seed, segmenter.input_channels)
+        for seed, each in enumerate(sizes)
+    ]
     # Before the export, so that nothing the export does to the weights can hide in it.
     references = [model_lib.reference(segmenter, batch) for batch in images]
     encoded = [image for batch in images for image in batch]
-    encoded += [common.random_images(1, CHECKED_ENCODED_SIZE, seed=len(images))[0]]
+    encoded += list(
+        common.random_images(1, CHECKED_ENCODED_SIZE, len(images), segmenter.input_channels)
+    )
     masks = model_lib.masks(segmenter, encoded, size)
     metadata = model_lib.describe(segmenter) | {"input_size": size}
     root = pathlib.Path(output_dir)

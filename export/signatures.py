@@ -13,6 +13,8 @@ from auto_deeplab_tf.segmenter import Segmenter
 from export import common, image_files
 
 UNKNOWN_LABEL = "unknown"
+# An image file of four channels says colour and opacity, not what a fourth channel measured.
+ENCODED_CHANNELS = (1, 3)
 
 
 def mask_dtype(num_classes: int) -> tf.DType:
@@ -25,17 +27,18 @@ class ServedSegmenter(tf.Module):
 
     | signature | inputs | outputs |
     |---|---|---|
-    | serving_default | images float32 [N, H, W, 3], 0..255, RGB | class_ids int32 [N, H, W] |
+    | serving_default | images float32 [N, H, W, channels], 0..255 | class_ids int32 [N, H, W] |
     | probabilities | images, as above | probabilities float32 [N, H, W, C] |
     | encoded_image | image_bytes string [N], PNG or JPEG of any sizes | mask_png_bytes string [N] |
     | labels | class_ids int32 [N] | names string [N] |
     | metadata | - | metadata_json string [] |
 
-    encoded_image answers as the command `predict` does: the network sees the image at the fixed
-    input size or, where the training images had been brought to one size, with as many pixels; the
-    logits are brought back to the image's own size before the argmax. The pixels of a mask are
-    class ids. The names end in `_bytes` since TensorFlow Serving's REST interface sends such
-    strings as base64. Images smaller than 32 pixels are an InvalidArgumentError in every signature.
+    encoded_image, which a network of 4 channels does not have, answers as the command `predict`
+    does: the network sees the image at the fixed input size or, where the training images had been
+    brought to one size, with as many pixels; the logits are brought back to the image's own size
+    before the argmax. The pixels of a mask are class ids. The names end in `_bytes` since
+    TensorFlow Serving's REST interface sends such strings as base64. Images smaller than 32 pixels are an
+    InvalidArgumentError in every signature.
 
     Args:
         segmenter: the model.
@@ -56,6 +59,7 @@ class ServedSegmenter(tf.Module):
         max_image_pixels: int,
     ):
         super().__init__()
+        self._channels = segmenter.input_channels
         self._input_size = input_size
         self._trained_size = segmenter.image_size
         self._metadata_json = metadata_json
@@ -73,7 +77,9 @@ class ServedSegmenter(tf.Module):
             default_value=UNKNOWN_LABEL,
         )
         height, width = input_size or (None, None)
-        self._images = tf.TensorSpec([None, height, width, 3], tf.float32, name="images")
+        self._images = tf.TensorSpec(
+            [None, height, width, self._channels], tf.float32, name="images"
+        )
         # One traced forward pass under all signatures: the file holds the network once.
         self._forward = tf.function(
             functools.partial(_logits, segmenter), input_signature=[self._images]
@@ -85,10 +91,13 @@ class ServedSegmenter(tf.Module):
         signatures = {
             "serving_default": tf.function(self._class_ids, input_signature=[self._images]),
             "probabilities": tf.function(self._probabilities, input_signature=[self._images]),
-            "encoded_image": tf.function(self._encoded_image, input_signature=[vector[tf.string]]),
             "labels": tf.function(self._labels, input_signature=[vector[tf.int32]]),
             "metadata": tf.function(self._metadata, input_signature=[]),
         }
+        if self._channels in ENCODED_CHANNELS:
+            signatures["encoded_image"] = tf.function(
+                self._encoded_image, input_signature=[vector[tf.string]]
+            )
         tf.saved_model.save(self, str(folder), signatures=signatures)
 
     def _logits_of_any_batch(self, images: tf.Tensor) -> tf.Tensor:
@@ -116,7 +125,7 @@ class ServedSegmenter(tf.Module):
         return {"mask_png_bytes": masks}
 
     def _mask(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        image = image_files.decode(image_bytes, self._max_image_pixels)
+        image = image_files.decode(image_bytes, self._max_image_pixels, self._channels)
         size = tf.shape(image)[:2]
         seen = image_files.input_size(size, self._input_size, self._trained_size)
         logits = self._forward(image_files.resize(image, seen)[None])
@@ -158,9 +167,10 @@ def check(
 
     Args:
         folder: of the SavedModel.
-        images: batches float32 [N, H, W, 3] of whole numbers; sizes may differ between batches.
+        images: batches float32 [N, H, W, channels] of whole numbers, of any sizes.
         references: the Keras model's probabilities for each batch.
-        encoded: images [H, W, 3] of whole numbers, of any sizes, for the signature encoded_image.
+        encoded: images [H, W, channels] of whole numbers, of any sizes, for the signature
+            encoded_image, where there is one.
         masks: the class ids [H, W] that the Keras model gives for them.
         metadata: what the signature `metadata` must give, with the names of the classes.
 
@@ -179,7 +189,8 @@ def check(
         agreement = common.compare(class_ids, probabilities, reference, common.EXACT.tie)
         common.EXACT.check(agreement, "the SavedModel")
         agreements.append(agreement)
-    _check_encoded(signatures["encoded_image"], encoded, masks)
+    if "encoded_image" in signatures:
+        _check_encoded(signatures["encoded_image"], encoded, masks)
     names = list(metadata["class_names"])
     ids = tf.range(len(names) + 1)
     answered = [name.decode() for name in signatures["labels"](class_ids=ids)["names"].numpy()]

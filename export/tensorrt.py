@@ -7,7 +7,7 @@ builds the engine from it, on the machine that serves: an engine fits one kind o
 --route=tf_trt writes a SavedModel with TensorRT segments. It needs a TensorFlow that was built with
 TensorRT and a GPU, and says what to use where they are missing; it is untested here.
 
-Input and output are those of export.tflite: images float32 [1, H, W, 3], 0..255, RGB, and class_ids
+Input and output are those of export.tflite: images float32 [1, H, W, C], 0..255, and class_ids
 int32 [1, H, W]. What was written is run and compared with the Keras model before it gets its name;
 where the answers differ, nothing is published.
 """
@@ -76,7 +76,7 @@ def export_tensorrt(
     from export import onnx as onnx_lib
 
     segmenter = model_lib.load(model)
-    images = common.random_images(CHECKED_IMAGES, size)
+    images = common.random_images(CHECKED_IMAGES, size, channels=segmenter.input_channels)
     # Before the export, so that nothing the export does to the weights can hide in it.
     reference = model_lib.reference(segmenter, images)
     metadata = model_lib.describe(segmenter) | {"input_size": size, "route": route}
@@ -88,7 +88,7 @@ def export_tensorrt(
             result.write_bytes(converted.SerializeToString())
             agreement = onnx_lib.check(result, images, reference)
         else:
-            convert_tf_trt(graph, result, size)
+            convert_tf_trt(graph, result, (*size, segmenter.input_channels))
             extra = result / "assets.extra"
             extra.mkdir(exist_ok=True)
             (extra / "metadata.json").write_text(common.to_json(metadata) + "\n", "utf-8")
@@ -132,7 +132,7 @@ def check_tf_trt() -> None:
         )
 
 
-def convert_tf_trt(graph: pathlib.Path, result: pathlib.Path, size: tuple[int, int]) -> None:
+def convert_tf_trt(graph: pathlib.Path, result: pathlib.Path, shape: tuple[int, int, int]) -> None:
     """Writes a SavedModel whose graph has TensorRT segments, with their engines built.
 
     Untested: see `check_tf_trt`.
@@ -144,7 +144,7 @@ def convert_tf_trt(graph: pathlib.Path, result: pathlib.Path, size: tuple[int, i
         input_saved_model_dir=str(graph), precision_mode=trt_convert.TrtPrecisionMode.FP32
     )
     converter.convert()
-    converter.build(lambda: iter([(tf.zeros([1, *size, 3], tf.float32),)]))
+    converter.build(lambda: iter([(tf.zeros([1, *shape], tf.float32),)]))
     converter.save(str(result))
 
 

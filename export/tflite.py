@@ -4,7 +4,8 @@
     python -m export.tflite --model=RUN/model.keras --output=int8.tflite --input_size=360x480 \\
         --precision=int8 --calibration_dir=IMAGES
 
-The file has one input, [1, H, W, 3], 0..255, RGB (float32; uint8 for int8), and one output,
+The file has one input, [1, H, W, C], 0..255, RGB or the C channels that the network was trained on
+(float32; uint8 for int8), and one output,
 class_ids int32 [1, H, W]. It is run with LiteRT and compared with the Keras model before it gets
 its name; where the answers differ, nothing is published.
 """
@@ -75,19 +76,22 @@ def export_tflite(
     from export import flatbuffer, image_files
     from export import model as model_lib
 
+    segmenter = model_lib.load(model)
+    channels = segmenter.input_channels
     if calibration_dir is None:
-        calibration, images = [], common.random_images(4, size)
+        calibration, images = [], common.random_images(4, size, channels=channels)
     else:
         calibration = common.find_images(calibration_dir, MAX_CALIBRATION_IMAGES)
         checked = common.find_images(calibration_dir, MAX_CHECKED_IMAGES)
-        images = np.stack([image_files.read(path, size) for path in checked])
-    segmenter = model_lib.load(model)
+        images = np.stack([image_files.read(path, size, channels) for path in checked])
     # Before the export, so that nothing the export does to the weights can hide in it.
     reference = model_lib.reference(segmenter, images)
     metadata = model_lib.describe(segmenter) | {"input_size": size, "precision": precision}
     with common.staging_folder(output.parent) as staged:
         model_lib.FixedGraph(segmenter, size).save(staged / "graph")
-        content = convert(staged / "graph", precision, lambda: _samples(calibration, size))
+        content = convert(
+            staged / "graph", precision, lambda: _samples(calibration, size, channels)
+        )
         file = staged / output.name
         file.write_bytes(flatbuffer.add_metadata(content, common.to_json(metadata)))
         agreement = check(file, images, reference, DEMANDS[precision])
@@ -138,7 +142,7 @@ def convert(
 
 
 def _samples(
-    paths: Sequence[pathlib.Path], size: tuple[int, int]
+    paths: Sequence[pathlib.Path], size: tuple[int, int], channels: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Gives the calibration images, each with one black and one white pixel.
 
@@ -148,7 +152,7 @@ def _samples(
     from export import image_files
 
     for path in paths:
-        image = image_files.read(path, size)
+        image = image_files.read(path, size, channels)
         image[0, 0], image[-1, -1] = 0.0, 255.0
         yield {"images": image[None]}
 
@@ -186,7 +190,7 @@ def run(content: bytes, images: np.ndarray) -> list[np.ndarray]:
 
     Args:
         content: a TFLite file.
-        images: [1, H, W, 3], whole numbers 0..255 of any dtype; cast to that of the input.
+        images: [1, H, W, C], whole numbers 0..255 of any dtype; cast to that of the input.
 
     Returns:
         The outputs; quantised ones as real numbers.

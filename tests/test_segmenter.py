@@ -358,7 +358,7 @@ def test_raw_images_of_any_size_are_segmented_at_their_own(trained):
     assert (answer[:, ::2, ::2] == whole).mean() > 0.95
     assert model.command_input_size((64, 96)) == SIZE
     assert model.command_input_size((96, 64)) == (48, 32)
-    with pytest.raises(ValueError, match=r"RGB images \[H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"takes images \[H, W, 3\]"):
         model.predict_class_ids(images[..., 0])
 
 

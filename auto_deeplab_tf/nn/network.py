@@ -5,20 +5,20 @@ Nothing depends on the image size but the resizing, so the weights serve every s
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from auto_deeplab_tf.accounting import MINIMUM_SIZE, STEM_FILTERS
+from auto_deeplab_tf.accounting import STEM_FILTERS
 from auto_deeplab_tf.architecture import Architecture, stride
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
 from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.drop_path import ScheduledDropPath
 from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, register
 from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_count
 from auto_deeplab_tf.nn.stem import Stem
 
 # Strides of the two tensors that the first cell reads.
@@ -65,7 +65,7 @@ def build_network(
 
 
 @register
-class Network(keras.Model):
+class Network(SegmentationNetwork):
     """A decoded network: images to logits at the images' size.
 
     Every path of the trellis builds. The decoder's low-level feature is the output of the last cell
@@ -75,21 +75,15 @@ class Network(keras.Model):
 
     Args:
         architecture: An `Architecture`, or the name of a preset.
-        num_classes: Number of classes, 1 or more.
+        num_classes: See `SegmentationNetwork`, as for the arguments not named here.
         filter_multiplier: F: blocks at level k have F * 2**k channels.
-        input_size: (height, width), each 32 or more: the static size recorded for summaries and
-            exports; None: any size. The weights serve any other size too.
         head_channels: Channels of the ASPP and the decoder.
         decoder_channels: Channels of the projected low-level feature.
-        mean, std: Images are normalised (x - mean) / std, in units of 0..255, three values each.
         drop_path_keep: ScheduledDropPath's keep probability of the last cell at the end of the
             training, in (0, 1]; 1 drops nothing.
         drop_path_seed: Its seed.
-        batch_norm_decay: Decay of the moving statistics.
-        synchronized: Whether batch statistics are taken over all replicas.
 
-    Input shape: [N, H, W, 3], RGB, 0..255; H and W 32 or more.
-    Output shape: float32 [N, H, W, num_classes], logits, also in mixed precision.
+    Input shape, output shape: see `SegmentationNetwork`.
 
     Attributes:
         architecture: The `Architecture`.
@@ -122,36 +116,26 @@ class Network(keras.Model):
         synchronized: bool = True,
         **kwargs: Any,
     ) -> None:
-        # Images stay float32 until they are normalised: bfloat16 holds 0..255 to 8 bits only.
-        super().__init__(**{"autocast": False, **kwargs})
+        super().__init__(
+            num_classes,
+            input_size,
+            mean=mean,
+            std=std,
+            batch_norm_decay=batch_norm_decay,
+            synchronized=synchronized,
+            **kwargs,
+        )
         self.architecture = _checked_architecture(architecture)
-        self.num_classes = _checked_count("num_classes", num_classes)
-        self.filter_multiplier = _checked_count("filter_multiplier", filter_multiplier)
-        self.input_size = _checked_size(input_size)
-        self.head_channels = _checked_count("head_channels", head_channels)
-        self.decoder_channels = _checked_count("decoder_channels", decoder_channels)
-        self.mean = _checked_triple("mean", mean)
-        self.std = _checked_triple("std", std)
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be above 0 for each channel. Received: {self.std}.")
+        self.filter_multiplier = checked_count("filter_multiplier", filter_multiplier)
+        self.head_channels = checked_count("head_channels", head_channels)
+        self.decoder_channels = checked_count("decoder_channels", decoder_channels)
         self.drop_path_keep = float(drop_path_keep)
         self.drop_path_seed = int(drop_path_seed)
-        if not 0 <= batch_norm_decay < 1:
-            raise ValueError(
-                f"batch_norm_decay must be at least 0 and below 1. Received: {batch_norm_decay}."
-            )
-        self.batch_norm_decay = float(batch_norm_decay)
-        self.synchronized = bool(synchronized)
         self._add_layers()
-        height, width = self.input_size or (None, None)
-        self.build((None, height, width, 3))
+        self.build(self.static_input_shape)
 
     def _add_layers(self):
-        norm = {
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-            "dtype": self.dtype_policy,
-        }
+        norm = self.norm_settings()
         levels = self.architecture.levels
         self.low_level_index = self.architecture.low_level_index
         self.output_stride = stride(levels[-1])
@@ -191,7 +175,7 @@ class Network(keras.Model):
         return self.drop_path.progress
 
     def build(self, input_shape):
-        """Creates the weights; `input_shape` is [N, H, W, 3], N, H and W possibly None."""
+        """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""
         self.stem.build(input_shape)
         shapes = [(None, None, None, channels) for channels in STEM_FILTERS[1:]]
         for cell in self.cells:
@@ -202,25 +186,13 @@ class Network(keras.Model):
         low_level = shapes[2 + self.low_level_index]
         self.decoder.build((*low_level[:-1], self.head_channels), low_level)
 
-    def build_from_config(self, config):
-        """Does nothing, where Keras loads a model: a network is built when it is constructed."""
-
-    def __call__(self, images, *args, **kwargs):
-        # Checked here, not in `call`, for Keras would wrap the message into a report of ten lines.
-        _check_images(images)
-        return super().__call__(images, *args, **kwargs)
-
-    def call(self, images, training=None):
+    def compute_logits(self, images, training=None):
+        """Computes the logits at stride 4; see `SegmentationNetwork`."""
         sizes = _sizes_by_stride(ops.shape(images)[1:3])
         factors = None
         if training and self.drop_path_keep < 1:
             factors = self.drop_path(images)
 
-        images = ops.cast(images, "float32")
-        images = (images - ops.convert_to_tensor(self.mean, "float32")) / ops.convert_to_tensor(
-            self.std, "float32"
-        )
-        images = ops.cast(images, self.compute_dtype)
         states = list(self.stem(images, training=training))
         strides = list(_STEM_STRIDES)
         for index, (cell, level) in enumerate(
@@ -243,28 +215,18 @@ class Network(keras.Model):
             strides.append(stride(level))
         features = self.aspp(ops.relu(states[-1]), training=training)
         low_level = states[len(_STEM_STRIDES) + self.low_level_index]
-        logits = self.decoder(features, low_level, training=training)
-        return resize_bilinear(ops.cast(logits, "float32"), sizes[1])
-
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.num_classes)
+        return self.decoder(features, low_level, training=training)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments; the architecture as JSON content, with its fingerprint."""
         return super().get_config() | {
             "architecture": self.architecture.to_dict(),
             "fingerprint": self.architecture.fingerprint,
-            "num_classes": self.num_classes,
             "filter_multiplier": self.filter_multiplier,
-            "input_size": self.input_size,
             "head_channels": self.head_channels,
             "decoder_channels": self.decoder_channels,
-            "mean": self.mean,
-            "std": self.std,
             "drop_path_keep": self.drop_path_keep,
             "drop_path_seed": self.drop_path_seed,
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
         }
 
     @classmethod
@@ -283,15 +245,12 @@ class Network(keras.Model):
                 f"{architecture.fingerprint}: the file was changed; save the network again from "
                 "its architecture.json."
             )
-        for key in ("input_size", "mean", "std"):
-            if config.get(key) is not None:
-                config[key] = tuple(config[key])
-        return cls(architecture, **config)
+        return super().from_config(config | {"architecture": architecture})
 
 
 def _sizes_by_stride(size):
     """Returns {stride: (ceil(H / stride), ceil(W / stride))}; ints where H and W are ints."""
-    return {s: tuple((extent + s - 1) // s for extent in size) for s in (1, 2, 4, 8, 16, 32)}
+    return {s: tuple((extent + s - 1) // s for extent in size) for s in (4, 8, 16, 32)}
 
 
 def _checked_architecture(architecture: Any) -> Architecture:
@@ -303,41 +262,3 @@ def _checked_architecture(architecture: Any) -> Architecture:
             f"name. Received: {type(architecture).__name__}."
         )
     return architecture
-
-
-def _checked_count(name: str, value: Any) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of 1 or more. Received: {value!r}.")
-    return int(value)
-
-
-def _checked_size(size: Any) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    values = tuple(size)
-    if len(values) != 2 or not all(
-        isinstance(value, numbers.Integral) and int(value) >= MINIMUM_SIZE for value in values
-    ):
-        raise ValueError(
-            f"input_size must be (height, width), each {MINIMUM_SIZE} pixels or more, or None. "
-            f"Received: {size!r}."
-        )
-    return int(values[0]), int(values[1])
-
-
-def _checked_triple(name: str, values: Any) -> tuple[float, float, float]:
-    values = tuple(float(value) for value in values)
-    if len(values) != 3:
-        raise ValueError(f"{name} must hold three values, R, G and B. Received: {values}.")
-    return values
-
-
-def _check_images(images: Any) -> None:
-    shape = tuple(images.shape)
-    if len(shape) != 4 or shape[-1] != 3:
-        raise ValueError(f"images must be [N, H, W, 3], RGB, 0..255. Received shape: {shape}.")
-    if any(extent is not None and extent < MINIMUM_SIZE for extent in shape[1:3]):
-        raise ValueError(
-            f"images must be {MINIMUM_SIZE} pixels or more in height and width. "
-            f"Received: {shape[1]} x {shape[2]}."
-        )

@@ -14,7 +14,7 @@ class Stem(keras.layers.Layer):
         batch_norm_decay: Decay of the moving statistics.
         synchronized: Whether batch statistics are taken over all replicas.
 
-    Input shape: float [N, H, W, 3], normalised images.
+    Input shape: float [N, H, W, C], normalised images.
     Output shape: (float [N, ceil(H / 2), ceil(W / 2), 64], float [N, ceil(H / 4), ceil(W / 4),
         128]): the first cell's `prev_prev` and `prev`, both before their ReLU.
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from auto_deeplab_tf.accounting import STEM_FILTERS
+from auto_deeplab_tf.accounting import MINIMUM_SIZE, STEM_FILTERS
 from auto_deeplab_tf.architecture import (
     NUM_LEVELS,
     OPERATIONS,
@@ -14,6 +14,7 @@ from auto_deeplab_tf.architecture import (
 )
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.node import NodeKind, StateShape
+from auto_deeplab_tf.nn.segmentation_network import check_images, checked_normalization
 from auto_deeplab_tf.nn.segments import Segment
 from auto_deeplab_tf.nn.supernet_ends import (
     HeadKind,
@@ -22,7 +23,6 @@ from auto_deeplab_tf.nn.supernet_ends import (
     StemKind,
 )
 
-MINIMUM_SIZE = 32
 ARCHITECTURE_INITIAL_DEVIATION = 1e-3
 
 
@@ -41,10 +41,11 @@ class Supernet(keras.Model):
         input_size: (height, width), 32 or more each.
         atrous: "separable" or "full": the form of the atrous operations.
         share_operations: whether the predecessors of a node share the kernels of its operations.
-        mean, std: three floats each, 0..255: images are normalised (x - mean) / std.
+        mean, std: images are normalised (x - mean) / std, in units of 0..255: a float for each of
+            their channels, of which there are 1, 3 or 4.
         seed: int, of the initial kernels, alpha and beta.
 
-    Input shape: float32 [N, height, width, 3], RGB, 0..255.
+    Input shape: float32 [N, height, width, len(mean)], 0..255.
     Output shape: float32 [N, height, width, num_classes], logits.
 
     Attributes:
@@ -95,8 +96,7 @@ class Supernet(keras.Model):
         self.input_size = tuple(input_size)
         self.atrous = atrous
         self.share_operations = share_operations
-        self.mean = tuple(map(float, mean))
-        self.std = tuple(map(float, std))
+        self.mean, self.std = checked_normalization(mean, std)
         self.seed = seed
 
         self._add_architecture_variables()
@@ -220,18 +220,14 @@ class Supernet(keras.Model):
         """Computes all states.
 
         Args:
-            images: float32 [N, H, W, 3], 0..255; H and W of 32 or more, known statically.
+            images: float32 [N, H, W, len(mean)], 0..255; H and W of 32 or more, known statically.
             training: bool; True: statistics of the batch, False: the moving ones.
 
         Returns:
             (states, moments): tensors by name, "logits" float32 [N, H, W, num_classes] among them;
                 for each of `segments` the batch statistics float32 [2, M], or None.
         """
-        if min(images.shape[1:3]) < MINIMUM_SIZE:
-            raise ValueError(
-                f"Images must be {MINIMUM_SIZE} pixels or more on each side. "
-                f"Received: {images.shape}"
-            )
+        check_images(images, len(self.mean))
         states = {
             "images": ops.cast(images, "float32"),
             "alpha_logits": ops.convert_to_tensor(self.alpha_logits),

@@ -28,24 +28,24 @@ from auto_deeplab_tf.nn.segments import (
 class StemKind(SegmentKind):
     """Images to the tensors at stride 2 and 4 that the first layer reads.
 
-    3x3 3 -> 64 stride 2, BN, ReLU; 3x3 64 -> 64, BN (stride 2 output); ReLU; 3x3 64 -> 128 stride
+    3x3 to 64 stride 2, BN, ReLU; 3x3 64 -> 64, BN (stride 2 output); ReLU; 3x3 64 -> 128 stride
     2, BN (stride 4 output).
     Images are normalised (x - mean) / std first.
 
     Attributes:
-        mean, std: three floats each, in units of 0..255.
+        mean, std: a float for each channel of the images, in units of 0..255.
         dtype: name of the dtype of the features.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     dtype: str
 
     input_gradients = False
 
     @functools.cached_property
     def kernels(self):
-        shapes, channels = {}, 3
+        shapes, channels = {}, len(self.mean)
         for i, filters in enumerate(STEM_FILTERS):
             shapes[f"conv_{i}"] = ((3, 3, channels, filters), 9 * channels)
             channels = filters
@@ -62,7 +62,7 @@ class StemKind(SegmentKind):
     def compute(self, kernels, affine, moving, architecture, inputs, training):
         """See `SegmentKind.compute`.
 
-        inputs: (images float32 [N, H, W, 3], 0..255); outputs: (stride 2, stride 4).
+        inputs: (images float32 [N, H, W, len(mean)], 0..255); outputs: (stride 2, stride 4).
         """
         (images,) = inputs
         kernels = self.kernels.unpack(ops.cast(kernels, self.dtype))
@@ -158,7 +158,7 @@ class LogitsKind(SegmentKind):
     def compute(self, kernels, affine, moving, architecture, inputs, training):
         """See `SegmentKind.compute`.
 
-        inputs: (images [N, H, W, 3], then the logits of each level).
+        inputs: (images [N, H, W, C], then the logits of each level).
         outputs: (logits float32 [N, H, W, classes],).
         """
         images, *predictions = inputs

@@ -1,0 +1,212 @@
+"""What every segmentation network shares: images in 0..255 to logits at the images' size."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from auto_deeplab_tf.accounting import INPUT_CHANNELS, MINIMUM_SIZE
+from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY
+from auto_deeplab_tf.nn.resize import resize_bilinear
+
+# What the channels of an image are, by their number.
+CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGB and a fourth channel"}
+
+
+class SegmentationNetwork(keras.Model):
+    """Base of the networks: checks and normalises images, resizes logits to the images' size.
+
+    A subclass's constructor hands the common settings on, keeps its own, makes its layers in the
+    order of computation and ends with `self.build((None, height, width, channels))`, of
+    `self.static_input_shape`. It has
+
+        build(input_shape)                 creates the weights of its layers
+        compute_logits(images, training)   normalised images -> logits of any size
+
+    and adds its own arguments to `get_config`.
+
+    Args:
+        num_classes: Number of classes, 1 or more.
+        input_size: (height, width), each 32 or more: the static size recorded for summaries and
+            exports; None: any size. The weights serve any other size too.
+        mean, std: Images are normalised (x - mean) / std, in units of 0..255: one value for each
+            channel of the images, of which there are 1, 3 or 4.
+        batch_norm_decay: Decay of the moving statistics.
+        synchronized: Whether batch statistics are taken over all replicas.
+
+    Input shape: [N, H, W, C], 0..255; C = len(mean); H and W 32 or more.
+    Output shape: float32 [N, H, W, num_classes], logits, also in mixed precision.
+
+    Attributes:
+        drop_path_keep: ScheduledDropPath's keep probability at the end of the training; 1 where
+            the network drops nothing.
+
+    Raises:
+        ValueError: for a setting out of its range, or images that do not fit.
+    """
+
+    drop_path_keep: float = 1.0
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        input_size: tuple[int, int] | None = None,
+        *,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+        batch_norm_decay: float = BATCH_NORM_DECAY,
+        synchronized: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        # Images stay float32 until they are normalised: bfloat16 holds 0..255 to 8 bits only.
+        super().__init__(**{"autocast": False, **kwargs})
+        self.num_classes = checked_count("num_classes", num_classes)
+        self.input_size = _checked_size(input_size)
+        self.mean, self.std = checked_normalization(mean, std)
+        if not 0 <= batch_norm_decay < 1:
+            raise ValueError(
+                f"batch_norm_decay must be at least 0 and below 1. Received: {batch_norm_decay}."
+            )
+        self.batch_norm_decay = float(batch_norm_decay)
+        self.synchronized = bool(synchronized)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the images."""
+        return len(self.mean)
+
+    @property
+    def static_input_shape(self) -> tuple[int | None, ...]:
+        """[N, H, W, C] as far as it is known: None for N, and for H and W without an input size."""
+        return (None, *(self.input_size or (None, None)), self.input_channels)
+
+    @property
+    def progress(self) -> keras.Variable | None:
+        """The training's progress in 0..1, for the training loop to set; None: nothing reads it."""
+        return None
+
+    def norm_settings(self) -> dict[str, Any]:
+        """Returns the arguments that layers with batch normalisation take from their network."""
+        return {
+            "batch_norm_decay": self.batch_norm_decay,
+            "synchronized": self.synchronized,
+            "dtype": self.dtype_policy,
+        }
+
+    def build_from_config(self, config):
+        """Does nothing, where Keras loads a model: a network is built when it is constructed."""
+
+    def __call__(self, images, *args, **kwargs):
+        # Checked here, not in `call`, for Keras would wrap the message into a report of ten lines.
+        check_images(images, self.input_channels)
+        return super().__call__(images, *args, **kwargs)
+
+    def call(self, images, training=None):
+        size = ops.shape(images)[1:3]
+        images = ops.cast(images, "float32")
+        images = (images - ops.convert_to_tensor(self.mean, "float32")) / ops.convert_to_tensor(
+            self.std, "float32"
+        )
+        logits = self.compute_logits(ops.cast(images, self.compute_dtype), training=training)
+        return resize_bilinear(ops.cast(logits, "float32"), size)
+
+    def compute_logits(self, images, training=None):
+        """Computes logits of any size, corners aligned with those of the images.
+
+        Args:
+            images: [N, H, W, C] in the compute dtype, normalised.
+            training: Whether batch statistics are taken, and paths dropped.
+        """
+        raise NotImplementedError
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.num_classes)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the common arguments."""
+        return super().get_config() | {
+            "num_classes": self.num_classes,
+            "input_size": self.input_size,
+            "mean": self.mean,
+            "std": self.std,
+            "batch_norm_decay": self.batch_norm_decay,
+            "synchronized": self.synchronized,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
+        """Builds a network from `get_config`'s content, as it is or read from JSON."""
+        config = dict(config)
+        for key in ("input_size", "mean", "std"):
+            if config.get(key) is not None:
+                config[key] = tuple(config[key])
+        return cls(**config)
+
+
+def checked_count(name: str, value: Any) -> int:
+    """Returns a setting that must be a whole number of 1 or more, as an int."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of 1 or more. Received: {value!r}.")
+    return int(value)
+
+
+def checked_normalization(
+    mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and std as floats, one for each channel of the images.
+
+    Raises:
+        ValueError: for another number of channels than 1, 3 or 4, for different numbers, or a
+            deviation of 0 or less.
+    """
+    mean, std = (tuple(float(value) for value in values) for values in (mean, std))
+    if len(mean) not in INPUT_CHANNELS:
+        raise ValueError(
+            "mean must hold a value for each channel of the images: 1, 3 (R, G and B) or 4 "
+            f"values. Received: {mean}."
+        )
+    if len(std) != len(mean):
+        raise ValueError(
+            f"std must hold as many values as mean, {len(mean)}. Received: {len(std)} values, "
+            f"{std}."
+        )
+    if min(std) <= 0:
+        raise ValueError(f"std must be above 0 for each channel. Received: {std}.")
+    return mean, std
+
+
+def check_images(images: Any, channels: int) -> None:
+    """Refuses what is no batch of images with that many channels, of 32 pixels or more.
+
+    Raises:
+        ValueError: in one line.
+    """
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[-1] != channels:
+        raise ValueError(
+            f"images must be [N, H, W, {channels}], {CHANNEL_NAMES[channels]}, 0..255. "
+            f"Received shape: {shape}."
+        )
+    if any(extent is not None and extent < MINIMUM_SIZE for extent in shape[1:3]):
+        raise ValueError(
+            f"images must be {MINIMUM_SIZE} pixels or more in height and width. "
+            f"Received: {shape[1]} x {shape[2]}."
+        )
+
+
+def _checked_size(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    values = tuple(size)
+    if len(values) != 2 or not all(
+        isinstance(value, numbers.Integral) and int(value) >= MINIMUM_SIZE for value in values
+    ):
+        raise ValueError(
+            f"input_size must be (height, width), each {MINIMUM_SIZE} pixels or more, or None. "
+            f"Received: {size!r}."
+        )
+    return int(values[0]), int(values[1])
