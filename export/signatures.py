@@ -37,8 +37,8 @@ class ServedSegmenter(tf.Module):
     does: the network sees the image at the fixed input size or, where the training images had been
     brought to one size, with as many pixels; the logits are brought back to the image's own size
     before the argmax. The pixels of a mask are class ids. The names end in `_bytes` since
-    TensorFlow Serving's REST interface sends such strings as base64. Images smaller than 32 pixels are an
-    InvalidArgumentError in every signature.
+    TensorFlow Serving's REST interface sends such strings as base64. Images smaller than 32 pixels
+    are an InvalidArgumentError in every signature.
 
     Args:
         segmenter: the model.
