@@ -42,44 +42,24 @@ class ConvUnit(NamedTuple):
     separable: bool = False
 
 
-def _separable_units(row: Operation, stride: int, atrous: str) -> list[ConvUnit]:
-    # The stride is in the first.
-    strides = [stride] + [1] * (row.repeats - 1)
-    return [ConvUnit(row.kernel_size, stride, row.rate, separable=True) for stride in strides]
-
-
-def _atrous_units(row: Operation, stride: int, atrous: str) -> list[ConvUnit]:
-    # In a stride-2 position the input is resized to half beforehand, and the rate is 1.
-    rate = row.rate if stride == 1 else 1
-    return [ConvUnit(row.kernel_size, 1, rate, atrous == "separable")] * row.repeats
-
-
-def _pool_units(row: Operation, stride: int, atrous: str) -> list[ConvUnit]:
-    return []
-
-
-def _skip_units(row: Operation, stride: int, atrous: str) -> list[ConvUnit]:
-    return [ConvUnit(stride=2)] if stride == 2 else []
-
-
-# The convolutions of an operation by the kind of its row; nn/operations.py builds from them too.
-CONV_UNITS = {
-    "separable": _separable_units,
-    "atrous": _atrous_units,
-    "pool": _pool_units,
-    "skip": _skip_units,
-}
-
-
 def operation_units(row: Operation, stride: int, atrous: str) -> list[ConvUnit]:
     """Returns the convolutions of a decoded operation in their order.
+
+    nn/operations.py builds from them, and nn/node.py from those of stride 1. A stride is in the
+    first; an atrous operation has none: its input is resized to half beforehand, and its rate is 1.
 
     Args:
         row: Its row of `architecture.OPERATION_TABLE`.
         stride: 2 where the path goes down and the operation reads an input of the cell, else 1.
         atrous: `"full"` or `"separable"`.
     """
-    return CONV_UNITS[row.kind](row, stride, atrous)
+    separable = row.is_separable(atrous)
+    first, rate = (stride, 1) if row.rate == 1 else (1, row.rate if stride == 1 else 1)
+    units = [
+        ConvUnit(row.kernel_size, 1 if index else first, rate, separable)
+        for index in range(row.repeats)
+    ]
+    return [*units, ConvUnit(stride=2)] if row.projects and stride == 2 else units
 
 
 class LayerCount(NamedTuple):

@@ -12,9 +12,9 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,61 +23,109 @@ NUM_LEVELS = 4
 NUM_MOVES = 3
 ATROUS_KINDS = ("full", "separable")
 
+_T = TypeVar("_T")
+
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
     """One row of the table of operations (paper, sec. 3.1).
 
+    The row says which convolutions the operation has, so that it can be counted without a
+    framework; the class that `nn.operations.OPERATION_LAYERS` holds for its kind says the rest.
+
     Args:
         name: Its name in files and drawings.
+        kind: Names its class: `separable`, `atrous`, `pool`, `skip`, or that of a new class.
         kernel_size: Width of its square window.
-        rate: Atrous rate at stride 1.
+        rate: Atrous rate at stride 1; in a stride-2 position it is 1.
         repeats: Number of ReLU-convolution-BN stages; 0 for the operations without parameters.
+        separable: Whether a stage is a depthwise convolution and a pointwise one, not a full
+            convolution; None: as the architecture's `atrous` says.
         pooling: `"average"`, `"max"` or None.
+        projects: Whether a stride-2 position adds ReLU, 1x1 with stride 2, BN.
     """
 
     name: str
+    kind: str
     kernel_size: int = 1
     rate: int = 1
     repeats: int = 0
+    separable: bool | None = False
     pooling: str | None = None
+    projects: bool = False
 
-    @property
-    def kind(self) -> str:
-        """One of `separable`, `atrous`, `pool`, `skip`, `none`."""
-        if self.pooling:
-            return "pool"
-        if self.repeats:
-            return "separable" if self.rate == 1 else "atrous"
-        return self.name
+    def is_separable(self, atrous: str) -> bool:
+        """Tells the form of its convolutions in an architecture of that kind of `atrous`."""
+        return atrous == "separable" if self.separable is None else self.separable
 
 
-OPERATION_TABLE = (
-    Operation("sep_3x3", kernel_size=3, repeats=2),
-    Operation("sep_5x5", kernel_size=5, repeats=2),
-    Operation("atrous_3x3", kernel_size=3, rate=2, repeats=1),
-    Operation("atrous_5x5", kernel_size=5, rate=2, repeats=1),
-    Operation("avg_pool_3x3", kernel_size=3, pooling="average"),
-    Operation("max_pool_3x3", kernel_size=3, pooling="max"),
-    Operation("skip"),
-    Operation("none"),
-)
-OPERATIONS = tuple(row.name for row in OPERATION_TABLE)
+_TABLE = [
+    Operation("sep_3x3", "separable", kernel_size=3, repeats=2, separable=True),
+    Operation("sep_5x5", "separable", kernel_size=5, repeats=2, separable=True),
+    Operation("atrous_3x3", "atrous", kernel_size=3, rate=2, repeats=1, separable=None),
+    Operation("atrous_5x5", "atrous", kernel_size=5, rate=2, repeats=1, separable=None),
+    Operation("avg_pool_3x3", "pool", kernel_size=3, pooling="average"),
+    Operation("max_pool_3x3", "pool", kernel_size=3, pooling="max"),
+    Operation("skip", "skip", projects=True),
+    Operation("none", "none"),
+]
+
+
+class _Column(Sequence[_T]):
+    """A column of the table of operations as a tuple that `register_operation` makes longer."""
+
+    def __init__(self, read: Callable[[], tuple[_T, ...]]) -> None:
+        self._read = read
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read()[index]
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __eq__(self, other: object) -> bool:
+        return self._read() == (other._read() if isinstance(other, _Column) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self._read())
+
+
+OPERATION_TABLE: Sequence[Operation] = _Column(lambda: tuple(_TABLE))
+OPERATIONS: Sequence[str] = _Column(lambda: tuple(row.name for row in _TABLE))
 # What a decoded edge may hold: all but `none`, in the same order.
-DECODABLE_OPERATIONS = tuple(name for name in OPERATIONS if name != "none")
+DECODABLE_OPERATIONS: Sequence[str] = _Column(
+    lambda: tuple(row.name for row in _TABLE if row.name != "none")
+)
 
-_OPERATION_BY_NAME = {row.name: row for row in OPERATION_TABLE}
 _CELL_INPUTS = ("prev", "prev_prev")
+
+
+def register_operation(row: Operation) -> None:
+    """Adds a row to the table of operations, and with it a column to alpha, behind all others.
+
+    A row of a kind that is there needs nothing else. One of a new kind needs its class,
+    `nn.operations.operation_layer`. Files and models that hold the operation can be read only
+    where it was registered before.
+
+    Raises:
+        ValueError: where the name is taken.
+    """
+    if row.name in OPERATIONS:
+        raise ValueError(
+            f"an operation {row.name!r} is there already: the operations are "
+            f"{', '.join(OPERATIONS)}."
+        )
+    _TABLE.append(row)
 
 
 def operation(name: str) -> Operation:
     """Returns the table's row of that name."""
-    try:
-        return _OPERATION_BY_NAME[name]
-    except KeyError:
-        raise ValueError(
-            f"unknown operation {name!r}: the operations are {', '.join(OPERATIONS)}."
-        ) from None
+    for row in _TABLE:
+        if row.name == name:
+            return row
+    raise ValueError(f"unknown operation {name!r}: the operations are {', '.join(OPERATIONS)}.")
 
 
 def stride(level: int) -> int:

@@ -148,7 +148,8 @@ def decode_cell(alpha_logits: Any) -> tuple[tuple[Edge, Edge], ...]:
     Args:
         alpha_logits: float [B (B + 3) / 2, 8].
     """
-    log_alpha = log_softmax_alpha(alpha_logits)[:, : len(DECODABLE_OPERATIONS)]
+    columns = [OPERATIONS.index(name) for name in DECODABLE_OPERATIONS]
+    log_alpha = log_softmax_alpha(alpha_logits)[:, columns]
     best = np.argmax(log_alpha, axis=1)
     strength = np.max(log_alpha, axis=1)
     edges = relaxed_edges(_blocks_of(len(log_alpha)))
@@ -159,8 +160,8 @@ def decode_cell(alpha_logits: Any) -> tuple[tuple[Edge, Edge], ...]:
         first, second = sorted(kept, key=lambda edge: edge.index)
         cell.append(
             (
-                Edge(first.source, OPERATIONS[best[first.index]]),
-                Edge(second.source, OPERATIONS[best[second.index]]),
+                Edge(first.source, DECODABLE_OPERATIONS[best[first.index]]),
+                Edge(second.source, DECODABLE_OPERATIONS[best[second.index]]),
             )
         )
     return tuple(cell)

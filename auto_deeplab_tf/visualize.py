@@ -57,6 +57,7 @@ _KIND_COLORS = {
     "pool": ("#2f7d4f", "#dff2e5"),
     "skip": ("#666666", "#efefef"),
 }
+_OTHER_COLORS = ("#6b4c9a", "#e9e1f4")
 _Place = Callable[[int, int], tuple[float, float]]  # (layer, level) -> inches
 _FONT: dict[str, Any] = {"family": "DejaVu Sans", "size": 8.0, "color": _INK}
 
@@ -307,7 +308,7 @@ def _rails(axes: Axes, cell: Any, rows: dict, columns: list[float], end: float) 
 
 def _tap(axes: Axes, edge: Edge, rail: float, center: tuple[float, float], shift: float) -> None:
     """One edge: a dot on the source's rail, down to the operation, down to the block."""
-    colors = _KIND_COLORS[operation(edge.op).kind]
+    colors = _KIND_COLORS.get(operation(edge.op).kind, _OTHER_COLORS)
     color = colors[0]
     x, block_y = center[0] + shift, center[1]
     label_y = block_y + 0.47 * _ROW_PITCH + 0.02

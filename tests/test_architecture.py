@@ -62,6 +62,8 @@ def test_each_row_of_the_table_agrees_with_its_name():
         assert row.kind == kinds.get(prefix, prefix)
         assert row.rate == (2 if row.kind == "atrous" else 1)
         assert row.repeats == {"separable": 2, "atrous": 1}.get(row.kind, 0)
+        assert row.separable is {"separable": True, "atrous": None}.get(row.kind, False)
+        assert row.projects == (row.name == "skip")
         assert row.pooling == {"avg": "average", "max": "max"}.get(prefix)
         assert operation(row.name) is row
 

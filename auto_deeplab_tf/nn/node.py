@@ -23,8 +23,9 @@ import itertools
 import numpy as np
 from keras import ops
 
-from auto_deeplab_tf.architecture import OPERATION_TABLE, OPERATIONS, relaxed_edges
+from auto_deeplab_tf.architecture import OPERATION_TABLE, Operation, relaxed_edges
 from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.operations import operation_layer_class
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
     BatchStatistics,
@@ -63,6 +64,7 @@ class NodeKind(SegmentKind):
         num_blocks: B.
         atrous: "separable" or "full".
         share_operations: whether the predecessors share the kernels of the operations.
+        operations: the columns of alpha.
     """
 
     level: int
@@ -72,6 +74,9 @@ class NodeKind(SegmentKind):
     num_blocks: int
     atrous: str
     share_operations: bool
+    operations: tuple[Operation, ...] = dataclasses.field(
+        default_factory=lambda: tuple(OPERATION_TABLE)
+    )
 
     @functools.cached_property
     def sources(self):
@@ -87,7 +92,7 @@ class NodeKind(SegmentKind):
         return 1 if source == "prev_prev" and self.share_operations else len(self.predecessors)
 
     def _is_separable(self, operation):
-        return operation.rate == 1 or self.atrous == "separable"
+        return operation.is_separable(self.atrous)
 
     @functools.cached_property
     def stages(self):
@@ -96,7 +101,7 @@ class NodeKind(SegmentKind):
         Stage r holds those with more than r repeats, separable ones first.
         """
         convolutions = sorted(
-            (operation for operation in OPERATION_TABLE if operation.repeats),
+            (operation for operation in self.operations if operation.repeats),
             key=lambda operation: (
                 not self._is_separable(operation),
                 -operation.repeats,
@@ -130,10 +135,11 @@ class NodeKind(SegmentKind):
                     else:
                         shape = (*window, filters, len(edges), lanes, filters)
                         shapes[name] = (shape, size**2 * filters)
-                shapes[f"{source}/pointwise_{stage}"] = (
-                    (filters, len(separable), len(edges), lanes, filters),
-                    filters,
-                )
+                if separable:
+                    shapes[f"{source}/pointwise_{stage}"] = (
+                        (filters, len(separable), len(edges), lanes, filters),
+                        filters,
+                    )
         return kernel_layout(shapes)
 
     @functools.cached_property
@@ -222,9 +228,8 @@ class NodeKind(SegmentKind):
         targets, lanes = alpha_rows.shape[0], self._lanes(source)
         _, height, width, *_ = images.shape
         images = ops.reshape(images, (-1, height, width, lanes * self.filters))
-        columns = dict(
-            zip(OPERATIONS, backend.split(alpha_rows, [1] * len(OPERATIONS), axis=1), strict=True)
-        )
+        names = [operation.name for operation in self.operations]
+        columns = dict(zip(names, backend.split(alpha_rows, [1] * len(names), axis=1), strict=True))
         terms = self._convolution_terms(source, images, columns, kernels, statistics)
         terms.append(self._free_operations(images, columns))
         mixed = ops.reshape(sum_all(terms), (-1, height, width, targets, lanes, self.filters))
@@ -237,10 +242,10 @@ class NodeKind(SegmentKind):
         """
         _, height, width, channels = images.shape
         terms = []
-        for operation in OPERATION_TABLE:
+        for operation in self.operations:
             if operation.repeats or operation.name == "none":
                 continue
-            result = ops.expand_dims(free_operation(operation, images), 3)
+            result = ops.expand_dims(transformed(operation, images), 3)
             terms.append(result * ops.cast(columns[operation.name], result.dtype))
         return ops.reshape(sum_all(terms), (-1, height, width, terms[0].shape[3] * channels))
 
@@ -249,13 +254,16 @@ class NodeKind(SegmentKind):
 
         The last normalisation of an operation has alpha for its gamma.
         """
-        _, height, width, channels = images.shape
+        channels = images.shape[-1]
         targets = columns["skip"].shape[0]
         wide = targets * channels
         narrow_input = ops.relu(images)
-        wide_input = spread(ops.expand_dims(narrow_input, 3), 3, targets)
-        wide_input = ops.reshape(wide_input, (-1, height, width, wide))
+        wide_input = widen(narrow_input, targets)
         stage_inputs, terms = {}, []
+        for operation in self.stages[0]:
+            own = transformed(operation, images)
+            if own is not images:
+                stage_inputs[operation.name] = widen(ops.relu(own), targets)
         for stage, convolutions in enumerate(self.stages):
             result = self._convolve(
                 source, stage, convolutions, narrow_input, wide_input, stage_inputs, kernels
@@ -288,23 +296,25 @@ class NodeKind(SegmentKind):
         separable = [operation for operation in convolutions if self._is_separable(operation)]
         # In the first stage neighbours of one rate share their input; later each has its own.
         for (rate, name), members in itertools.groupby(
-            separable, key=lambda operation: (operation.rate, operation.name if stage else "")
+            separable, key=lambda o: (o.rate, o.name if o.name in stage_inputs else "")
         ):
             depthwise_kernels = [
                 self._depthwise_kernel(kernels[f"{source}/{operation.name}_{stage}"], lanes)
                 for operation in members
             ]
-            images = stage_inputs[name] if stage else wide_input
+            images = stage_inputs[name] if name else wide_input
             depthwise.append(backend.depthwise_convs(images, depthwise_kernels, rate))
-        pointwise = kernels[f"{source}/pointwise_{stage}"]
-        filters, count, targets, _, _ = pointwise.shape
-        pointwise = spread(pointwise, 3, lanes // pointwise.shape[3])
-        pointwise = ops.reshape(pointwise, (filters, count * targets * lanes, filters))
-        depthwise = ops.concatenate(depthwise, axis=-1) if len(depthwise) > 1 else depthwise[0]
-        results = [backend.grouped_pointwise(depthwise, pointwise)]
+        results = []
+        if separable:
+            pointwise = kernels[f"{source}/pointwise_{stage}"]
+            filters, count, targets, _, _ = pointwise.shape
+            pointwise = spread(pointwise, 3, lanes // pointwise.shape[3])
+            pointwise = ops.reshape(pointwise, (filters, count * targets * lanes, filters))
+            depthwise = ops.concatenate(depthwise, axis=-1) if len(depthwise) > 1 else depthwise[0]
+            results.append(backend.grouped_pointwise(depthwise, pointwise))
         for operation in convolutions[len(separable) :]:
             kernel = kernels[f"{source}/{operation.name}_{stage}"]
-            images = stage_inputs[operation.name] if stage else narrow_input
+            images = stage_inputs.get(operation.name, narrow_input)
             results.append(self._full_convolution(images, kernel, lanes, operation.rate))
         return ops.concatenate(results, axis=-1) if len(results) > 1 else results[0]
 
@@ -318,16 +328,24 @@ class NodeKind(SegmentKind):
         """A full atrous convolution of every lane to all targets.
 
         Args:
-            images: float [N, h, w, lanes * filters].
+            images: float [N, h, w, lanes * filters], or with an input for each target, [N, h, w,
+                targets * lanes * filters].
             kernel: float [k, k, filters, targets, 1 or lanes, filters].
 
         Returns:
             float [N, h, w, targets * lanes * filters].
         """
         size, _, filters, targets, own, _ = kernel.shape
-        _, height, width, _ = images.shape
+        _, height, width, channels = images.shape
+        parts = backend.split(images, [filters] * (channels // filters), -1)
         results = []
-        for lane, part in enumerate(backend.split(images, [filters] * lanes, -1)):
+        if len(parts) > lanes:
+            for index, part in enumerate(parts):
+                target, lane = divmod(index, lanes)
+                weights = kernel[:, :, :, target, lane if own > 1 else 0]
+                results.append(ops.conv(part, weights, padding="same", dilation_rate=rate))
+            return ops.concatenate(results, axis=-1)
+        for lane, part in enumerate(parts):
             weights = ops.reshape(
                 kernel[:, :, :, :, lane if own > 1 else 0], (size, size, filters, targets * filters)
             )
@@ -345,13 +363,13 @@ def sum_all(terms):
     return total
 
 
-def free_operation(operation, images):
-    """Applies a pooling or skip at stride 1: float [N, h, w, C] -> the same shape.
+def transformed(operation, images):
+    """What an operation does at stride 1 before its convolutions, or without any; often nothing."""
+    return operation_layer_class(operation.name).transform(operation, images, 1)
 
-    The average counts the pixels inside the map only.
-    """
-    if operation.pooling == "average":
-        return ops.average_pool(images, operation.kernel_size, strides=1, padding="same")
-    if operation.pooling == "max":
-        return ops.max_pool(images, operation.kernel_size, strides=1, padding="same")
-    return images
+
+def widen(images, targets):
+    """Copies of a map side by side: float [N, h, w, C] -> [N, h, w, targets * C]."""
+    _, height, width, channels = images.shape
+    copies = spread(ops.expand_dims(images, 3), 3, targets)
+    return ops.reshape(copies, (-1, height, width, targets * channels))

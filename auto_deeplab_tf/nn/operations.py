@@ -1,7 +1,7 @@
 """The operations of the search space as plain layers, and the conv-BN unit of every part.
 
-`OPERATION_LAYERS` gives the layer for each kind of row in `architecture.OPERATION_TABLE`; the
-supernet computes the same operations fused (nn/node.py).
+`OPERATION_LAYERS` gives the class for each kind of row in `architecture.OPERATION_TABLE`; the
+supernet computes the same operations fused (nn/node.py), from the same rows and classes.
 """
 
 import keras
@@ -172,11 +172,26 @@ class AtrousConv2D(keras.layers.Conv2D):
         return atrous_conv(inputs, kernel, rate, strides=self.strides, padding=self.padding)
 
 
+# What a decoded edge may carry, by the kind of its row in `architecture.OPERATION_TABLE`.
+OPERATION_LAYERS: dict[str, type["OperationLayer"]] = {}
+
+
+def operation_layer(kind):
+    """Makes a class that of the operations of a kind, and registers it for Keras' files."""
+
+    def add(cls):
+        OPERATION_LAYERS[kind] = register(cls)
+        return cls
+
+    return add
+
+
 class OperationLayer(keras.layers.Layer):
     """Base of the operations on an edge of a cell.
 
-    It applies the convolutions that `accounting.operation_units` lists, each as ReLU-conv-BN, so
-    that what is built and what is counted cannot differ.
+    It applies `transform`, then the convolutions that `accounting.operation_units` lists, each as
+    ReLU-conv-BN, so that what is built and what is counted cannot differ. A new operation is a
+    subclass under `operation_layer` and a row of the table; the row alone where its kind is there.
 
     Args:
         op: Name of a row of `OPERATION_TABLE`.
@@ -233,10 +248,29 @@ class OperationLayer(keras.layers.Layer):
         for unit in self.units:
             unit.build(input_shape)
 
+    @staticmethod
+    def transform(row, images, stride):
+        """What the operation does without weights before its convolutions: nothing, unless a
+        subclass says otherwise.
+
+        The supernet calls it at stride 1, for the channels of several predecessors side by side.
+
+        Args:
+            row: The operation's row of `OPERATION_TABLE`.
+            images: float [N, h, w, C]; each channel is transformed alike and by itself.
+            stride: 1 or 2.
+
+        Returns:
+            float [N, h, w, C], or in half the size, rounded up, where the stride is 2 and neither
+            the convolutions nor the projection have it.
+        """
+        return images
+
     def call(self, inputs, training=None):
+        outputs = self.transform(self.row, inputs, self.stride)
         for unit in self.units:
-            inputs = unit(inputs, training=training)
-        return inputs
+            outputs = unit(outputs, training=training)
+        return outputs
 
     def compute_output_shape(self, input_shape):
         return strided_shape(input_shape, self.stride, self.filters)
@@ -252,7 +286,7 @@ class OperationLayer(keras.layers.Layer):
         }
 
 
-@register
+@operation_layer("separable")
 class SeparableOperation(OperationLayer):
     """ReLU, depthwise kxk, pointwise 1x1, BN: `repeats` times, the stride in the first.
 
@@ -260,7 +294,7 @@ class SeparableOperation(OperationLayer):
     """
 
 
-@register
+@operation_layer("atrous")
 class AtrousOperation(OperationLayer):
     """ReLU, atrous kxk convolution, BN.
 
@@ -271,16 +305,17 @@ class AtrousOperation(OperationLayer):
     Args, shapes, reference: see `OperationLayer`.
     """
 
-    def call(self, inputs, training=None):
-        if self.stride == 2:
-            _, height, width, _ = ops.shape(inputs)
-            # ReLU first: interpolating and clipping do not commute. The unit's own ReLU changes
-            # nothing after it.
-            inputs = resize_bilinear(ops.relu(inputs), ((height + 1) // 2, (width + 1) // 2))
-        return super().call(inputs, training=training)
+    @staticmethod
+    def transform(row, images, stride):
+        if stride == 1:
+            return images
+        _, height, width, _ = ops.shape(images)
+        # ReLU first: interpolating and clipping do not commute. The unit's own ReLU changes
+        # nothing after it.
+        return resize_bilinear(ops.relu(images), ((height + 1) // 2, (width + 1) // 2))
 
 
-@register
+@operation_layer("pool")
 class PoolOperation(OperationLayer):
     """Average or maximum over a kxk window, the stride in the pool; neither weights nor BN.
 
@@ -289,12 +324,13 @@ class PoolOperation(OperationLayer):
     Args, shapes, reference: see `OperationLayer`.
     """
 
-    def call(self, inputs, training=None):
-        pool = {"average": ops.average_pool, "max": ops.max_pool}[self.row.pooling]
-        return pool(inputs, self.row.kernel_size, strides=self.stride, padding="same")
+    @staticmethod
+    def transform(row, images, stride):
+        pool = {"average": ops.average_pool, "max": ops.max_pool}[row.pooling]
+        return pool(images, row.kernel_size, strides=stride, padding="same")
 
 
-@register
+@operation_layer("skip")
 class SkipOperation(OperationLayer):
     """Identity; in a stride-2 position ReLU, 1x1 convolution with stride 2, BN.
 
@@ -303,15 +339,6 @@ class SkipOperation(OperationLayer):
 
     # ScheduledDropPath never drops it.
     droppable = False
-
-
-# What a decoded edge may carry, by the kind of its row in `architecture.OPERATION_TABLE`.
-OPERATION_LAYERS = {
-    "separable": SeparableOperation,
-    "atrous": AtrousOperation,
-    "pool": PoolOperation,
-    "skip": SkipOperation,
-}
 
 
 def operation_layer_class(op: str) -> type[OperationLayer]:
