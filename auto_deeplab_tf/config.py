@@ -330,6 +330,13 @@ class DatasetConfig(Config):
         metavar="DIR",
         on_resume="free",  # the records are keyed by the files' fingerprint, not by their path
     )
+    dataset_config: str | None = flag(
+        None,
+        "JSON file that describes --dataset=folder (nothing given: dataset.json in --data_dir)",
+        group="data",
+        metavar="FILE",
+        on_resume="free",  # what it says is part of the fingerprint
+    )
     cache_dir: str | None = flag(
         None,
         "folder for the prepared records (nothing given: the user's cache folder)",

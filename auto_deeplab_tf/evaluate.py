@@ -26,12 +26,12 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     """Scores as the command does; returns what it writes into metrics.json."""
     from pathlib import Path
 
-    from auto_deeplab_tf.data import catalog, pipeline, source
+    from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.segmenter import load_segmenter
     from auto_deeplab_tf.training.run_dir import write_text
 
     model = load_segmenter(options.model)
-    info = catalog.get(options.dataset)
+    info = source.describe(options)
     names = _class_names(model, info)
     split = source.open_for(options, options.split)
     train = source.open_for(options, "train") if options.trivial_predictors else None
@@ -94,8 +94,6 @@ def _score(
     model: Any, split: Any, batches: Any, options: config.EvaluateConfig
 ) -> tuple[Any, list[Any]]:
     """Returns the confusion matrix, and (id, image, labels, prediction) of the images to draw."""
-    import numpy as np
-
     from auto_deeplab_tf.data import pipeline
     from auto_deeplab_tf.training.metrics import count_pixels, matrix_of
 
@@ -105,7 +103,9 @@ def _score(
     samples = []
     index = 0
     for images, labels in batches:
-        images, labels = images.numpy().astype(np.uint8), labels.numpy()
+        images, labels = images.numpy(), labels.numpy()
+        if info.image_bits == 8:  # as predict sees them
+            images = images.astype("uint8")
         predictions = model.predict_class_ids(
             images,
             input_size=model.command_input_size(images.shape[1:3], options.input_size),

@@ -78,6 +78,20 @@ def overlay(
     return np.clip(np.rint(mixed), 0, 255).astype("uint8")
 
 
+def displayable(image: np.ndarray) -> np.ndarray:
+    """A picture to look at: gray as three equal channels, of more than three channels the first.
+
+    Args:
+        image: [H, W, C], 0..255; C may be 1 or at least 3.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    image = np.asarray(image)
+    image = image.repeat(3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
+    return np.clip(np.rint(image), 0, 255).astype("uint8")
+
+
 def contact_sheet(
     rows: Sequence[Sequence[np.ndarray]],
     titles: Sequence[str],
@@ -162,14 +176,14 @@ def comparison_sheet(
     """Draws samples as rows of a sheet: image, labels and prediction laid over it.
 
     Args:
-        samples: (name, image uint8 [H, W, 3], labels [H, W], predicted class ids [H, W]) each.
+        samples: (name, image [H, W, C], 0..255, labels [H, W], predicted class ids [H, W]) each.
         class_names: one per class.
         palette: uint8 [num_classes, 3].
     """
-    rows = [
-        (image, overlay(image, labels, palette), overlay(image, prediction, palette))
-        for _, image, labels, prediction in samples
-    ]
+    rows = []
+    for _, image, labels, prediction in samples:
+        image = displayable(image)
+        rows.append((image, overlay(image, labels, palette), overlay(image, prediction, palette)))
     names = [name for name, *_ in samples]
     titles = ("image", "labels", "prediction")
     return contact_sheet(rows, titles, names, class_names, palette)

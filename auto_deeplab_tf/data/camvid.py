@@ -9,7 +9,8 @@ lists (train.txt, ...) are not read: they name folders of the machine that they 
 
 from pathlib import Path
 
-from auto_deeplab_tf.data.origin import Origin
+from auto_deeplab_tf.data import catalog, pairs
+from auto_deeplab_tf.data.origin import Defect, Origin
 
 _SPLITS = ("train", "val", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -19,26 +20,23 @@ def find(data_dir: Path) -> Origin:
     """Lists the files of every split that is there.
 
     Raises:
-        FileNotFoundError: where the folder, a split's label folder or a label map is missing.
-        ValueError: where a split is empty, or two images have the same stem.
+        FileNotFoundError: where the folder or a split's label folder is missing.
     """
-    root, pairs = find_pairs(data_dir)
-    files = [path for split in pairs.values() for pair in split.values() for path in pair]
-    return Origin(
-        splits={split: split for split in pairs},
-        builder="auto_deeplab_tf.data.builders.camvid:Camvid",
-        manual_dir=root,
-        image_key="image",
-        label_key="segmentation_label",
-        group_of=lambda image_id: image_id.split("_")[0],  # 0016E5_08550 -> drive 0016E5
-        files={str(path.relative_to(root)): path for path in files},
-    )
-
-
-def find_pairs(data_dir: Path) -> tuple[Path, dict[str, dict[str, tuple[Path, Path]]]]:
-    """Returns the folder of the splits, and for each split: stem -> (image, label map)."""
     root = _root(data_dir)
-    return root, {split: _split_pairs(root, split) for split in _SPLITS if (root / split).is_dir()}
+    splits: dict[str, pairs.Pairs] = {}
+    defects: list[Defect] = []
+    for split in _SPLITS:
+        if (root / split).is_dir():
+            splits[split], found = _split_pairs(root, split)
+            defects += found
+    return pairs.origin(
+        catalog.get("camvid"),
+        root,
+        splits,
+        defects,
+        builder="auto_deeplab_tf.data.builders.camvid:Camvid",
+        group_of=lambda image_id: image_id.split("_")[0],  # 0016E5_08550 -> drive 0016E5
+    )
 
 
 def _root(data_dir: Path) -> Path:
@@ -61,27 +59,16 @@ def _root(data_dir: Path) -> Path:
     return inner[0]
 
 
-def _split_pairs(root: Path, split: str) -> dict[str, tuple[Path, Path]]:
+def _split_pairs(root: Path, split: str) -> tuple[pairs.Pairs, list[Defect]]:
     labels = root / f"{split}annot"
     if not labels.is_dir():
         raise FileNotFoundError(
             f"{root} has {split}/ but no {split}annot/, the folder of its label maps"
         )
-    images: dict[str, Path] = {}
-    for path in sorted((root / split).iterdir()):
-        if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
-            continue
-        if path.stem in images:
-            raise ValueError(
-                f"{path} and {images[path.stem].name} have the same stem: keep one of them"
-            )
-        images[path.stem] = path
-    if not images:
-        raise ValueError(f"{root / split} has no images (expected .png or .jpg files)")
-    pairs = {}
-    for stem, image in images.items():
-        label = labels / f"{stem}.png"
-        if not label.is_file():
-            raise FileNotFoundError(f"{image} has no label map: expected {label}")
-        pairs[stem] = (image, label)
-    return pairs
+    images = pairs.listing(root / split, _SUFFIXES)
+    maps = pairs.listing(labels, (".png",))
+    found, defects = pairs.match(images.files, maps.files, labels)
+    if not images.files:
+        text = f"{root / split} has no images (expected .png or .jpg files)"
+        defects.append(pairs.empty_split(text, root / split))
+    return found, [*images.defects, *maps.defects, *defects]

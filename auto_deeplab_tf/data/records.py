@@ -2,14 +2,13 @@
 
 A folder of records holds, for each split, `SPLIT-00000.tfrecord`, ... and `SPLIT.index.npz`, and
 one `records.json` with the settings, the statistics of the labels and the SHA-256 of every other
-file. A record is a tf.train.Example: `image` (PNG or JPEG bytes, RGB), `label` (8-bit gray PNG of
-class ids), `image_id`.
+file. A record is a tf.train.Example: `image` (PNG or JPEG bytes), `label` (8-bit gray PNG of class
+ids), `image_id`.
 """
 
 import concurrent.futures
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,27 +16,32 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
-from auto_deeplab_tf.data import catalog
+from auto_deeplab_tf.data import catalog, image_files
+from auto_deeplab_tf.data.origin import RawExample
 
 # Part of every fingerprint: raise it whenever records made by older code must not be used any more.
-VERSION = 1
+VERSION = 2
 _SHARD_BYTES = 128 * 2**20
 # A TFRecord frames its payload: length (8 bytes) and its checksum (4) before, checksum (4) after.
 _RECORD_OVERHEAD = 16
-_JPEG_QUALITY = 95
 MANIFEST = "records.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class RawExample:
-    """An example as its data set stores it: encoded files, `label` of label ids."""
+class Prepared:
+    """An example in the form of the records.
 
-    image_id: str
-    group: str
+    Attributes:
+        image: PNG or JPEG file.
+        label: uint8 [height, width], class ids.
+        channel_sums: int64 [3, channels]: pixels, sum and sum of squares of each channel of the
+            image at its own size; None where the data set says mean and deviation.
+    """
+
     image: bytes
-    label: bytes
+    label: np.ndarray
+    channel_sums: np.ndarray | None
 
 
 class SplitWriter:
@@ -57,6 +61,7 @@ class SplitWriter:
         self._class_pixels = np.zeros(info.num_classes, np.int64)
         self._present_pixels = np.zeros(info.num_classes, np.int64)
         self._ignored_pixels = 0
+        self._channel_sums = np.zeros((3, info.channels), np.int64)
 
     def add(self, example: RawExample) -> None:
         """Appends one example, brought to the size of the records.
@@ -66,18 +71,21 @@ class SplitWriter:
                 holds a strange id.
         """
         try:
-            image_bytes, label = prepare(example, self._info, self._image_size)
+            prepared = prepare(example, self._info, self._image_size)
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"{self._info.name} {self._split}, {example.image_id}: {error}"
             ) from error
+        label = prepared.label
         self._count(label)
+        if prepared.channel_sums is not None:
+            self._channel_sums += prepared.channel_sums
         record = tf.train.Example(
             features=tf.train.Features(
                 feature={
                     "image_id": _bytes_feature(example.image_id.encode()),
-                    "image": _bytes_feature(image_bytes),
-                    "label": _bytes_feature(_encode_png(label)),
+                    "image": _bytes_feature(prepared.image),
+                    "label": _bytes_feature(image_files.encode_png(label)),
                 }
             )
         ).SerializeToString()
@@ -119,6 +127,7 @@ class SplitWriter:
             "class_pixels": self._class_pixels.tolist(),
             "present_pixels": self._present_pixels.tolist(),
             "ignored_pixels": self._ignored_pixels,
+            "channel_sums": self._channel_sums.tolist(),
         }
 
     def _next_shard(self) -> tf.io.TFRecordWriter:
@@ -138,62 +147,75 @@ class SplitWriter:
 
 def prepare(
     example: RawExample, info: catalog.Dataset, image_size: tuple[int, int] | None
-) -> tuple[bytes, np.ndarray]:
+) -> Prepared:
     """Checks an example and brings it to the form of the records.
 
-    Returns:
-        (encoded image, class ids uint8 [height, width]). An image that keeps its size keeps its
-        bytes.
+    An image that keeps its size keeps its bytes, where TensorFlow reads them as they are.
 
     Raises:
         ValueError, OSError: where it breaks a rule.
     """
     try:
-        image = decode(example.image).convert("RGB")
+        image, as_it_is = image_files.read_image(example.image, info)
     except OSError as error:
         raise OSError(f"image cannot be read ({error})") from error
     try:
-        label_image = decode(example.label)
+        label_ids = image_files.read_label(example.label, info)
     except OSError as error:
         raise OSError(f"label map cannot be read ({error})") from error
-    if label_image.mode not in ("L", "P"):
+    label = info.class_ids(label_ids)
+    if label.shape != image.shape[:2]:
         raise ValueError(
-            f"a label map must be an 8-bit image of one channel; found mode {label_image.mode}"
-        )
-    label = info.class_ids(np.asarray(label_image))
-    if label.shape != (image.height, image.width):
-        raise ValueError(
-            f"image and label map must have the same size; found {image.height}x{image.width} "
-            f"and {label.shape[0]}x{label.shape[1]}"
+            "image and label map must have the same size; found "
+            f"{image.shape[0]}x{image.shape[1]} and {label.shape[0]}x{label.shape[1]}"
         )
     if info.image_size is not None and info.image_size != label.shape:
         raise ValueError(
             f"images of {info.name} are {info.image_size[0]}x{info.image_size[1]}; "
             f"found {label.shape[0]}x{label.shape[1]}"
         )
-    if image_size is None or image_size == label.shape:
-        return example.image, label
-    resized = resize_image(np.asarray(image), image_size)
-    encoded = _encode_jpeg(resized) if info.image_format == "jpeg" else _encode_png(resized)
-    return encoded, resize_label(label, image_size)
+    sums = None if info.mean else channel_sums(image)
+    resized = image_size is not None and image_size != label.shape
+    if image_size is not None and resized:
+        image, label = resize_image(image, image_size), resize_label(label, image_size)
+    if as_it_is and not resized:
+        encoded = example.image
+    elif resized and info.image_format == "jpeg":
+        encoded = image_files.encode_jpeg(image)
+    else:
+        encoded = image_files.encode_png(image)
+    return Prepared(encoded, label, sums)
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decodes an image file completely: `Image.open` alone leaves a truncated file for later."""
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    return image
+def channel_sums(image: np.ndarray) -> np.ndarray:
+    """int64 [3, channels]: pixels, sum and sum of squares; exact, so their order is no matter."""
+    pixels = image.reshape(-1, image.shape[2]).astype(np.int64)
+    return np.stack([np.full(image.shape[2], len(pixels)), pixels.sum(0), (pixels**2).sum(0)])
+
+
+def channel_statistics(sums: np.ndarray, bits: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of each channel on the scale 0..255, from `channel_sums`."""
+    count, total, squares = np.asarray(sums, np.float64)
+    scale = 257.0 if bits == 16 else 1.0
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    # A channel that is the same everywhere has no deviation to divide by.
+    deviation = np.where(deviation > 0, deviation, scale)
+    return tuple((mean / scale).tolist()), tuple((deviation / scale).tolist())
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes uint8 [h, w, 3]: by area where it shrinks on both axes, else bilinearly with
-    antialiasing."""
+    """Resizes [h, w, c] of any dtype, which it keeps: by area where it shrinks on both axes, else
+    bilinearly with antialiasing."""
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
     if shrinks:
         resized = tf.image.resize(image, size, method="area")
     else:
         resized = tf.image.resize(image, size, method="bilinear", antialias=True)
-    return np.clip(np.rint(resized.numpy()), 0, 255).astype(np.uint8)
+    array = resized.numpy()
+    if np.issubdtype(image.dtype, np.integer):
+        array = np.clip(np.rint(array), 0, np.iinfo(image.dtype).max)
+    return array.astype(image.dtype)
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -278,15 +300,3 @@ def _manifest_digest(manifest: Mapping[str, Any]) -> str:
 
 def _bytes_feature(value: bytes) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-
-def _encode_png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _encode_jpeg(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()

@@ -7,13 +7,15 @@ weather, camera); the cities of `val` do not occur in `train`. Everything follow
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from auto_deeplab_tf.data import catalog, image_files
 from auto_deeplab_tf.data import scene_objects as objects
 from auto_deeplab_tf.data.catalog import CITYSCAPES_LABEL_IDS as LABEL
-from auto_deeplab_tf.data.origin import Origin, code_digest
+from auto_deeplab_tf.data.origin import Origin, RawExample, code_digest
 from auto_deeplab_tf.data.scene_drawing import (
     Camera,
     Canvas,
@@ -41,8 +43,16 @@ def find(data_dir: Path | None) -> Origin:
     """The scenes are drawn, so they depend on the code alone."""
     if data_dir is not None:
         raise ValueError(f"the generated scenes take no --data_dir. Received: {str(data_dir)!r}")
+
+    def read(split: str) -> Iterator[RawExample]:
+        for image_id in image_ids(split):
+            image, label = (image_files.encode_png(array) for array in render(image_id))
+            yield RawExample(image_id, image_id.split("_")[0], image, label)
+
     code = sorted(Path(__file__).parent.glob("scene*.py"))
     return Origin(
+        info=catalog.get("scenes"),
+        read=read,
         splits={"train": "train", "val": "validation"},
         builder="auto_deeplab_tf.data.builders.scenes:Scenes",
         image_key="image_left",

@@ -1,6 +1,7 @@
 """Opens a split of a data set: prepared once under the cache directory, then random access."""
 
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -10,8 +11,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +28,11 @@ _ORIGINS = {
     "camvid": "auto_deeplab_tf.data.camvid",
     "cityscapes": "auto_deeplab_tf.data.cityscapes",
 }
+
+
+def names() -> tuple[str, ...]:
+    """The names that `--dataset` takes."""
+    return tuple(_ORIGINS)
 
 
 class Source:
@@ -64,7 +71,7 @@ class Source:
             self._ids = index["ids"]
             self._groups = index["groups"]
             shards, offsets, sizes = index["shards"], index["offsets"], index["sizes"]
-        self.info = info
+        self.info = _measured(info, manifest["splits"].get("train", entry))
         self.split = split
         self.directory = directory
         self.fingerprint: str = manifest["fingerprint"]
@@ -105,8 +112,8 @@ class Source:
             index: int64 [], 0 .. num_examples - 1.
 
         Returns:
-            (image, label): uint8 [height, width, 3], RGB, and uint8 [height, width], class ids, 255
-            ignored.
+            (image, label): [height, width, channels], 0..255: uint8, or float32 where the data set
+            has 16 bits; and uint8 [height, width], class ids, 255 ignored.
         """
         # TFRecordDatasetV2 is TFRecordDataset with a start in each file, which the Python class
         # does not offer. One such read takes 0.2 ms; skipping to it with FixedLengthRecordDataset
@@ -125,10 +132,19 @@ class Source:
                 "label": tf.io.FixedLenFeature([], tf.string),
             },
         )
-        image = tf.io.decode_image(features["image"], channels=3, expand_animations=False)
+        channels = self.info.channels
+        if self.info.image_bits == 16:
+            image = tf.io.decode_png(features["image"], channels=channels, dtype=tf.uint16)
+            image = tf.cast(image, tf.float32) / 257.0
+        else:
+            image = tf.io.decode_image(
+                features["image"], channels=channels, expand_animations=False
+            )
         label = tf.io.decode_png(features["label"], channels=1)[:, :, 0]
         height, width = self.image_size or (None, None)
-        return tf.ensure_shape(image, [height, width, 3]), tf.ensure_shape(label, [height, width])
+        return tf.ensure_shape(image, [height, width, channels]), tf.ensure_shape(
+            label, [height, width]
+        )
 
 
 def open_split(
@@ -138,6 +154,7 @@ def open_split(
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
     image_size: tuple[int, int] | None = None,
+    dataset_config: str | os.PathLike | None = None,
 ) -> Source:
     """Opens a split of a data set; the first time, prepares its records.
 
@@ -152,36 +169,58 @@ def open_split(
         cache_dir: folder for prepared records; None for `$XDG_CACHE_HOME/auto_deeplab_tf`, or
             `~/.cache/auto_deeplab_tf`.
         image_size: (height, width) to bring every example to; None to keep them as they are.
+        dataset_config: the JSON file that describes `folder`; None for dataset.json in data_dir.
 
     Raises:
         ValueError: for a name, split, size or data that breaks a rule.
         FileNotFoundError: where the data are not there.
     """
-    info = catalog.get(name)
-    if split not in info.splits:
-        raise ValueError(
-            f"--split of {name} must be one of {', '.join(info.splits)}. Received: {split!r}"
-        )
     if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
         raise ValueError(
             f"--image_size must be two positive numbers, HxW. Received: {image_size!r}"
         )
-    if info.needs_data_dir and data_dir is None:
+    image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+    origin = find_origin(name, data_dir, dataset_config)
+    _check_split(origin, split)
+    origin.raise_defects()
+    directory = _prepared(origin.info, origin, _cache_dir(cache_dir), image_size)
+    return Source(directory, split, origin.info)
+
+
+def find_origin(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    dataset_config: str | os.PathLike | None = None,
+) -> Origin:
+    """Lists the files of a data set; `Origin.info` describes it.
+
+    Raises:
+        ValueError: for a name that is not known, or flags that the set does not take.
+        FileNotFoundError: where the data are not there.
+    """
+    if name not in _ORIGINS:
+        raise ValueError(f"--dataset must be one of {', '.join(_ORIGINS)}. Received: {name!r}")
+    generated = name in catalog.names() and not catalog.get(name).needs_data_dir
+    if not generated and data_dir is None:
         raise ValueError(f"--dataset={name} needs --data_dir, the folder that holds its files")
-    if not info.needs_data_dir and data_dir is not None:
+    if generated and data_dir is not None:
         raise ValueError(
             f"--dataset={name} takes no --data_dir: it is generated. Received: {str(data_dir)!r}"
         )
-    image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
-    origin = importlib.import_module(_ORIGINS[name]).find(
-        None if data_dir is None else Path(data_dir)
-    )
-    if split not in origin.splits:
-        raise FileNotFoundError(
-            f"{data_dir} has no split {split}; it has {', '.join(origin.splits)}"
-        )
-    directory = _prepared(info, origin, _cache_dir(cache_dir), image_size)
-    return Source(directory, split, info)
+    options = {}
+    if dataset_config is not None:
+        if name != "folder":
+            raise ValueError(
+                f"--dataset_config describes --dataset=folder only. Received: --dataset={name}"
+            )
+        options["dataset_config"] = Path(dataset_config)
+    module = importlib.import_module(_ORIGINS[name])
+    return module.find(None if data_dir is None else Path(data_dir), **options)
+
+
+def describe(options: config.DatasetConfig) -> catalog.Dataset:
+    """The description of the data set that a command's flags name."""
+    return find_origin(options.dataset, options.data_dir, options.dataset_config).info
 
 
 def open_for(options: config.DatasetConfig, split: str) -> Source:
@@ -192,7 +231,33 @@ def open_for(options: config.DatasetConfig, split: str) -> Source:
         data_dir=options.data_dir,
         cache_dir=options.cache_dir,
         image_size=options.image_size,
+        dataset_config=options.dataset_config,
     )
+
+
+def _check_split(origin: Origin, split: str) -> None:
+    info = origin.info
+    if split in info.unlabelled_splits:
+        raise ValueError(
+            f"--split={split}: {info.name} is published without labels for it, so nothing can be "
+            "scored; predict segments its images"
+        )
+    if split not in info.splits:
+        raise ValueError(
+            f"--split of {info.name} must be one of {', '.join(info.splits)}. Received: {split!r}"
+        )
+    if split not in origin.splits:
+        raise FileNotFoundError(
+            f"{origin.manual_dir} has no split {split}; it has {', '.join(origin.splits)}"
+        )
+
+
+def _measured(info: catalog.Dataset, entry: Mapping[str, Any]) -> catalog.Dataset:
+    """The description with mean and deviation, measured where it has none."""
+    if info.mean:
+        return info
+    mean, std = records.channel_statistics(np.array(entry["channel_sums"]), info.image_bits)
+    return dataclasses.replace(info, mean=mean, std=std)
 
 
 def _cache_dir(cache_dir: str | os.PathLike | None) -> Path:
@@ -208,6 +273,8 @@ def _fingerprint(info: catalog.Dataset, origin: Origin, image_size: tuple[int, i
         "dataset": info.name,
         "label_ids": sorted(info.label_ids.items()),
         "image_format": info.image_format,
+        "channels": [info.channels, info.image_bits],
+        "measured": not info.mean,
         "image_size": image_size,
         "splits": list(origin.splits),
         "settings": dict(origin.settings),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from auto_deeplab_tf.data import catalog, records
+from auto_deeplab_tf.data import catalog, image_files, records
 from auto_deeplab_tf.data.source import Source
 
 TOY = dataclasses.replace(
@@ -30,8 +30,8 @@ def make_source(tmp_path):
             records.RawExample(
                 image_id,
                 image_id.split("_")[0],
-                records._encode_png(image),
-                records._encode_png(label),
+                image_files.encode_png(image),
+                image_files.encode_png(label),
             )
             for image_id, image, label in examples
         )

@@ -131,7 +131,7 @@ def _wrong_layout(root, stem):
         (_not_an_image, r"camvid train, {stem}: image cannot be read \("),
         (
             _color_label,
-            r"{stem}: a label map must be an 8-bit image of one channel; found mode RGB",
+            r"{stem}: a label map must be an image of one channel, gray or palette; found mode RGB",
         ),
         (_no_images, r"val has no images"),
         (_no_label_folder, r"has val/ but no valannot/"),

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -50,3 +52,37 @@ def test_strange_label_ids_are_named():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="--dataset must be one of scenes, camvid, cityscapes"):
         catalog.get("kitti")
+
+
+def test_label_ids_and_class_ids_are_each_others_inverse():
+    rng = np.random.default_rng(0)
+    for name in catalog.names():
+        info = catalog.get(name)
+        class_ids = rng.integers(0, info.num_classes, (7, 9))
+        stored = info.stored_labels(class_ids)
+        assert stored.dtype == np.uint8 and stored.shape == (7, 9)
+        np.testing.assert_array_equal(info.class_ids(stored), class_ids)
+    stored = catalog.get("cityscapes").stored_labels(np.array([[0, 18, 13]]))
+    assert stored.tolist() == [[7, 33, 26]]
+
+
+def test_colours_as_label_ids():
+    colors = ((250, 0, 1), (0, 0, 0), (250, 0, 0))
+    info = dataclasses.replace(
+        catalog.get("camvid"),
+        class_names=("a", "b"),
+        colors=colors[:2],
+        label_ids={
+            catalog.packed_color(color): c for color, c in zip(colors, (0, 1, 255), strict=True)
+        },
+        color_labels=True,
+    )
+    packed = np.array([[catalog.packed_color(color) for color in colors]])
+    assert info.class_ids(packed).tolist() == [[0, 1, 255]]
+    assert info.stored_labels(np.array([[1, 0]])).tolist() == [[[0, 0, 0], [250, 0, 1]]]
+    with pytest.raises(ValueError, match=r"\(0, 0, 0\), .* found \(249, 255, 255\), \(250, 0, 2\)"):
+        info.class_ids(np.array([0xF9FFFF, 0xFA0002, 0]))
+    sixteen = dataclasses.replace(info, label_ids={40000: 1, 7: 0}, color_labels=False)
+    assert sixteen.class_ids(np.array([7, 40000], np.uint16)).tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"are 7, 40000; found -1, 8, 65535"):
+        sixteen.class_ids(np.array([7, 65535, 8, -1]))

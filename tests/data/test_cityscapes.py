@@ -82,7 +82,7 @@ def test_label_ids_become_train_ids_at_the_prepared_size(tmp_path):
     [
         (
             {"skip_label": "bonn_000000_000019"},
-            "no label map for 1 images of train, .* bonn_000000",
+            "gtFine_trainvaltest.zip has no gtFine/train/bonn/bonn_000000_000019_gtFine_labelIds",
         ),
         ({"stray": "Thumbs.db"}, "Thumbs.db does not belong there"),
         ({"members": {**MEMBERS, "val": []}}, "has no images in leftImg8bit/val/CITY/"),

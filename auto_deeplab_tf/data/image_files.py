@@ -1,0 +1,128 @@
+"""Image files as arrays: images of 1, 3 or 4 channels and 8 or 16 bits, label maps of ids."""
+
+import io
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from auto_deeplab_tf.data import catalog
+
+# What TensorFlow reads in a record as it is; everything else becomes PNG.
+_RECORD_FORMATS = ("PNG", "JPEG")
+_JPEG_QUALITY = 95
+
+
+def read_image(data: bytes, info: catalog.Dataset) -> tuple[np.ndarray, bool]:
+    """Decodes an image file to the channels and bits of its data set.
+
+    Gray becomes three equal channels, and transparency is left out, where the set has 3 channels;
+    8 bits are spread over 16 (times 257) where the set has 16.
+
+    Returns:
+        (image, as_it_is): uint8 or uint16 [height, width, info.channels]; whether a record can hold
+        the file's own bytes.
+
+    Raises:
+        OSError: where the file cannot be read whole.
+        ValueError: where it has other channels, or 16 bits in a set of 8.
+    """
+    image = decode(data)
+    array = _pixels(image, data)
+    bits = 16 if array.dtype == np.uint16 else 8
+    if bits > info.image_bits:
+        raise ValueError(f"images of {info.name} have 8 bits a channel; found 16")
+    channels = array.shape[2]
+    if channels != info.channels:
+        if info.channels != 3:
+            raise ValueError(
+                f"images of {info.name} have {info.channels} channels; found {channels}"
+            )
+        array = array.repeat(3, axis=2) if channels == 1 else array[..., :3]
+    plain = image.mode in ("L", "RGB", "RGBA", "I;16", "P") and image.format in _RECORD_FORMATS
+    if bits < info.image_bits:
+        return array.astype(np.uint16) * 257, False
+    return array, plain
+
+
+def image_traits(data: bytes) -> tuple[int, int]:
+    """(channels, bits) of an image file."""
+    array = _pixels(decode(data), data)
+    return array.shape[2], 16 if array.dtype == np.uint16 else 8
+
+
+def read_label(data: bytes, info: catalog.Dataset) -> np.ndarray:
+    """Decodes a label map to the ids that its file holds; a palette image to its indices.
+
+    Returns:
+        integers [height, width]: label ids, `catalog.packed_color`s where the set's maps are
+        colours.
+
+    Raises:
+        OSError: where the file cannot be read whole.
+        ValueError: where it is no image of the kind that the set has.
+    """
+    image = decode(data)
+    if info.color_labels:
+        if image.mode not in ("RGB", "RGBA", "P"):
+            raise ValueError(f"label maps of {info.name} are RGB images; found mode {image.mode}")
+        colors = np.asarray(image.convert("RGB"), np.int64)
+        return (colors[..., 0] << 16) + (colors[..., 1] << 8) + colors[..., 2]
+    if image.mode not in ("1", "L", "P", "I;16", "I"):
+        raise ValueError(
+            f"a label map must be an image of one channel, gray or palette; found mode {image.mode}"
+        )
+    label = np.asarray(image)
+    return label.astype(np.uint8) if image.mode == "1" else label
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decodes an image file completely: `Image.open` alone leaves a truncated file for later.
+
+    Raises:
+        OSError: where it is cut, or no image.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(str(error)) from error  # what Pillow raises for some broken files
+    return image
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """uint8 or uint16 [h, w] or [h, w, c] as a PNG file."""
+    if array.dtype == np.uint16:  # Pillow writes 16 bits of one channel only
+        return tf.io.encode_png(array if array.ndim == 3 else array[..., None]).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encode_jpeg(array: np.ndarray) -> bytes:
+    """uint8 [h, w, 1 or 3] as a JPEG file of high quality, colour at full resolution."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
+    """uint8 or uint16 [height, width, channels] of a decoded image."""
+    if image.format == "PNG" and data[24] == 16:  # the bit depth in its header
+        # Pillow cuts 16-bit colours to 8 bits.
+        return tf.io.decode_png(data, dtype=tf.uint16).numpy()
+    if image.mode in ("I;16", "I;16B", "I"):
+        array = np.asarray(image).astype(np.int64)
+        if array.min() < 0 or array.max() > 65535:
+            raise ValueError("an image must hold 0..65535 at most; found more than 16 bits")
+        return array.astype(np.uint16)[..., None]
+    if image.mode in ("F", "I;16L"):
+        raise ValueError(f"an image must hold 8 or 16 bits a channel; found mode {image.mode}")
+    kept = image if image.mode in ("L", "RGB", "RGBA") else image.convert(_plain_mode(image))
+    array = np.asarray(kept)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _plain_mode(image: Image.Image) -> str:
+    return "L" if image.mode in ("1", "LA") else "RGB"
