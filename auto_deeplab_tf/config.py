@@ -492,6 +492,26 @@ class SearchConfig(RunConfig):
         group="device",
         on_resume="free",
     )
+    remat: str = flag(
+        "auto",
+        "compute the insides of nodes again in the backward pass in place of keeping them",
+        choices=("auto", "true", "false"),
+        group="device",
+        on_resume="free",
+    )
+    jit_compile: str = flag(
+        "auto",
+        "compile the step by XLA (auto: on a GPU)",
+        choices=("auto", "true", "false"),
+        group="device",
+        on_resume="free",
+    )
+    dtype_policy: str = flag(
+        "float32",
+        "precision of the features",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        group="device",
+    )
 
     def _check(self) -> None:
         super()._check()
@@ -499,6 +519,11 @@ class SearchConfig(RunConfig):
             raise ValueError(
                 f"--arch_start_epoch={self.arch_start_epoch} must not be greater than "
                 f"--epochs={self.epochs}: alpha and beta would never be updated"
+            )
+        if self.jit_compile == "true" and self.distribution_strategy != "one_device":
+            raise ValueError(
+                "--jit_compile=true needs --distribution_strategy=one_device: inside a function "
+                "that XLA compiles the replicas cannot share the statistics of a batch"
             )
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(

@@ -136,6 +136,7 @@ def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:
         batch_norm_decay=options.batch_norm_decay,
         gradient_clip_norm=options.gradient_clip_norm,
         seed=options.seed,
+        dtype_policy=options.dtype_policy,
     )
     search.compile(
         keras.optimizers.SGD(
@@ -143,8 +144,14 @@ def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:
             momentum=options.momentum,
         ),
         keras.optimizers.Adam(options.arch_learning_rate),
+        remat=_flag_or_auto(options.remat),
+        jit_compile=_flag_or_auto(options.jit_compile),
     )
     return search
+
+
+def _flag_or_auto(text: str) -> bool | None:
+    return None if text == "auto" else text == "true"
 
 
 def _result(run: Any, row: dict[str, str], seconds: float) -> dict[str, Any]:

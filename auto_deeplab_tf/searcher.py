@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf import decoding
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.training import loop
 from auto_deeplab_tf.training.bilevel import BilevelModel
@@ -65,6 +66,8 @@ class ArchitectureSearch:
         batch_norm_decay: of the moving statistics.
         gradient_clip_norm: largest global norm of the weights' gradient, or None.
         seed: of the initial weights, alpha and beta.
+        dtype_policy: "float32", "mixed_bfloat16" or "mixed_float16": the dtype of the features.
+            Variables, alpha, beta, statistics, softmax and loss are float32 always.
 
     Attributes:
         model: the `BilevelModel`; `model.supernet` is the network.
@@ -88,6 +91,7 @@ class ArchitectureSearch:
         batch_norm_decay: float = 0.99,
         gradient_clip_norm: float | None = None,
         seed: int = 0,
+        dtype_policy: str = "float32",
     ):
         supernet = Supernet(
             num_classes,
@@ -99,6 +103,7 @@ class ArchitectureSearch:
             mean=mean,
             std=std,
             seed=seed,
+            dtype=dtype_policy,
         )
         self.model = BilevelModel(
             supernet,
@@ -116,6 +121,8 @@ class ArchitectureSearch:
         architecture_optimizer: keras.optimizers.Optimizer | None = None,
         *,
         total_steps: int = 29_760,
+        remat: bool | None = None,
+        jit_compile: bool | None = None,
     ) -> None:
         """Chooses the optimizers; `fit` calls it with the paper's where nobody has.
 
@@ -123,10 +130,17 @@ class ArchitectureSearch:
             optimizer: of the weights; None: SGD, momentum 0.9, cosine from 0.025 to 0.001.
             architecture_optimizer: of alpha and beta; None: Adam, 0.003.
             total_steps: of the cosine; the default is the paper's 40 epochs of Cityscapes.
+            remat: whether the backward pass computes the insides of nodes again in place of keeping
+                them; None: in the eager step, not in the traced one.
+            jit_compile: whether XLA compiles the step; None: on one GPU.
         """
+        if jit_compile is None:
+            alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+            jit_compile = alone and bool(tf.config.list_physical_devices("GPU"))
         self.model.compile(
             optimizer or keras.optimizers.SGD(Cosine(steps=total_steps), momentum=0.9),
             architecture_optimizer or keras.optimizers.Adam(0.003),
+            execution=Execution(remat, jit_compile),
         )
 
     def fit(

@@ -31,6 +31,14 @@ flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
 flags.DEFINE_integer("num_classes", 19, "classes", lower_bound=2)
 flags.DEFINE_enum("atrous", "separable", ["separable", "full"], "form of the atrous operations")
 flags.DEFINE_enum("step_mode", "eager", ["eager", "traced"], "how the outer step runs")
+flags.DEFINE_enum("remat", "auto", ["auto", "true", "false"], "recomputation of nodes")
+flags.DEFINE_boolean("jit_compile", False, "compile by XLA")
+flags.DEFINE_enum(
+    "dtype_policy",
+    "float32",
+    ["float32", "mixed_bfloat16", "mixed_float16"],
+    "precision of the features",
+)
 flags.DEFINE_enum("formulation", "fused", ["fused", "plain"], "the product's, or the tests'")
 flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
 
@@ -53,6 +61,7 @@ def measure() -> dict[str, Any]:
 
     tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
     tf.config.threading.set_inter_op_parallelism_threads(FLAGS.threads)
+    from auto_deeplab_tf.nn.execution import Execution
     from auto_deeplab_tf.nn.supernet import build_supernet
     from auto_deeplab_tf.training.bilevel import BilevelModel
 
@@ -64,9 +73,16 @@ def measure() -> dict[str, Any]:
         FLAGS.filter_multiplier,
         input_size=size,
         atrous=FLAGS.atrous,
+        dtype=FLAGS.dtype_policy,
     )
     model = BilevelModel(supernet)
-    model.compile(keras.optimizers.SGD(0.025, momentum=0.9), keras.optimizers.Adam(0.003))
+    model.compile(
+        keras.optimizers.SGD(0.025, momentum=0.9),
+        keras.optimizers.Adam(0.003),
+        execution=Execution(
+            None if FLAGS.remat == "auto" else FLAGS.remat == "true", FLAGS.jit_compile
+        ),
+    )
     generator = np.random.default_rng(0)
 
     def batch():
@@ -147,7 +163,7 @@ def _plain_step(model: Any) -> Any:
 
 def _num_graph_ops(step: Any, model: Any) -> int | None:
     """Operations in the graphs of everything that was compiled; None where nothing is."""
-    from auto_deeplab_tf.nn import backend
+    from auto_deeplab_tf.nn.execution import runner
 
     if FLAGS.formulation == "plain":
         return None
@@ -155,7 +171,7 @@ def _num_graph_ops(step: Any, model: Any) -> int | None:
         functions = [step]
     else:
         kinds = {segment.kind for segment in model.supernet.segments}
-        functions = [f for kind in kinds for f in backend.runner(kind).functions]
+        functions = [f for kind in kinds for f in runner(kind, model.supernet.execution).functions]
         functions += [model._eager_loss, *model._eager_apply.values()]
     graphs = [
         concrete.graph

@@ -124,8 +124,9 @@ def test_frameworks_stay_where_they_belong(module):
     name = module.removeprefix("auto_deeplab_tf.")
     if name in ("architecture", "accounting", "decoding", "config", "cli"):
         assert not roots & (FRAMEWORKS | {"keras"})
-    # Fast paths of one backend live in one file, each beside its plain default.
-    if (name == "nn" or name.startswith("nn.")) and name != "nn.backend":
+    # Fast paths of one backend live in one file, each beside its plain default; what is compiled,
+    # in another.
+    if (name == "nn" or name.startswith("nn.")) and name not in ("nn.backend", "nn.execution"):
         assert not roots & FRAMEWORKS
 
 

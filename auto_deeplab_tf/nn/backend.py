@@ -1,10 +1,12 @@
-"""Everything in `nn/` that knows the backend: fast paths beside their defaults, compilation.
+"""Fast paths of one backend, each beside its plain default.
 
-The plain defaults are `keras.ops` and run on every Keras backend; the fast paths are for TensorFlow
-on CPU, where the supernet is bound by depthwise filter gradients and by the number of kernels that
-run.
+The plain defaults are `keras.ops` and run on every Keras backend, and under XLA; the fast paths are
+for TensorFlow on CPU, where the supernet is bound by depthwise filter gradients and by the number
+of kernels that run. How segments are compiled and called is in `nn/execution.py`.
 """
 
+import contextlib
+import contextvars
 import functools
 import os
 import platform
@@ -33,6 +35,44 @@ def has_fast_cpu_kernels():
     )
 
 
+_plain_only = contextvars.ContextVar("plain_only", default=False)
+_on_keep = contextvars.ContextVar("on_keep", default=None)
+
+
+@contextlib.contextmanager
+def _setting(variable, value):
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def plain_kernels():
+    """A context in which the plain defaults serve: the form that XLA compiles."""
+    return _setting(_plain_only, True)
+
+
+def keeping(on_keep):
+    """A context in which `keep` calls `on_keep(tensor)` and returns its result."""
+    return _setting(_on_keep, on_keep)
+
+
+def keep(tensor):
+    """Marks a tensor that is dear to compute and that the backward pass needs.
+
+    Segments that save tensors for their backward pass save these; elsewhere it does nothing.
+    """
+    on_keep = _on_keep.get()
+    return tensor if on_keep is None else on_keep(tensor)
+
+
+def _takes_fast_path(images):
+    # oneDNN's grouped convolutions know no float16.
+    dtype = keras.backend.standardize_dtype(images.dtype)
+    return not _plain_only.get() and dtype != "float16" and has_fast_cpu_kernels()
+
+
 def split(values, sizes, axis):
     """Splits a tensor into parts of the given sizes along an axis.
 
@@ -56,7 +96,7 @@ def grouped_pointwise(images, kernel):
         float [N, h, w, groups * filters], group-major.
     """
     channels, groups, filters = kernel.shape
-    if groups == 1 or has_fast_cpu_kernels():
+    if groups == 1 or _takes_fast_path(images):
         kernel = ops.reshape(kernel, (1, 1, channels, groups * filters))
         if groups == 1:
             return ops.conv(images, kernel, padding="same")
@@ -85,7 +125,7 @@ def depthwise_convs(images, kernels, rate=1):
     Returns:
         float [N, h, w, len(kernels) * C]: the results side by side.
     """
-    if not has_fast_cpu_kernels():
+    if not _takes_fast_path(images):
         return plain_depthwise_convs(images, kernels, rate)
     convs = [_depthwise_conv_5x5 if kernel.shape[0] == 5 else _depthwise_conv for kernel in kernels]
     if rate > 1:
@@ -148,6 +188,33 @@ if _TENSORFLOW:
         return _depthwise_conv(images, kernel), gradient
 
 
+def max_pool(images, size, strides=1, padding="same"):
+    """`keras.ops.max_pool` at stride 1; positions on padding never win.
+
+    float [N, h, w, C] -> the same shape.
+    """
+    if _plain_only.get():
+        return plain_max_pool(images, size)
+    return ops.max_pool(images, size, strides=strides, padding=padding)
+
+
+def plain_max_pool(images, size):
+    """`max_pool` as maxima of shifted maps, along the columns, then the rows.
+
+    With deterministic operations on, XLA has no gradient of a max pool. Of equal values the first
+    in reading order takes the gradient, as in TensorFlow's own.
+    """
+    for axis in (2, 1):
+        extent, padding = images.shape[axis], [(0, 0)] * 4
+        padding[axis] = (size // 2, size // 2)
+        padded = ops.pad(images, padding, constant_values=float("-inf"))
+        shifted = [
+            padded[(slice(None),) * axis + (slice(first, first + extent),)] for first in range(size)
+        ]
+        images = functools.reduce(ops.maximum, shifted)
+    return images
+
+
 def normalize_batch(images, gamma, beta, epsilon):
     """Normalises each channel by the batch of all replicas; then times gamma plus beta.
 
@@ -160,7 +227,7 @@ def normalize_batch(images, gamma, beta, epsilon):
         (normalized, mean, variance): the dtype and shape of `images`; float32 [C] each, of the
             batch. The statistics take no gradient where the fused kernel serves.
     """
-    if has_fast_cpu_kernels() and num_replicas() == 1:
+    if _takes_fast_path(images) and num_replicas() == 1:
         normalized, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon
         )
@@ -201,92 +268,3 @@ def replica_mean(value):
     if num_replicas() == 1:
         return value
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
-
-
-def runner(kind):
-    """Returns what runs a kind of segment: compiled where TensorFlow runs eagerly, else inline.
-
-    It has `forward(kernels, affine, moving, architecture, inputs, training)`, and when compiled
-    also `pullback`.
-    """
-    if _TENSORFLOW and tf.executing_eagerly():
-        return _compiled(kind)
-    return InlineSegment(kind)
-
-
-class InlineSegment:
-    """A segment that stands inline in the function being traced.
-
-    Its gradient is the backend's own.
-    """
-
-    def __init__(self, kind):
-        self.forward = kind.compute
-
-
-@functools.lru_cache(maxsize=128)
-def _compiled(kind):
-    return CompiledSegment(kind)
-
-
-class CompiledSegment:
-    """One kind of segment compiled for calls from eager TensorFlow: its forward and its pullback.
-
-    The pullback recomputes the forward inside one function, so that between the two only the
-    segment's inputs are kept.
-
-    Args:
-        kind: `nn.segments.SegmentKind`.
-    """
-
-    def __init__(self, kind):
-        self._kind = kind
-        self._forward = {
-            training: tf.function(
-                functools.partial(kind.compute, training=training), autograph=False
-            )
-            for training in (False, True)
-        }
-        self._pullback = {
-            wrt: tf.function(functools.partial(self._trace_pullback, wrt), autograph=False)
-            for wrt in ("weights", "architecture")
-        }
-
-    @property
-    def functions(self):
-        """All compiled functions, for those who count what they hold."""
-        return [*self._forward.values(), *self._pullback.values()]
-
-    def forward(self, kernels, affine, moving, architecture, inputs, training):
-        return self._forward[training](kernels, affine, moving, architecture, inputs)
-
-    def pullback(self, wrt, kernels, affine, moving, architecture, inputs, upstream):
-        """Returns (gradients of the parameters that `wrt` names, gradients of the inputs).
-
-        Args:
-            wrt: "weights": the parameters are (kernels, affine); "architecture": those of
-                `architecture`.
-            upstream: tuple of the gradients of the outputs.
-        """
-        return self._pullback[wrt](kernels, affine, moving, architecture, inputs, upstream)
-
-    def _trace_pullback(self, wrt, kernels, affine, moving, architecture, inputs, upstream):
-        parameters = (kernels, affine) if wrt == "weights" else architecture
-        sources = (parameters, inputs if self._kind.input_gradients else ())
-        present = [source for source in tf.nest.flatten(sources) if source is not None]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(present)
-            outputs, _ = self._kind.compute(
-                kernels, affine, moving, architecture, inputs, training=True
-            )
-        gradients = iter(
-            tape.gradient(
-                outputs,
-                present,
-                output_gradients=upstream,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
-        )
-        return tf.nest.map_structure(
-            lambda source: None if source is None else next(gradients), sources
-        )

@@ -170,7 +170,7 @@ class NodeKind(SegmentKind):
         terms = [[] for _ in range(self.num_blocks)]
         for (source, edges), alpha_rows in zip(self.sources, alpha, strict=True):
             if source.startswith("block_"):
-                states[source] = sum_all(terms[int(source.removeprefix("block_"))])
+                states[source] = backend.keep(sum_all(terms[int(source.removeprefix("block_"))]))
             mixed = self._mix(source, states[source], alpha_rows, kernels, statistics)
             parts = backend.split(mixed, [1] * len(edges), axis=3)
             for edge, part in zip(edges, parts, strict=True):
@@ -179,7 +179,7 @@ class NodeKind(SegmentKind):
         # [N, h, w, 1, predecessors, filters] each, side by side on the axis of targets.
         output = ops.concatenate([sum_all(block) for block in terms], axis=3)
         _, height, width, *_ = output.shape
-        output = output * ops.cast(ops.reshape(beta, (-1, 1)), output.dtype)
+        output = weighted(output, ops.reshape(beta, (-1, 1)))
         if len(self.predecessors) > 1:
             output = ops.sum(output, axis=4)
         output = ops.reshape(output, (-1, height, width, self.num_blocks * self.filters))
@@ -201,7 +201,7 @@ class NodeKind(SegmentKind):
             projected.append(project(images, kernels[name], stride))
         *prevs, prev_prev = projected
         prev = ops.concatenate(prevs, axis=-1) if len(prevs) > 1 else prevs[0]
-        prev, prev_prev = statistics.normalize(prev), statistics.normalize(prev_prev)
+        prev, prev_prev = (statistics.normalize(backend.keep(t)) for t in (prev, prev_prev))
         if not self.share_operations:
             prev_prev = ops.tile(prev_prev, (1, 1, 1, len(prevs)))
         return {"prev": prev, "prev_prev": prev_prev}
@@ -246,7 +246,7 @@ class NodeKind(SegmentKind):
             if operation.repeats or operation.name == "none":
                 continue
             result = ops.expand_dims(transformed(operation, images), 3)
-            terms.append(result * ops.cast(columns[operation.name], result.dtype))
+            terms.append(weighted(result, columns[operation.name]))
         return ops.reshape(sum_all(terms), (-1, height, width, terms[0].shape[3] * channels))
 
     def _convolution_terms(self, source, images, columns, kernels, statistics):
@@ -311,12 +311,12 @@ class NodeKind(SegmentKind):
             pointwise = spread(pointwise, 3, lanes // pointwise.shape[3])
             pointwise = ops.reshape(pointwise, (filters, count * targets * lanes, filters))
             depthwise = ops.concatenate(depthwise, axis=-1) if len(depthwise) > 1 else depthwise[0]
-            results.append(backend.grouped_pointwise(depthwise, pointwise))
+            results.append(backend.grouped_pointwise(backend.keep(depthwise), pointwise))
         for operation in convolutions[len(separable) :]:
             kernel = kernels[f"{source}/{operation.name}_{stage}"]
             images = stage_inputs.get(operation.name, narrow_input)
             results.append(self._full_convolution(images, kernel, lanes, operation.rate))
-        return ops.concatenate(results, axis=-1) if len(results) > 1 else results[0]
+        return backend.keep(ops.concatenate(results, axis=-1) if len(results) > 1 else results[0])
 
     def _depthwise_kernel(self, kernel, lanes):
         """[k, k, targets, 1 or lanes, filters] -> [k, k, targets * lanes * filters]."""
@@ -361,6 +361,14 @@ def sum_all(terms):
     for term in terms[1:]:
         total = total + term
     return total
+
+
+def weighted(images, weights):
+    """Multiplies maps by float32 weights that broadcast; in the dtype of the maps.
+
+    The product, and so the sum in the gradient of the weights, is taken in float32.
+    """
+    return ops.cast(ops.cast(images, "float32") * weights, images.dtype)
 
 
 def transformed(operation, images):

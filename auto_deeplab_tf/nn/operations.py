@@ -326,7 +326,9 @@ class PoolOperation(OperationLayer):
 
     @staticmethod
     def transform(row, images, stride):
-        pool = {"average": ops.average_pool, "max": ops.max_pool}[row.pooling]
+        # The supernet's is at stride 1, and XLA may have to compile it.
+        max_pool = backend.max_pool if stride == 1 else ops.max_pool
+        pool = {"average": ops.average_pool, "max": max_pool}[row.pooling]
         return pool(images, row.kernel_size, strides=stride, padding="same")
 
 

@@ -12,7 +12,7 @@ from auto_deeplab_tf.architecture import (
     relaxed_edges,
     transitions,
 )
-from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.execution import Execution, runner
 from auto_deeplab_tf.nn.node import NodeKind, StateShape
 from auto_deeplab_tf.nn.segmentation_network import check_images, checked_normalization
 from auto_deeplab_tf.nn.segments import Segment
@@ -54,6 +54,7 @@ class Supernet(keras.Model):
             layer l.
         architecture_variables: [alpha_logits, beta_logits]. `trainable_variables`, the weight
             optimizer's list, has neither.
+        execution: `nn.execution.Execution`: what the passes keep, and whether XLA compiles them.
 
     Reference: Liu et al., Auto-DeepLab, CVPR 2019, arXiv:1901.02985.
     """
@@ -98,6 +99,7 @@ class Supernet(keras.Model):
         self.share_operations = share_operations
         self.mean, self.std = checked_normalization(mean, std)
         self.seed = seed
+        self.execution = Execution()
 
         self._add_architecture_variables()
         self.incoming = self._incoming()
@@ -224,8 +226,9 @@ class Supernet(keras.Model):
             training: bool; True: statistics of the batch, False: the moving ones.
 
         Returns:
-            (states, moments): tensors by name, "logits" float32 [N, H, W, num_classes] among them;
-                for each of `segments` the batch statistics float32 [2, M], or None.
+            (states, moments): tensors by name, "logits" float32 [N, H, W, num_classes] among them,
+                and what the segments keep for `backward`; for each of `segments` the batch
+                statistics float32 [2, M], or None.
         """
         check_images(images, len(self.mean))
         states = {
@@ -235,10 +238,11 @@ class Supernet(keras.Model):
         }
         moments = []
         for segment in self.segments:
-            outputs, segment_moments = backend.runner(segment.kind).forward(
+            outputs, segment_moments, residuals = runner(segment.kind, self.execution).forward(
                 *segment.arguments(states), training=training
             )
             states.update(zip(segment.writes, outputs, strict=True))
+            states[_residuals_of(segment)] = residuals
             moments.append(segment_moments)
         return states, moments
 
@@ -267,8 +271,8 @@ class Supernet(keras.Model):
             if is_first and (wrt == "architecture") != bool(segment.reads_architecture):
                 continue
             upstream = tuple(gradients.pop(name) for name in segment.writes)
-            parameters, inputs = backend.runner(segment.kind).pullback(
-                wrt, *segment.arguments(states), upstream
+            parameters, inputs = runner(segment.kind, self.execution).pullback(
+                wrt, *segment.arguments(states), states[_residuals_of(segment)], upstream
             )
             if wrt == "architecture":
                 accumulate(segment.reads_architecture, parameters)
@@ -299,6 +303,10 @@ class Supernet(keras.Model):
             "std": self.std,
             "seed": self.seed,
         }
+
+
+def _residuals_of(segment):
+    return f"{segment.name}/residuals"
 
 
 def build_supernet(num_classes=19, num_layers=12, num_blocks=5, filter_multiplier=8, **kwargs):

@@ -135,7 +135,8 @@ class HeadKind(SegmentKind):
         affine = self.affine.unpack(affine)
         statistics = BatchStatistics(moving, training)
         features = ops.relu(features)
-        pooled = ops.mean(features, axis=(1, 2), keepdims=True)
+        pooled = ops.mean(ops.cast(features, "float32"), axis=(1, 2), keepdims=True)
+        pooled = ops.cast(pooled, features.dtype)
         branches = {
             "pointwise": project(features, kernels["pointwise"], 1),
             "atrous": atrous_conv(features, kernels["atrous"], self.rate),

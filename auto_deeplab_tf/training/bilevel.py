@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.training import losses
 from auto_deeplab_tf.training.metrics import ConfusionMatrix
@@ -80,6 +81,9 @@ class BilevelModel(keras.Model):
         # Compiled for a step that runs eagerly. A traced step has them inline: under a strategy no
         # function inside it may wait for the other replicas.
         self._eager_loss = tf.function(self._loss_and_gradient, autograph=False)
+        self._xla_gradients = tf.function(
+            self._loss_and_gradients, autograph=False, jit_compile=True
+        )
         self._eager_apply = {
             "weights": tf.function(self._apply_weights, autograph=False),
             "architecture": tf.function(self._apply_architecture, autograph=False),
@@ -89,14 +93,36 @@ class BilevelModel(keras.Model):
     def call(self, images: Any, training: bool = False) -> Any:
         return self.supernet(images, training=training)
 
-    def compile(self, optimizer: Any, architecture_optimizer: Any, **kwargs: Any) -> None:
+    def compile(
+        self,
+        optimizer: Any,
+        architecture_optimizer: Any,
+        *,
+        execution: Execution | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Takes the two optimizers and builds both, so that a checkpoint can be read at once.
+
+        Where the features are float16 each optimizer scales its loss: a step whose gradient is not
+        finite is left out, and the scale halved.
 
         Args:
             optimizer: Keras optimizer of the weights.
             architecture_optimizer: Keras optimizer of alpha and beta.
+            execution: what the passes keep, and whether XLA compiles them.
             **kwargs: of `keras.Model.compile`.
         """
+        execution = execution or Execution()
+        if execution.jit_compile and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise ValueError(
+                "--jit_compile=true needs --distribution_strategy=one_device: inside a function "
+                "that XLA compiles the replicas cannot share the statistics of a batch."
+            )
+        self.supernet.execution = execution
+        if self.supernet.compute_dtype == "float16":
+            optimizer, architecture_optimizer = map(
+                _scaling_its_loss, (optimizer, architecture_optimizer)
+            )
         super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
         self.architecture_optimizer = architecture_optimizer
         self.optimizer.build(self.supernet.trainable_variables)
@@ -135,20 +161,24 @@ class BilevelModel(keras.Model):
         images, labels = batch
         if tf.executing_eagerly():
             states, moments = self.supernet.forward(images, training=True)
-            loss_sum, weight_sum, logits_gradient = self._eager_loss(labels, states["logits"])
+            loss_sum, weight_sum, logits_gradient = self._eager_loss(
+                labels, states["logits"], self._loss_scale(wrt)
+            )
             gradients = self.supernet.backward(states, logits_gradient, wrt)
+            moments = [m for m in moments if m is not None]
             apply = self._eager_apply[wrt]
         else:
-            variables = [variable.value for variable in self._variables(wrt)]
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(variables)
-                states, moments = self.supernet.forward(images, training=True)
-                loss_sum, weight_sum = self.loss_function(labels, states["logits"])
-                loss = losses.normalized(loss_sum, weight_sum)
-            gradients = tape.gradient(loss, variables)
+            function = (
+                self._xla_gradients
+                if self.supernet.execution.jit_compile
+                else self._loss_and_gradients
+            )
+            loss_sum, weight_sum, gradients, moments = function(
+                wrt, images, labels, self._loss_scale(wrt)
+            )
             apply = self._apply_weights if wrt == "weights" else self._apply_architecture
         if wrt == "weights":
-            apply(gradients, [m for m in moments if m is not None])
+            apply(gradients, moments)
         else:
             apply(gradients)
         tracker.update_state(tf.math.divide_no_nan(loss_sum, weight_sum), sample_weight=weight_sum)
@@ -159,25 +189,42 @@ class BilevelModel(keras.Model):
             return self.supernet.trainable_variables
         return self.supernet.architecture_variables
 
-    def _loss_and_gradient(self, labels, logits):
+    def _loss_scale(self, wrt):
+        """What the optimizer wants its loss multiplied by: 1 unless the features are float16."""
+        optimizer = self.optimizer if wrt == "weights" else self.architecture_optimizer
+        return tf.convert_to_tensor(optimizer.scale_loss(tf.constant(1.0)))
+
+    def _loss_and_gradient(self, labels, logits, scale):
         with tf.GradientTape() as tape:
             tape.watch(logits)
             loss_sum, weight_sum = self.loss_function(labels, logits)
-            loss = losses.normalized(loss_sum, weight_sum)
+            loss = scale * losses.normalized(loss_sum, weight_sum)
         return loss_sum, weight_sum, tape.gradient(loss, logits)
+
+    def _loss_and_gradients(self, wrt, images, labels, scale):
+        """Of a whole traced step: (loss sum, its weight, gradients, moments)."""
+        variables = [variable.value for variable in self._variables(wrt)]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            states, moments = self.supernet.forward(images, training=True)
+            loss_sum, weight_sum = self.loss_function(labels, states["logits"])
+            loss = scale * losses.normalized(loss_sum, weight_sum)
+        gradients = tape.gradient(loss, variables)
+        return loss_sum, weight_sum, gradients, [m for m in moments if m is not None]
 
     def _apply_weights(self, gradients, moments):
         # Each replica hands in its share: the optimizer sums the shares of all of them.
         share = 1.0 / tf.distribute.get_strategy().num_replicas_in_sync
         variables = self.supernet.trainable_variables
+        scale = self._loss_scale("weights")
         gradients = [
-            gradient + share * self.weight_decay * tf.convert_to_tensor(variable)
+            gradient + share * scale * self.weight_decay * tf.convert_to_tensor(variable)
             if decayed
             else gradient
             for gradient, variable, decayed in zip(gradients, variables, self._decayed, strict=True)
         ]
         if self.gradient_clip_norm is not None:
-            norm = tf.linalg.global_norm(_sum_over_replicas(gradients))
+            norm = tf.linalg.global_norm(_sum_over_replicas(gradients)) / scale
             factor = self.gradient_clip_norm / tf.maximum(norm, self.gradient_clip_norm)
             gradients = [gradient * factor for gradient in gradients]
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
@@ -189,8 +236,9 @@ class BilevelModel(keras.Model):
     def _apply_architecture(self, gradients):
         share = 1.0 / tf.distribute.get_strategy().num_replicas_in_sync
         variables = self.supernet.architecture_variables
+        scale = self._loss_scale("architecture")
         gradients = [
-            gradient + share * self.arch_weight_decay * tf.convert_to_tensor(variable)
+            gradient + share * scale * self.arch_weight_decay * tf.convert_to_tensor(variable)
             for gradient, variable in zip(gradients, variables, strict=True)
         ]
         self.architecture_optimizer.apply_gradients(zip(gradients, variables, strict=True))
@@ -238,6 +286,12 @@ class BilevelModel(keras.Model):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
+
+
+def _scaling_its_loss(optimizer):
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
 
 
 def _sum_over_replicas(values):

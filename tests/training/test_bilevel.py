@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from auto_deeplab_tf.config import RunError
+from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training import loop
 from auto_deeplab_tf.training.bilevel import BilevelModel
@@ -27,8 +28,8 @@ def pair(seed, count=2):
     return batch(2 * seed, count), batch(2 * seed + 1, count)
 
 
-def model(num_layers=2, **kwargs):
-    supernet = build_supernet(CLASSES, num_layers, 1, 2, input_size=SIZE)
+def model(num_layers=2, dtype="float32", **kwargs):
+    supernet = build_supernet(CLASSES, num_layers, 1, 2, input_size=SIZE, dtype=dtype)
     bilevel = BilevelModel(supernet, **{"batch_norm_decay": 0.9} | kwargs)
     bilevel.compile(keras.optimizers.SGD(0.05, momentum=0.9), keras.optimizers.Adam(0.01))
     return bilevel
@@ -112,6 +113,42 @@ def test_gradients_are_clipped_to_their_global_norm():
         sum(np.sum((new - old) ** 2) for new, old in zip(weights_of(bilevel), before, strict=True))
     )
     np.testing.assert_allclose(moved, 0.5, rtol=1e-3)
+
+
+def test_float16_scales_its_loss_and_steps_as_float32_does():
+    """Weight decay and clipping apply to the gradient without the scale."""
+    settings = {"num_layers": 1, "weight_decay": 0.1, "gradient_clip_norm": 0.5}
+    half, full = model(dtype="mixed_float16", **settings), model(**settings)
+    before = weights_of(full)
+    assert float(half._loss_scale("weights")) == 2**15
+    for bilevel in (half, full):
+        bilevel.train_step(pair(0))
+    for ours, theirs, old in zip(weights_of(half), weights_of(full), before, strict=True):
+        np.testing.assert_allclose(ours - old, theirs - old, atol=0.05 * np.abs(theirs - old).max())
+    # Adam's first step is the sign of a gradient, of a tiny one too: 0.01 each.
+    for ours, theirs in zip(architecture_of(half), architecture_of(full), strict=True):
+        assert np.median(np.abs(ours - theirs)) < 1e-3
+
+
+def test_a_float16_step_whose_gradient_overflows_is_left_out_and_the_scale_halved():
+    bilevel = model(num_layers=1, dtype="mixed_float16")
+    bilevel.optimizer.dynamic_scale.assign(2.0**80)
+    weights = weights_of(bilevel)
+    bilevel.train_step(batch(0))
+    assert same(weights, weights_of(bilevel))
+    assert float(bilevel._loss_scale("weights")) == 2.0**79
+    assert float(bilevel._loss_scale("architecture")) == 2**15
+
+
+def test_xla_under_several_replicas_is_refused(mirrored):
+    with mirrored.scope():
+        bilevel = model(num_layers=1)
+        with pytest.raises(
+            ValueError, match="--jit_compile=true needs --distribution_strategy=one"
+        ):
+            bilevel.compile(
+                bilevel.optimizer, keras.optimizers.Adam(), execution=Execution(jit_compile=True)
+            )
 
 
 def run_steps(bilevel, eager, steps=3):

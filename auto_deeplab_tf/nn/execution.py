@@ -1,0 +1,201 @@
+"""How a segment runs: inline in a traced step, or as compiled functions of its kind.
+
+The arithmetic is `SegmentKind.compute` in every case; this decides what is compiled, by XLA or not,
+and what is kept between the forward pass and the backward pass.
+"""
+
+import contextlib
+import dataclasses
+import functools
+
+import keras
+
+from auto_deeplab_tf.nn import backend
+
+_TENSORFLOW = keras.backend.backend() == "tensorflow"
+if _TENSORFLOW:
+    import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """Settings that change what a step costs, never what it computes.
+
+    Attributes:
+        remat: whether the backward pass computes the insides of a segment once more, so that only
+            its inputs are kept between the passes; None: where the step is eager.
+        jit_compile: whether XLA compiles the functions.
+    """
+
+    remat: bool | None = None
+    jit_compile: bool = False
+
+    def recomputes(self, eager):
+        """Tells whether segments are recomputed in an eager step, or in a traced one."""
+        return eager if self.remat is None else self.remat
+
+
+def runner(kind, execution):
+    """Returns what runs a kind of segment: compiled where TensorFlow runs eagerly, else inline.
+
+    It has `forward(kernels, affine, moving, architecture, inputs, training) -> (outputs, moments,
+    residuals)`, and when compiled also `pullback`.
+
+    Args:
+        kind: `SegmentKind`.
+        execution: `Execution`.
+    """
+    if _TENSORFLOW and tf.executing_eagerly():
+        return _compiled(kind, execution.recomputes(eager=True), execution.jit_compile)
+    return InlineSegment(kind, execution)
+
+
+def _compute(kind, jit_compile, *arguments, training):
+    with backend.plain_kernels() if jit_compile else contextlib.nullcontext():
+        return kind.compute(*arguments, training=training)
+
+
+class InlineSegment:
+    """A segment that stands inline in the function being traced; its gradient is the backend's own.
+
+    Args:
+        kind: `SegmentKind`.
+        execution: `Execution`.
+    """
+
+    def __init__(self, kind, execution):
+        self._compute = functools.partial(_compute, kind, execution.jit_compile)
+        self._recomputes = execution.recomputes(eager=False)
+
+    def forward(self, kernels, affine, moving, architecture, inputs, training):
+        """See `runner`; nothing is left to keep: residuals is ()."""
+        if not (self._recomputes and training):
+            arguments = (kernels, affine, moving, architecture, inputs)
+            return (*self._compute(*arguments, training=training), ())
+        sources = (kernels, affine, architecture, inputs)
+        present = [source for source in tf.nest.flatten(sources) if source is not None]
+
+        @tf.recompute_grad
+        def recomputed(*tensors):
+            tensors = iter(tensors)
+            kernels, affine, architecture, inputs = tf.nest.map_structure(
+                lambda source: None if source is None else next(tensors), sources
+            )
+            outputs, moments = self._compute(
+                kernels, affine, moving, architecture, inputs, training=True
+            )
+            return outputs, () if moments is None else tf.stop_gradient(moments)
+
+        outputs, moments = recomputed(*present)
+        return outputs, None if isinstance(moments, tuple) else moments, ()
+
+
+@functools.lru_cache(maxsize=128)
+def _compiled(kind, remat, jit_compile):
+    return CompiledSegment(kind, remat, jit_compile)
+
+
+class CompiledSegment:
+    """One kind of segment compiled for calls from eager TensorFlow: its forward and its pullback.
+
+    The pullback is one function that computes the forward again. With `remat` all of it, so that
+    between the two only the segment's inputs are kept; without, the forward hands over the tensors
+    that `backend.keep` marks, and what leads to those alone is pruned from the pullback.
+
+    Args:
+        kind: `SegmentKind`.
+        remat: whether nothing but the inputs is kept.
+        jit_compile: whether XLA compiles both.
+    """
+
+    def __init__(self, kind, remat, jit_compile):
+        self._kind = kind
+        self._remat = remat
+        self._compute = functools.partial(_compute, kind, jit_compile)
+
+        def compiled(function, *arguments):
+            # Outside XLA the flag must be absent: False would forbid a surrounding XLA function.
+            return tf.function(
+                functools.partial(function, *arguments),
+                autograph=False,
+                jit_compile=jit_compile or None,
+            )
+
+        self._forward = {
+            training: compiled(self._trace_forward, training) for training in (False, True)
+        }
+        self._pullback = {
+            wrt: compiled(self._trace_pullback, wrt) for wrt in ("weights", "architecture")
+        }
+
+    @property
+    def functions(self):
+        """All compiled functions, for those who count what they hold."""
+        return [*self._forward.values(), *self._pullback.values()]
+
+    def forward(self, kernels, affine, moving, architecture, inputs, training):
+        """See `runner`."""
+        return self._forward[training](kernels, affine, moving, architecture, inputs)
+
+    def pullback(self, wrt, kernels, affine, moving, architecture, inputs, residuals, upstream):
+        """Returns (gradients of the parameters that `wrt` names, gradients of the inputs).
+
+        Args:
+            wrt: "weights": the parameters are (kernels, affine); "architecture": those of
+                `architecture`.
+            residuals: of `forward`.
+            upstream: tuple of the gradients of the outputs.
+        """
+        arguments = (kernels, affine, moving, architecture, inputs)
+        return self._pullback[wrt](*arguments, residuals, upstream)
+
+    def _trace_forward(self, training, *arguments):
+        kept = []
+
+        def save(tensor):
+            kept.append(tensor)
+            return tensor
+
+        saves = training and not self._remat
+        with backend.keeping(save) if saves else contextlib.nullcontext():
+            outputs, moments = self._compute(*arguments, training=training)
+        return outputs, moments, tuple(kept)
+
+    def _trace_pullback(
+        self, wrt, kernels, affine, moving, architecture, inputs, residuals, upstream
+    ):
+        parameters = (kernels, affine) if wrt == "weights" else architecture
+        sources = (parameters, inputs if self._kind.input_gradients else ())
+        present = [source for source in tf.nest.flatten(sources) if source is not None]
+        saved = iter(residuals)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(present)
+            with (
+                contextlib.nullcontext()
+                if self._remat
+                else backend.keeping(lambda tensor: _with_value(tensor, next(saved)))
+            ):
+                outputs, _ = self._compute(
+                    kernels, affine, moving, architecture, inputs, training=True
+                )
+        gradients = iter(
+            tape.gradient(
+                outputs,
+                present,
+                output_gradients=upstream,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+        )
+        return tf.nest.map_structure(
+            lambda source: None if source is None else next(gradients), sources
+        )
+
+
+def _with_value(tensor, value):
+    """Returns `value`, which equals `tensor`; the gradient goes to `tensor`."""
+
+    @tf.custom_gradient
+    def replace(_):
+        return tf.identity(value), lambda upstream: upstream
+
+    return replace(tensor)
