@@ -319,8 +319,8 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DatasetConfig(Config):
-    """Which data set, where it lies, and at which size its records are prepared."""
+class DataFilesConfig(Config):
+    """Which data set, and where it lies."""
 
     dataset: str = flag("scenes", "name of the data set, as the catalog lists it", group="data")
     data_dir: str | None = flag(
@@ -337,6 +337,12 @@ class DatasetConfig(Config):
         metavar="FILE",
         on_resume="free",  # what it says is part of the fingerprint
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetConfig(DataFilesConfig):
+    """The data set, and at which size its records are prepared."""
+
     cache_dir: str | None = flag(
         None,
         "folder for the prepared records (nothing given: the user's cache folder)",
@@ -426,6 +432,15 @@ class RunConfig(DataConfig):
 
 
 # ---- one class per command
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckConfig(DataFilesConfig):
+    """Options of the check of a data set."""
+
+    json: bool = flag(
+        False, "print the result as one JSON object on one line, nothing else", group="output"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

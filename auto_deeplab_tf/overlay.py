@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from auto_deeplab_tf.architecture import write_atomically
+from auto_deeplab_tf.data.label_tables import voc_colors
 
 VOID_COLOR = (0, 0, 0)
 _GAP = 6
@@ -18,18 +19,12 @@ _FONT_SIZE = 12
 def default_palette(num_classes: int) -> np.ndarray:
     """Returns the colour map of PASCAL VOC for classes that have no colours of their own.
 
-    The bits of class id + 1 (id 0 would be black, the colour of void) are dealt out to red, green
-    and blue, highest bit first.
+    Class 0 takes the colour of id 1: that of id 0 is black, the colour of void.
 
     Returns:
         uint8 [num_classes, 3], all different up to 255 classes.
     """
-    ids = np.arange(1, num_classes + 1)
-    palette = np.zeros((num_classes, 3), "int64")
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((ids >> (3 * bit + channel)) & 1) << (7 - bit)
-    return palette.astype("uint8")
+    return np.array(voc_colors(range(1, num_classes + 1)), "uint8")
 
 
 def colorize(class_ids: np.ndarray, palette: np.ndarray) -> np.ndarray:

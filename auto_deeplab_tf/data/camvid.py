@@ -59,16 +59,10 @@ def _root(data_dir: Path) -> Path:
     return inner[0]
 
 
-def _split_pairs(root: Path, split: str) -> tuple[pairs.Pairs, list[Defect]]:
+def _split_pairs(root: Path, split: str) -> tuple[dict[str, tuple[Path, Path]], list[Defect]]:
     labels = root / f"{split}annot"
     if not labels.is_dir():
         raise FileNotFoundError(
             f"{root} has {split}/ but no {split}annot/, the folder of its label maps"
         )
-    images = pairs.listing(root / split, _SUFFIXES)
-    maps = pairs.listing(labels, (".png",))
-    found, defects = pairs.match(images.files, maps.files, labels)
-    if not images.files:
-        text = f"{root / split} has no images (expected .png or .jpg files)"
-        defects.append(pairs.empty_split(text, root / split))
-    return found, [*images.defects, *maps.defects, *defects]
+    return pairs.of_folders(root / split, labels, _SUFFIXES)

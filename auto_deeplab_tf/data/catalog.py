@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from auto_deeplab_tf.data.label_tables import ADE20K_NAMES, VOC_NAMES, voc_colors
+
 IGNORE_LABEL = 255
+# ImageNet's, as they are used with photographs of all kinds: the same for COCO and VOC, so that a
+# network goes from one to the other unchanged.
+_PHOTOGRAPHS_MEAN = (123.675, 116.28, 103.53)
+_PHOTOGRAPHS_STD = (58.395, 57.12, 57.375)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,4 +291,44 @@ def _camvid() -> Dataset:
     )  # fmt: skip
 
 
-_DATASETS = {dataset.name: dataset for dataset in (_scenes(), _camvid(), _cityscapes())}
+def _voc(name: str) -> Dataset:
+    """VOC's 21 classes; COCO is mapped to them by `coco`."""
+    return Dataset(
+        name=name,
+        class_names=VOC_NAMES,
+        colors=voc_colors(range(len(VOC_NAMES))),
+        label_ids={**{i: i for i in range(len(VOC_NAMES))}, 255: IGNORE_LABEL},
+        splits=("train", "val"),
+        unlabelled_splits=("test",),
+        mean=_PHOTOGRAPHS_MEAN,
+        std=_PHOTOGRAPHS_STD,
+    )
+
+
+def _ade20k() -> Dataset:
+    """SceneParsing: label id 0 is everything that is none of the 150 classes."""
+    return Dataset(
+        name="ade20k",
+        class_names=ADE20K_NAMES,
+        # The set's own colours give two classes the same one.
+        colors=voc_colors(range(1, len(ADE20K_NAMES) + 1)),
+        label_ids={0: IGNORE_LABEL, **{i + 1: i for i in range(len(ADE20K_NAMES))}},
+        splits=("train", "val"),
+        unlabelled_splits=("test",),
+        mean=_PHOTOGRAPHS_MEAN,
+        std=_PHOTOGRAPHS_STD,
+    )
+
+
+def _cityscapes_coarse() -> Dataset:
+    """Cityscapes with its 19,998 coarsely labelled images beside the 2,975 training images."""
+    return dataclasses.replace(_cityscapes(), name="cityscapes_coarse")
+
+
+_DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        *(_scenes(), _camvid(), _cityscapes(), _cityscapes_coarse()),
+        *(_voc("voc2012"), _voc("coco"), _ade20k()),
+    )
+}

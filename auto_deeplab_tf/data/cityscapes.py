@@ -95,11 +95,14 @@ def read(
         zipfile.ZipFile(data_dir / labels.name) as label_zip,
     ):
         for image_id in ids:
+            image, label = images.member(split, image_id), labels.member(split, image_id)
             yield RawExample(
                 image_id,
                 city_of(image_id),
-                _content(image_zip, images.member(split, image_id)),
-                _content(label_zip, labels.member(split, image_id)),
+                _content(image_zip, image),
+                _content(label_zip, label),
+                f"{images.name}:{image}",
+                f"{labels.name}:{label}",
             )
 
 

@@ -82,6 +82,8 @@ def decode(data: bytes) -> Image.Image:
     Raises:
         OSError: where it is cut, or no image.
     """
+    if not data:
+        raise OSError("the file is empty or out of reach")
     try:
         image = Image.open(io.BytesIO(data))
         image.load()

@@ -11,12 +11,17 @@ from auto_deeplab_tf.data import catalog
 
 @dataclasses.dataclass(frozen=True)
 class RawExample:
-    """An example as its data set stores it: encoded files, `label` of label ids."""
+    """An example as its data set stores it: encoded files, `label` of label ids.
+
+    `image_path` and `label_path` name the files in messages, where there are such files.
+    """
 
     image_id: str
     group: str
     image: bytes
     label: bytes
+    image_path: str = ""
+    label_path: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

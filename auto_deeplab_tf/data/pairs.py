@@ -1,8 +1,10 @@
 """Data sets that are pairs of files: an image and its label map, which share their stem."""
 
+import collections
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from auto_deeplab_tf.data import catalog
@@ -30,10 +32,14 @@ class Listing:
 def listing(folder: Path, suffixes: Sequence[str]) -> Listing:
     """Lists a folder and the folders in it; hidden files are passed over."""
     result = Listing({}, [])
-    files = (path for path in folder.rglob("*") if path.is_file())
+    files = [
+        Path(parent) / name
+        for parent, _, names in os.walk(folder, followlinks=True)
+        if not Path(parent).relative_to(folder).name.startswith(".")
+        for name in names
+        if not name.startswith(".")
+    ]
     for path in sorted(files, key=lambda path: (path.stem, path)):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
         if path.suffix.lower() not in suffixes:
             text = f"{path} does not belong there (expected {', '.join(suffixes)} files)"
             result.defects.append(Defect("stray file", str(path), text, fatal=False))
@@ -67,34 +73,41 @@ def match(
     return found, defects
 
 
-def listed(
-    stems: Sequence[str], found: Pairs, list_file: Path, missing: set[str]
-) -> tuple[dict[str, tuple[Path, Path]], list[Defect]]:
-    """The pairs that a list names, in the order of their stems; each that is not there a defect.
+def read_list(path: Path) -> list[str]:
+    """The stems that a list file names, one a line.
+
+    A line may hold the stem, the image's file name or its path, and more after a space.
+
+    Raises:
+        ValueError: where the file is no text, or names nothing.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no list: it is not text") from error
+    if not lines:
+        raise ValueError(f"{path} names no image")
+    names = [PurePosixPath(line.split()[0]) for line in lines]
+    return [name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name for name in names]
+
+
+def in_list(found: Pairs, path: Path, known: set[str]) -> tuple[Pairs, list[Defect]]:
+    """The pairs that a list file names; each stem that is not there is a defect.
 
     Args:
-        stems: the lines of the list.
         found: all pairs.
-        list_file: the list, for messages.
-        missing: stems that have been reported already.
+        path: the list.
+        known: stems of the images that are there, with a label map or without.
     """
-    pairs, defects = {}, []
-    for stem in sorted(set(stems)):
-        if stem in found:
-            pairs[stem] = found[stem]
-        elif stem not in missing:
-            text = f"{list_file} names {stem}, of which there is no image and label map"
-            defects.append(Defect("missing pair", str(list_file), text, missing=True))
-    if len(set(stems)) < len(stems):
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-        text = f"{list_file} names {twice[0]} more than once"
-        defects.append(Defect("duplicate stem", str(list_file), text, fatal=False))
-    return pairs, defects
-
-
-def read_list(path: Path) -> list[str]:
-    """The lines of a list file, without blank ones."""
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    defects = []
+    stems = read_list(path)
+    for stem in sorted(stem for stem, count in collections.Counter(stems).items() if count > 1):
+        text = f"{path} names {stem} more than once"
+        defects.append(Defect("duplicate stem", str(path), text, fatal=False))
+    for stem in sorted(set(stems) - known):
+        text = f"{path} names {stem}, but there is no image of that stem"
+        defects.append(Defect("missing image", str(path), text, missing=True))
+    return {stem: found[stem] for stem in sorted(set(stems)) if stem in found}, defects
 
 
 def origin(
@@ -105,15 +118,38 @@ def origin(
     *,
     builder: str,
     group_of: Callable[[str], str],
+    more_files: Sequence[Path] = (),
+    label_bytes: Callable[[Path], bytes] | None = None,
     settings: Mapping[str, Any] | None = None,
     builder_options: Mapping[str, Any] | None = None,
 ) -> Origin:
-    """The origin of a set of pairs; the builder is a `builders.examples.ExamplesBuilder`."""
+    """The origin of a set of pairs; the builder is a `builders.examples.ExamplesBuilder`.
+
+    Args:
+        info: description of the set.
+        root: folder of the user's files.
+        splits: the pairs of each split.
+        defects: what is wrong with the listing.
+        builder: as in `Origin`, like what is not described here.
+        group_of: as in `Origin`.
+        more_files: files that the splits depend on, such as lists.
+        label_bytes: reads a label map as an image file.
+        settings: as in `Origin`.
+        builder_options: as in `Origin`.
+    """
     paths = [path for pairs in splits.values() for pair in pairs.values() for path in pair]
+    paths += more_files
 
     def read(split: str) -> Iterator[RawExample]:
         for image_id, (image, label) in splits[split].items():
-            yield RawExample(image_id, group_of(image_id), image.read_bytes(), label.read_bytes())
+            yield RawExample(
+                image_id,
+                group_of(image_id),
+                content(image),
+                (label_bytes or content)(label),
+                str(image),
+                str(label),
+            )
 
     return Origin(
         info=info,
@@ -125,11 +161,60 @@ def origin(
         label_key="segmentation_label",
         group_of=group_of,
         read=read,
-        files={str(path.relative_to(root)): path for path in paths},
+        files={os.path.relpath(path, root): path for path in paths},
         settings=settings or {},
         defects=tuple(defects),
     )
 
 
-def empty_split(text: str, path: Path) -> Defect:
-    return Defect("empty split", str(path), text)
+def content(path: Path) -> bytes:
+    """A file's bytes; none where it cannot be read, so that whoever decodes them can name it."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def root_of(data_dir: Path, inside: str, name: str) -> Path:
+    """The folder that holds `inside`: `data_dir`, or one at most two folders below it.
+
+    Raises:
+        FileNotFoundError: where there is none, or more than one.
+    """
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"--data_dir={data_dir} is not a directory")
+    found: list[Path] = []
+    for pattern in (inside, f"*/{inside}", f"*/*/{inside}"):
+        found = found or [path for path in sorted(data_dir.glob(pattern)) if path.is_dir()]
+    if len(found) != 1:
+        raise FileNotFoundError(
+            f"--data_dir={data_dir} must be {name}, the folder that holds {inside}/, or a folder "
+            f"above it. Found: {len(found) or 'none'}"
+        )
+    root = found[0]
+    for _ in Path(inside).parts:
+        root = root.parent
+    return root
+
+
+def existing(folder: Path) -> Path:
+    """Returns a folder that has to be there."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder.parent} has no folder {folder.name}")
+    return folder
+
+
+def of_folders(
+    images: Path, labels: Path, suffixes: Sequence[str]
+) -> tuple[dict[str, tuple[Path, Path]], list[Defect]]:
+    """The pairs of a folder of images and one of label maps, and all that is wrong with them."""
+    if not labels.is_dir():
+        raise FileNotFoundError(
+            f"{images.parent} has {images.name}/ but no {labels}, the folder of its label maps"
+        )
+    image_list, label_list = listing(images, suffixes), listing(labels, LABEL_SUFFIXES)
+    found, defects = match(image_list.files, label_list.files, labels)
+    if not image_list.files:
+        text = f"{images} has no images (expected {', '.join(suffixes)} files)"
+        defects.append(Defect("empty split", str(images), text))
+    return found, [*image_list.defects, *label_list.defects, *defects]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from auto_deeplab_tf.data import catalog, image_files
+from auto_deeplab_tf.data import catalog, examples, image_files
 from auto_deeplab_tf.data.origin import RawExample
 
 # Part of every fingerprint: raise it whenever records made by older code must not be used any more.
@@ -155,30 +155,15 @@ def prepare(
     Raises:
         ValueError, OSError: where it breaks a rule.
     """
-    try:
-        image, as_it_is = image_files.read_image(example.image, info)
-    except OSError as error:
-        raise OSError(f"image cannot be read ({error})") from error
-    try:
-        label_ids = image_files.read_label(example.label, info)
-    except OSError as error:
-        raise OSError(f"label map cannot be read ({error})") from error
-    label = info.class_ids(label_ids)
-    if label.shape != image.shape[:2]:
-        raise ValueError(
-            "image and label map must have the same size; found "
-            f"{image.shape[0]}x{image.shape[1]} and {label.shape[0]}x{label.shape[1]}"
-        )
-    if info.image_size is not None and info.image_size != label.shape:
-        raise ValueError(
-            f"images of {info.name} are {info.image_size[0]}x{info.image_size[1]}; "
-            f"found {label.shape[0]}x{label.shape[1]}"
-        )
+    examined = examples.examine(example, info)
+    image, label = examined.image, examined.label
+    if examined.problems or image is None or label is None:
+        raise examined.problems[0].error
     sums = None if info.mean else channel_sums(image)
     resized = image_size is not None and image_size != label.shape
     if image_size is not None and resized:
         image, label = resize_image(image, image_size), resize_label(label, image_size)
-    if as_it_is and not resized:
+    if examined.as_it_is and not resized:
         encoded = example.image
     elif resized and info.image_format == "jpeg":
         encoded = image_files.encode_jpeg(image)
@@ -241,9 +226,9 @@ def write(
         "fingerprint": fingerprint,
         "splits": {},
     }
-    for split, examples in splits.items():
+    for split, members in splits.items():
         writer = SplitWriter(directory, split, info, image_size)
-        for example in examples:
+        for example in members:
             writer.add(example)
         manifest["splits"][split] = writer.close()
     manifest["digest"] = _manifest_digest(manifest)

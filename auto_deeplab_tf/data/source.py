@@ -24,9 +24,11 @@ from auto_deeplab_tf.data.origin import Origin
 
 # The module of each data set that finds its files: `find(data_dir) -> Origin`.
 _ORIGINS = {
-    "scenes": "auto_deeplab_tf.data.scenes",
-    "camvid": "auto_deeplab_tf.data.camvid",
-    "cityscapes": "auto_deeplab_tf.data.cityscapes",
+    name: f"auto_deeplab_tf.data.{name}"
+    for name in (
+        *("scenes", "camvid", "cityscapes", "cityscapes_coarse"),
+        *("voc2012", "coco", "ade20k", "folder"),
+    )
 }
 
 

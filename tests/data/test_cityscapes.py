@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from auto_deeplab_tf import data
-from auto_deeplab_tf.data import catalog
+from auto_deeplab_tf import config, data
+from auto_deeplab_tf.data import catalog, check
 
 IMAGES, LABELS = "leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"
 MEMBERS = {
@@ -75,6 +75,50 @@ def test_label_ids_become_train_ids_at_the_prepared_size(tmp_path):
     # Neither the unpacked zips nor TFDS's own records stay behind.
     assert [path.name for path in cache.iterdir()] == [source.directory.name]
     assert not (source.directory / "tfds").exists()
+
+
+def _write_coarse(folder, ids=("nuernberg_000000_000004", "bamberg_000000_000007")):
+    """The two zips of the extra set, beside those of the fine one."""
+    with (
+        zipfile.ZipFile(folder / "leftImg8bit_trainextra.zip", "w") as images,
+        zipfile.ZipFile(folder / "gtCoarse.zip", "w") as labels,
+    ):
+        for image_id in ids:
+            city = image_id.split("_")[0]
+            label = _label_ids(image_id)
+            images.writestr(
+                f"leftImg8bit/train_extra/{city}/{image_id}_leftImg8bit.png",
+                _png(np.repeat(label[..., None], 3, axis=2)),
+            )
+            stem = f"gtCoarse/train_extra/{city}/{image_id}_gtCoarse"
+            labels.writestr(f"{stem}_labelIds.png", _png(label))
+            labels.writestr(f"{stem}_instanceIds.png", _png(label))
+    return ids
+
+
+def test_the_coarse_set_joins_the_fine_training_images(tmp_path):
+    folder = _write(tmp_path / "zips")
+    options = {"data_dir": folder, "cache_dir": tmp_path / "cache", "image_size": (256, 512)}
+    with pytest.raises(FileNotFoundError, match="has no leftImg8bit_trainextra.zip: put"):
+        data.open_split("cityscapes_coarse", "train", **options)
+    extra = _write_coarse(folder)
+    train = data.open_split("cityscapes_coarse", "train", **options)
+    assert train.ids == tuple(sorted([*MEMBERS["train"], *extra]))
+    for i, image_id in enumerate(train.ids):
+        expected = catalog.get("cityscapes").class_ids(_label_ids(image_id)[2::4, 2::4])
+        np.testing.assert_array_equal(train.example(tf.constant(i, tf.int64))[1], expected)
+    assert data.open_split("cityscapes_coarse", "val", **options).ids == tuple(MEMBERS["val"])
+
+
+def test_check_reads_the_zips(tmp_path):
+    folder = _write(tmp_path / "zips", size=(64, 128), skip_label="bonn_000000_000019")
+    found = check.check(config.CheckConfig(dataset="cityscapes", data_dir=folder))
+    assert found["splits"]["train"]["pairs"] == 2
+    kinds = [defect["kind"] for defect in found["defects"]]
+    assert kinds == ["missing mask", *["wrong size"] * 3]
+    assert "images of cityscapes are 1024x2048; found 64x128" in found["defects"][1]["text"]
+    name = "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png"
+    assert found["defects"][1]["file"] == f"{IMAGES}:{name}"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""Reads a whole data set once, and reports what it holds and everything that is wrong with it.
+
+Pairs, sizes, class frequencies and the ignored share of each split; each defect by file name: a
+missing mask or image, sizes that differ, an id out of range, a file that cannot be read, a stem
+that occurs twice, a stray file. Exits with 1 if there is any. Nothing is written.
+"""
+
+import collections
+import concurrent.futures
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from auto_deeplab_tf import cli, config
+
+cli.define(config.CheckConfig)
+
+_BATCH = 32  # examples that are in memory at a time
+_SHOWN_SIZES = 8
+
+
+def main() -> int:
+    options = cli.read(config.CheckConfig)
+    result = check(options)
+    if options.json:
+        cli.print_json(result)
+    else:
+        _print(result)
+    return 1 if result["num_defects"] else 0
+
+
+def check(options: config.CheckConfig) -> dict[str, Any]:
+    """Checks as the command does; returns what it reports."""
+    from auto_deeplab_tf.data import source
+
+    origin = source.find_origin(options.dataset, options.data_dir, options.dataset_config)
+    defects = [
+        {"kind": defect.kind, "file": defect.path, "text": defect.text} for defect in origin.defects
+    ]
+    splits = {}
+    for split in origin.splits:
+        splits[split], found = _check_split(origin, split)
+        defects += found
+    return {
+        "dataset": options.dataset,
+        "data_dir": options.data_dir,
+        "channels": origin.info.channels,
+        "bits": origin.info.image_bits,
+        "splits": splits,
+        "num_defects": len(defects),
+        "defects": defects,
+    }
+
+
+def _check_split(origin: Any, split: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    import numpy as np
+
+    from auto_deeplab_tf.data import examples, records
+
+    info = origin.info
+    pixels = np.zeros(256, np.int64)
+    sums = np.zeros((3, info.channels), np.int64)
+    sizes: collections.Counter[str] = collections.Counter()
+    groups: collections.Counter[str] = collections.Counter()
+    defects = []
+    for example, examined in _in_batches(
+        origin.read(split), lambda example: (example, examples.examine(example, info))
+    ):
+        groups[example.group] += 1
+        for problem in examined.problems:
+            text = f"{split}, {example.image_id}: {problem.error}"
+            file = problem.path or example.image_id
+            defects.append({"kind": problem.kind, "file": file, "text": text})
+        if examined.image is not None:
+            sizes["{}x{}".format(*examined.image.shape[:2])] += 1
+            sums += records.channel_sums(examined.image)
+        if examined.label is not None:
+            pixels += np.bincount(examined.label.ravel(), minlength=256)
+    total = max(1, int(pixels.sum()))
+    frequencies = (pixels[: info.num_classes] / total).tolist()
+    result: dict[str, Any] = {
+        "pairs": sum(groups.values()),
+        "groups": len(groups),
+        "sizes": dict(sizes.most_common()),
+        "class_frequencies": dict(zip(info.class_names, frequencies, strict=True)),
+        "ignored_share": float(pixels[info.ignore_label] / total),
+    }
+    if sums[0].any():
+        result["mean"], result["std"] = records.channel_statistics(sums, info.image_bits)
+    return result, defects
+
+
+def _in_batches(items: Iterable[Any], function: Any) -> Iterator[Any]:
+    """Applies a function on all cores, with a few items in memory at a time."""
+    iterator = iter(items)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        while batch := list(itertools.islice(iterator, _BATCH)):
+            yield from pool.map(function, batch)
+
+
+def _print(result: dict[str, Any]) -> None:
+    for split, found in result["splits"].items():
+        shown = list(found["sizes"].items())
+        sizes = ", ".join(f"{size} ({count})" for size, count in shown[:_SHOWN_SIZES])
+        more = f" and {len(shown) - _SHOWN_SIZES} other sizes" if len(shown) > _SHOWN_SIZES else ""
+        print(f"{split}: {found['pairs']} pairs in {found['groups']} groups; {sizes}{more}")
+        for name, share in found["class_frequencies"].items():
+            print(f"  {name:<24}{share:9.5f}{'' if share else '  absent'}")
+        print(f"  {'(ignored)':<24}{found['ignored_share']:9.5f}")
+        for name in ("mean", "std"):
+            if name in found:
+                print(f"  {name:<24}{', '.join(f'{value:.2f}' for value in found[name])}")
+    for defect in result["defects"]:
+        file = "" if defect["file"] in defect["text"] else f"{defect['file']}: "
+        print(f"{defect['kind']}: {file}{defect['text']}", file=sys.stderr)
+    print(f"{result['num_defects']} defects" if result["num_defects"] else "no defects")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,86 @@
+"""PASCAL VOC 2012 segmentation, with the augmented set (SBD) where it is there.
+
+    DATA_DIR/JPEGImages/2007_000027.jpg, DATA_DIR/SegmentationClass/2007_000032.png (palette),
+    DATA_DIR/ImageSets/Segmentation/{train,val}.txt
+
+DATA_DIR is VOCdevkit/VOC2012 or a folder above it. The augmented set (Hariharan et al. 2011) is
+DATA_DIR/SegmentationClassAug/ (PNG), or benchmark_RELEASE/dataset/cls/ (MATLAB files) beside
+VOCdevkit, in it or in DATA_DIR. `train` is VOC's own list and whatever else the augmented set
+holds, but for VOC's `val`: 1,464 images alone, 10,582 with the whole augmented set. An image that
+both label has VOC's labels, which are the finer ones.
+"""
+
+from pathlib import Path
+
+from auto_deeplab_tf.data import catalog, image_files, pairs
+from auto_deeplab_tf.data.origin import Defect, Origin
+
+
+def find(data_dir: Path) -> Origin:
+    """Lists the files.
+
+    Raises:
+        FileNotFoundError: where a folder or VOC's list of a split is missing.
+    """
+    root = pairs.root_of(data_dir, "ImageSets/Segmentation", "VOC2012")
+    images = pairs.listing(root / "JPEGImages", (".jpg", ".jpeg", ".png")).files
+    own = pairs.listing(pairs.existing(root / "SegmentationClass"), (".png",))
+    lists = {
+        split: root / "ImageSets" / "Segmentation" / f"{split}.txt" for split in ("train", "val")
+    }
+    defects: list[Defect] = list(own.defects)
+    splits: dict[str, pairs.Pairs] = {}
+    for split, path in lists.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"{root} has no ImageSets/Segmentation/{split}.txt")
+        stems = set(pairs.read_list(path))
+        listed = {stem: image for stem, image in images.items() if stem in stems}
+        found, unpaired = pairs.match(
+            listed, {s: own.files[s] for s in own.files if s in stems}, root / "SegmentationClass"
+        )
+        splits[split], unlisted = pairs.in_list(found, path, set(images))
+        defects += [defect for defect in unpaired if defect.kind != "missing image"] + unlisted
+    augmented = _augmented(data_dir, root)
+    stems_of_val = set(pairs.read_list(lists["val"]))
+    more = {
+        s: f for s, f in augmented.items() if s not in stems_of_val and s not in splits["train"]
+    }
+    found, unpaired = pairs.match(
+        {stem: images[stem] for stem in more if stem in images}, more, root / "SegmentationClass"
+    )
+    splits["train"] = dict(sorted({**splits["train"], **found}.items()))
+    return pairs.origin(
+        catalog.get("voc2012"),
+        root,
+        splits,
+        [*defects, *unpaired],
+        builder="auto_deeplab_tf.data.builders.voc2012:Voc2012",
+        group_of=lambda image_id: "",
+        more_files=tuple(lists.values()),
+        label_bytes=_label_bytes,
+    )
+
+
+def _augmented(data_dir: Path, root: Path) -> dict[str, Path]:
+    """Label maps of the augmented set by stem; none where it is not there."""
+    pngs = root / "SegmentationClassAug"
+    if pngs.is_dir():
+        return pairs.listing(pngs, (".png",)).files
+    for parent in (data_dir, root, root.parent, root.parent.parent):
+        folder = parent / "benchmark_RELEASE" / "dataset" / "cls"
+        if folder.is_dir():
+            return pairs.listing(folder, (".mat",)).files
+    return {}
+
+
+def _label_bytes(path: Path) -> bytes:
+    """A label map as an image file; SBD's MATLAB files hold it as GTcls.Segmentation."""
+    if path.suffix != ".mat":
+        return pairs.content(path)
+    import scipy.io  # only where the augmented set is read
+
+    try:
+        label = scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0]
+    except Exception:  # whatever SciPy answers to a broken file: the reader names it
+        return b""
+    return image_files.encode_png(label.astype("uint8"))

@@ -1,0 +1,313 @@
+"""`--dataset=folder`: the user's own images and masks, and the JSON file that describes them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_camvid
+from PIL import Image
+
+from auto_deeplab_tf import data
+from auto_deeplab_tf.data import catalog, pipeline, split
+from auto_deeplab_tf.data.folder_config import FolderConfig
+from auto_deeplab_tf.data.source import find_origin
+
+SIZE = (18, 25)
+
+
+class Maker:
+    """Writes a folder; the masks' ids are 0..2 unless said."""
+
+    def __init__(self, tmp_path):
+        self.root = tmp_path / "mine"
+        self.cache = tmp_path / "cache"
+        self.rng = np.random.default_rng(0)
+        (self.root / "images").mkdir(parents=True)
+        (self.root / "masks").mkdir()
+
+    def describe(self, **content):
+        content.setdefault("classes", ["a", "b", "c"])
+        (self.root / "dataset.json").write_text(json.dumps(content))
+        return self
+
+    def add(self, stem, image=None, mask=None, suffix=".png", mask_suffix=".png"):
+        if image is None:
+            image = self.rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        if mask is None:
+            mask = self.rng.integers(0, 3, SIZE, dtype=np.uint8)
+        for folder, content, end in (("images", image, suffix), ("masks", mask, mask_suffix)):
+            path = self.root / folder / f"{stem}{end}"
+            path.parent.mkdir(exist_ok=True)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                content = content if isinstance(content, Image.Image) else Image.fromarray(content)
+                content.save(path)
+        return image, mask
+
+    def open(self, split="train", **options):
+        return data.open_split("folder", split, data_dir=self.root, cache_dir=self.cache, **options)
+
+
+@pytest.fixture
+def maker(tmp_path):
+    return Maker(tmp_path)
+
+
+def example(source, stem):
+    index = tf.constant(source.ids.index(stem), tf.int64)
+    return [tensor.numpy() for tensor in source.example(index)]
+
+
+def test_index_masks_merged_and_ignored(maker):
+    ids = maker.rng.choice([3, 7, 8, 40000, 255, 0], SIZE).astype(np.uint16)
+    image, _ = maker.add("one", mask=ids)
+    maker.add("two", mask=np.full(SIZE, 7, np.uint8))
+    (maker.root / "train.txt").write_text("one\ntwo\n")
+    maker.describe(
+        classes=[
+            {"name": "road", "ids": [7], "color": [128, 64, 128]},
+            {"name": "thing", "ids": [3, 8, 40000]},
+        ],
+        ignore=[0, 255],
+    )
+    source = maker.open()
+    expected = np.full(SIZE, 255)
+    expected[ids == 7] = 0
+    expected[np.isin(ids, [3, 8, 40000])] = 1
+    found, label = example(source, "one")
+    np.testing.assert_array_equal(found, image)
+    np.testing.assert_array_equal(label, expected)
+    assert source.info.class_names == ("road", "thing")
+    assert tuple(source.info.palette[0]) == (128, 64, 128)
+    assert source.info.stored_labels(np.array([[0, 1]])).tolist() == [[7, 3]]
+
+
+def test_palette_masks_are_indices(maker):
+    mask = maker.rng.integers(0, 3, SIZE, dtype=np.uint8)
+    palette = Image.fromarray(mask).convert("P")
+    palette.putdata(mask.ravel().tolist())
+    palette.putpalette([200, 0, 0, 0, 0, 200, 90, 90, 90])
+    maker.describe().add("a", mask=palette)
+    maker.add("b")
+    source = maker.open("val" if "a" in maker.open("val").ids else "train")
+    np.testing.assert_array_equal(example(source, "a")[1], mask)
+
+
+def test_colour_masks_through_the_table(maker):
+    table = np.array([(255, 0, 0), (0, 255, 0), (0, 250, 0), (0, 0, 0)], np.uint8)
+    index = maker.rng.integers(0, 4, SIZE)
+    maker.add("one", mask=table[index])
+    (maker.root / "train.txt").write_text("one.png\n")
+    content = {
+        "masks": "colors",
+        "classes": [
+            {"name": "stop", "color": [255, 0, 0]},
+            {"name": "go", "mask_colors": [[0, 255, 0], [0, 250, 0]]},
+        ],
+        "ignore": [[0, 0, 0]],
+    }
+    source = maker.describe(**content).open()
+    np.testing.assert_array_equal(example(source, "one")[1], np.array([0, 1, 1, 255])[index])
+    assert tuple(source.info.palette[1]) == (0, 255, 0)
+    maker.add("one", mask=np.full((*SIZE, 3), 9, np.uint8))
+    with pytest.raises(ValueError, match=r"one: label ids of folder are .*; found \(9, 9, 9\)"):
+        maker.open()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_channels_and_bits_follow_the_files(maker, channels, bits):
+    dtype = np.uint8 if bits == 8 else np.uint16
+    pixels = [maker.rng.integers(0, 2**bits, (*SIZE, channels)).astype(dtype) for _ in range(2)]
+    for stem, array in zip("ab", pixels, strict=True):
+        maker.add(stem, image=tf.io.encode_png(array).numpy())
+    for name in ("train", "val"):
+        (maker.root / f"{name}.txt").write_text("a\nb\n")
+    maker.describe()
+    source = maker.open()
+    info = source.info
+    assert (info.channels, info.image_bits) == (channels, bits)
+    scale = 1 if bits == 8 else 257
+    for stem, array in zip("ab", pixels, strict=True):
+        image, label = example(source, stem)
+        np.testing.assert_allclose(image, array / scale, rtol=1e-6)
+    # Mean and deviation are those of the training images.
+    flat = np.concatenate([array.reshape(-1, channels) for array in pixels]) / scale
+    np.testing.assert_allclose(info.mean, flat.mean(0))
+    np.testing.assert_allclose(info.std, flat.std(0))
+    assert maker.open("val").info.mean == info.mean
+    # Whole way to a batch, and at another size.
+    images, labels = next(
+        iter(pipeline.training_batches(source, batch_size=2, crop_size=(8, 9), seed=0))
+    )
+    assert images.shape == (2, 8, 9, channels) and images.dtype == tf.float32
+    assert 0 <= tf.reduce_min(images) and tf.reduce_max(images) <= 255
+    half = maker.open(image_size=(9, 25))
+    image, _ = example(half, "a")
+    area = pixels[0].reshape(9, 2, 25, channels).mean(1) / scale
+    np.testing.assert_allclose(image, area, atol=0.51 / scale)
+
+
+def test_gray_and_transparent_images_in_a_set_of_three_channels(maker):
+    gray, _ = maker.add("gray", image=maker.rng.integers(0, 256, SIZE, dtype=np.uint8))
+    rgba, _ = maker.add("rgba", image=maker.rng.integers(0, 256, (*SIZE, 4), dtype=np.uint8))
+    tiff, _ = maker.add("tiff", suffix=".tif", mask_suffix=".tif")
+    (maker.root / "train.txt").write_text("gray\nrgba\ntiff\n")
+    source = maker.describe(channels=3).open()
+    np.testing.assert_array_equal(example(source, "gray")[0], gray[..., None].repeat(3, 2))
+    np.testing.assert_array_equal(example(source, "rgba")[0], rgba[..., :3])
+    np.testing.assert_array_equal(example(source, "tiff")[0], tiff)
+    maker.describe(channels=1)
+    with pytest.raises(ValueError, match="rgba: images of folder have 1 channels; found 4"):
+        maker.open()
+
+
+def test_the_seeded_part_keeps_groups_whole(maker):
+    for drive in "abcdef":
+        for i in range(5):
+            maker.add(f"{drive}_{i}")
+    maker.describe(val_fraction=0.3, group="^[a-z]")
+    splits = {name: maker.open(name) for name in ("train", "val")}
+    ids = [set(source.ids) for source in splits.values()]
+    assert len(ids[0] | ids[1]) == 30 and not ids[0] & ids[1]
+    assert len(ids[1]) == 10
+    assert not set(splits["train"].groups) & set(splits["val"].groups)
+    again = maker.describe(val_fraction=0.3, group="^[a-z]", split_seed=1).open("val")
+    assert set(again.ids) != ids[1]
+    assert len(maker.describe(val_fraction=0.3).open("val").ids) == 9
+    assert maker.describe(val_fraction=0).open("train").num_examples == 30
+
+
+def test_groups_by_folder_and_blocks(maker):
+    for drive in ("x", "y"):
+        for i in range(8):
+            maker.add(f"{drive}/{drive}{i}")
+    maker.describe(group="folder", frames_per_block=2, val_fraction=0)
+    source = maker.open()
+    assert source.groups == ("x",) * 8 + ("y",) * 8
+    train_a, _ = split.source_halves(source)
+    assert [source.ids[i] for i in train_a] == ["x0", "x1", "x4", "x5", "y0", "y1", "y4", "y5"]
+
+
+def camvid_as_folder(camvid, root, content):
+    """The files of a CamVid copied into images/ and masks/, with lists of its splits."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for name in ("train", "val"):
+        images = sorted((camvid / name).iterdir())
+        for path in images:
+            shutil.copy(path, root / "images")
+            shutil.copy(camvid / f"{name}annot" / f"{path.stem}.png", root / "masks")
+        lines = [f"/SegNet/CamVid/{name}/{path.name} /SegNet/x.png\n" for path in images]
+        (root / f"{name}.txt").write_text("".join(lines))
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def camvid_json():
+    info = catalog.get("camvid")
+    names = zip(info.class_names, info.colors, strict=True)
+    return {
+        "classes": [{"name": name, "color": list(color)} for name, color in names],
+        "ignore": [11],
+        "group": "^[^_]+",
+        "frames_per_block": info.frames_per_block,
+        "mean": list(info.mean),
+        "std": list(info.std),
+    }
+
+
+def test_camvid_as_a_folder_gives_the_same_search_batches(tmp_path):
+    camvid = tiny_camvid.write(tmp_path / "CamVid", {"train": 26, "val": 3})
+    for path in [*camvid.glob("val/*"), *camvid.glob("valannot/*")]:
+        path.rename(path.with_name(path.name.replace("0016E5", "0016E6")))
+    mine = camvid_as_folder(camvid, tmp_path / "mine", camvid_json())
+    streams = []
+    for name, folder in (("camvid", camvid), ("folder", mine)):
+        source = data.open_split(name, "train", data_dir=folder, cache_dir=tmp_path / "cache")
+        halves = split.source_halves(source)
+        assert [len(half) for half in halves] == [16, 10]  # blocks of ten frames
+        batches = pipeline.search_batches(source, halves, batch_size=3, crop_size=(24, 33), seed=5)
+        streams.append((source, [[source.ids[i] for i in half] for half in halves], batches))
+    assert streams[0][1] == streams[1][1]
+    np.testing.assert_array_equal(streams[0][0].class_pixels, streams[1][0].class_pixels)
+    for ours, theirs in zip(streams[0][2].take(12), streams[1][2].take(12), strict=True):
+        for a, b in zip(tf.nest.flatten(ours), tf.nest.flatten(theirs), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_changed_description_is_noticed(maker):
+    maker.add("a")
+    maker.add("b")
+    before = maker.describe(val_fraction=0).open()
+    after = maker.describe(classes=["a", "b", "other"], val_fraction=0).open()
+    assert after.fingerprint != before.fingerprint
+    elsewhere = maker.root.parent / "elsewhere.json"
+    (maker.root / "dataset.json").rename(elsewhere)
+    with pytest.raises(FileNotFoundError, match=r'dataset.json: no such file; .*"classes"'):
+        maker.open()
+    assert maker.open(dataset_config=elsewhere).fingerprint == after.fingerprint
+    with pytest.raises(ValueError, match="--dataset_config describes --dataset=folder only"):
+        data.open_split("scenes", "train", dataset_config=elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"clases": []}, "unknown key 'clases'; did you mean classes"),
+        ({"classes": []}, "classes must be a list of 1 to 255 classes"),
+        ({"classes": ["a", "a"]}, "classes must be classes of different names. Received: 'a'"),
+        ({"classes": [{"ids": [1]}]}, r"classes\[0\].name must be a name"),
+        ({"classes": ["a"], "masks": "rgb"}, "masks must be one of ids, colors"),
+        ({"classes": ["a"], "masks": "colors"}, r"with color or mask_colors"),
+        ({"classes": ["a"], "ignore": 255}, "ignore must be a list"),
+        ({"classes": ["a"], "ignore": [0]}, "ignore must be distinct from the ids of a"),
+        ({"classes": ["a", {"name": "b", "ids": [0]}]}, "distinct: a and b share one"),
+        ({"classes": [{"name": "a", "ids": [70000]}]}, "label ids, 0 to 65535"),
+        ({"classes": [{"name": "a", "color": [0, 0, 256]}]}, "a colour .red, green, blue."),
+        ({"classes": ["a"], "channels": 2}, "channels must be one of 1, 3, 4. Received: 2"),
+        ({"classes": ["a"], "bits": 12}, "bits must be one of 8, 16"),
+        ({"classes": ["a"], "val_fraction": 2}, "val_fraction must be a number, 0.0 to 0.9"),
+        ({"classes": ["a"], "frames_per_block": 0.5}, "frames_per_block must be a whole number"),
+        ({"classes": ["a"], "mean": [1, 2, 3]}, "std must be as many numbers as mean"),
+        ({"classes": ["a"], "group": "("}, 'group must be "folder" or a regular expression'),
+        ([], "the file must be a JSON object"),
+    ],
+)
+def test_a_description_that_breaks_a_rule_is_refused(tmp_path, content, message):
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as refused:
+        FolderConfig.load(path)
+    assert "\n" not in str(refused.value) and str(path) in str(refused.value)
+
+
+def test_text_that_is_not_json(tmp_path):
+    (tmp_path / "dataset.json").write_text("{classes: [a]}")
+    with pytest.raises(ValueError, match="dataset.json is not JSON"):
+        FolderConfig.load(tmp_path / "dataset.json")
+
+
+def test_lists_that_do_not_fit(maker):
+    maker.add("a")
+    maker.add("b")
+    maker.describe()
+    (maker.root / "train.txt").write_text("a\na\nz\n")
+    (maker.root / "val.txt").write_text("a\n")
+    kinds = {defect.kind: defect for defect in find_origin("folder", maker.root).defects}
+    assert sorted(kinds) == ["duplicate stem", "in two splits", "missing image"]
+    with pytest.raises(FileNotFoundError, match=r"train.txt names z, but there is no image"):
+        maker.open()
+    (maker.root / "train.txt").write_text("")
+    with pytest.raises(ValueError, match="train.txt names no image"):
+        maker.open()
+    (maker.root / "train.txt").write_text("b\n")
+    maker.describe(val_fraction=0.5)
+    with pytest.raises(ValueError, match="val_fraction is for folders without lists"):
+        maker.open()
+    maker.describe(mean=[1, 2], std=[1, 2])
+    with pytest.raises(ValueError, match="mean must have 3 numbers, one per channel"):
+        maker.open()
