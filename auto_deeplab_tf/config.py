@@ -619,6 +619,13 @@ class TrainConfig(RunConfig):
     network: str | None = flag(
         None, "name of a baseline, in place of an architecture", group="network", metavar="NAME"
     )
+    init_from: str | None = flag(
+        None,
+        "model file to start from, of the same network; the layer of its classes is taken only "
+        "where they are the same",
+        group="network",
+        metavar="FILE.keras",
+    )
     filter_multiplier: int = flag(
         20, "filters of a block at stride 4, F", group="network", minimum=1
     )
@@ -719,6 +726,12 @@ class EvaluateConfig(DatasetConfig):
         (1.0,), "scales whose probabilities are averaged", group="evaluation", above=0
     )
     flip: bool = flag(False, "average with the mirrored image too", group="evaluation")
+    write_label_ids: bool = flag(
+        False,
+        "also write each prediction with the data set's own label ids, as label_ids/"
+        "ID_pred_labelIds.png",
+        group="output",
+    )
     trivial_predictors: bool = flag(
         False,
         "also score two predictors that look at no image, made from the training labels",

@@ -2,7 +2,9 @@
 
 Writes into --output_dir: metrics.json, and under overlays/ the images that --overlays asks for,
 each as ID.png (image, labels, prediction side by side) and all of them as sheet.png. Predictions
-are compared with the labels at the labels' own resolution.
+are compared with the labels at the labels' own resolution. With --write_label_ids also
+label_ids/ID_pred_labelIds.png: predictions as the data set's own label ids (or colours) at full
+size. Cityscapes' evaluation script takes that folder, and its test server a zip of it.
 """
 
 import json
@@ -33,13 +35,19 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     model = load_segmenter(options.model)
     info = source.describe(options)
     names = _class_names(model, info)
+    if options.write_label_ids and options.image_size is not None:
+        raise ValueError(
+            "--write_label_ids writes at the size of the files: leave --image_size out "
+            "(--input_size makes what the network sees smaller)"
+        )
     split = source.open_for(options, options.split)
     train = source.open_for(options, "train") if options.trivial_predictors else None
     batches = pipeline.evaluation_batches(split, options.batch_size)
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
-    matrix, samples = _score(model, split, batches, options)
+    label_ids_dir = output_dir / "label_ids" if options.write_label_ids else None
+    matrix, samples = _score(model, split, batches, options, label_ids_dir)
     result = _described(matrix, names) | {
         "num_images": split.num_examples,
         "model": options.model,
@@ -91,9 +99,10 @@ def _class_names(model: Any, info: Any) -> tuple[str, ...]:
 
 
 def _score(
-    model: Any, split: Any, batches: Any, options: config.EvaluateConfig
+    model: Any, split: Any, batches: Any, options: config.EvaluateConfig, label_ids_dir: Any
 ) -> tuple[Any, list[Any]]:
     """Returns the confusion matrix, and (id, image, labels, prediction) of the images to draw."""
+    from auto_deeplab_tf import overlay
     from auto_deeplab_tf.data import pipeline
     from auto_deeplab_tf.training.metrics import count_pixels, matrix_of
 
@@ -114,6 +123,10 @@ def _score(
         )
         counts += count_pixels(labels, predictions, model.num_classes, info.ignore_label).numpy()
         for image, label, prediction in zip(images, labels, predictions, strict=True):
+            if label_ids_dir is not None:
+                label_ids_dir.mkdir(exist_ok=True)
+                name = f"{split.ids[index]}_pred_labelIds.png"
+                overlay.save_png(label_ids_dir / name, info.stored_labels(prediction))
             if index in drawn:
                 samples.append((split.ids[index], image, label, prediction))
             index += 1

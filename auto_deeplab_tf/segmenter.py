@@ -374,8 +374,8 @@ class Segmenter(SupervisedModel):
         super().export(os.fspath(filepath), format, verbose, input_signature, **kwargs)
 
 
-def load_segmenter(path: str | os.PathLike) -> Segmenter:
-    """Reads the model file that `--model` names.
+def load_segmenter(path: str | os.PathLike, flag: str = "--model") -> Segmenter:
+    """Reads the model file that a flag names.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -383,16 +383,16 @@ def load_segmenter(path: str | os.PathLike) -> Segmenter:
     """
     rule = "give the model.keras that `python -m auto_deeplab_tf.train` or Segmenter.save wrote"
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"--model={path}: no such file; {rule}")
+        raise FileNotFoundError(f"{flag}={path}: no such file; {rule}")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"--model={path} is no .keras file; {rule}")
+        raise ValueError(f"{flag}={path} is no .keras file; {rule}")
     try:
         model = keras.saving.load_model(path)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"--model={path} cannot be read: {reason}") from error
+        raise ValueError(f"{flag}={path} cannot be read: {reason}") from error
     if not isinstance(model, Segmenter):
-        raise ValueError(f"--model={path} holds a {type(model).__name__}, not a Segmenter; {rule}")
+        raise ValueError(f"{flag}={path} holds a {type(model).__name__}, not a Segmenter; {rule}")
     return model
 
 

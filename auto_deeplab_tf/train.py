@@ -2,7 +2,8 @@
 
 Writes into --run_dir: model.keras (the best by validation mIoU), last.keras, metrics.csv (a row per
 epoch), architecture.json, flags.txt, overlays/ (the same validation images after every validation),
-checkpoints/, logs/ for TensorBoard. The same command goes on from the last checkpoint; on a
+checkpoints/, logs/ for TensorBoard, and with --init_from init.json (which weights were taken, which
+are new). The same command goes on from the last checkpoint; on a
 finished run it changes nothing.
 """
 
@@ -29,6 +30,7 @@ METRICS = (
 ARCHITECTURE_FILE = "architecture.json"
 MODEL_FILE = "model.keras"
 LAST_MODEL_FILE = "last.keras"
+INIT_FILE = "init.json"
 _PLAIN = ((127.5,) * 3, (127.5,) * 3)
 
 
@@ -85,6 +87,7 @@ class _Training:
     def run(self) -> dict[str, Any]:
         """Trains up to the last step."""
         from auto_deeplab_tf.training import distribution
+        from auto_deeplab_tf.training.run_dir import write_text
 
         options, run = self._options, self._run
         started = time.monotonic()
@@ -96,6 +99,9 @@ class _Training:
                 f"--steps={options.steps} become {self._total_steps}: "
                 f"{self._epochs} whole epochs of {self._steps_per_epoch}"
             )
+        with strategy.scope():
+            model = self._build()
+            started_from = self._start_from(model)
         with run, strategy.scope():
             # What the run depends on and its flags do not say.
             data = {"train": self._train.fingerprint, "val": self._val.fingerprint}
@@ -104,11 +110,27 @@ class _Training:
                 self._architecture.save(run / ARCHITECTURE_FILE)
             # One that is there is of a shorter run that now goes on.
             (run / LAST_MODEL_FILE).unlink(missing_ok=True)
-            model = self._build()
+            if started_from is not None:
+                write_text(run / INIT_FILE, json.dumps(started_from, indent=1) + "\n")
             self._fit(model)
             # Last: where it exists, the run is complete.
             _save(model, run / LAST_MODEL_FILE)
         return self._result(time.monotonic() - started)
+
+    def _start_from(self, model: Any) -> dict[str, Any] | None:
+        """Takes the weights of --init_from; None where there is none, or the run has begun."""
+        from auto_deeplab_tf.segmenter import load_segmenter
+        from auto_deeplab_tf.training import transfer
+
+        path = self._options.init_from
+        begun = (self._run / "checkpoints" / "checkpoint").exists()
+        if path is None or begun:
+            return None
+        result = transfer.take_weights(model, load_segmenter(path, "--init_from"), path)
+        if not self._options.json:
+            new = f"; new: {', '.join(result['new'])}" if result["new"] else ""
+            print(f"started from {path}: {result['taken']} weights taken{new}")
+        return result
 
     def _fit(self, model: Any) -> None:
         from auto_deeplab_tf.data import pipeline

@@ -6,7 +6,19 @@ import pytest
 
 from auto_deeplab_tf import cli, config
 
-FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.flags"))
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "configs").glob("*.flags"))
+SETS = ("camvid", "cityscapes", "voc2012", "coco", "ade20k", "folder")
+
+
+@pytest.fixture(autouse=True)
+def in_the_projects_folder(monkeypatch):
+    """Flag files include others by their path from there."""
+    monkeypatch.chdir(ROOT)
+
+
+def named(stem):
+    return next(path for path in FILES if path.stem == stem)
 
 
 def read(path):
@@ -17,16 +29,14 @@ def read(path):
 
 
 def test_a_file_per_use():
-    assert {path.stem for path in FILES} >= {
-        "demo_search",
-        "demo_train",
-        "camvid_search",
-        "camvid_train",
-        "cityscapes_search",
-        "cityscapes_train_s",
-        "cityscapes_train_m",
-        "cityscapes_train_l",
-    }
+    wanted = {"demo_search", "demo_train", "camvid_train"}
+    wanted |= {f"{name}_search" for name in SETS}
+    wanted |= {f"{name}_train_{size}" for name in (*SETS, "cityscapes_coarse") for size in "sml"}
+    assert {path.stem for path in FILES} >= wanted
+    for path in FILES:
+        assert read(path).dataset == path.stem.partition("_search")[0].partition("_train")[
+            0
+        ].replace("demo", "scenes")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -54,7 +64,7 @@ def test_a_short_search_can_decide_something(path):
 
 
 def test_the_recipe_of_the_paper():
-    path = next(path for path in FILES if path.stem == "cityscapes_search")
+    path = named("cityscapes_search")
     options = read(path)
     defaults = config.SearchConfig(run_dir="a")
     # The paper's setting is also what the defaults are.
@@ -73,11 +83,19 @@ def test_the_recipe_of_the_paper():
     assert options.image_size == (512, 1024)
 
 
+@pytest.mark.parametrize("name", [*SETS, "cityscapes_coarse"])
 @pytest.mark.parametrize(("size", "multiplier"), [("s", 20), ("m", 32), ("l", 48)])
-def test_the_three_sizes_of_the_paper_differ_in_the_filter_multiplier_only(size, multiplier):
-    path = next(path for path in FILES if path.stem == f"cityscapes_train_{size}")
-    options = read(path)
+def test_the_three_sizes_of_the_paper_differ_in_the_filter_multiplier_only(name, size, multiplier):
+    options = read(named(f"{name}_train_{size}"))
     assert options.filter_multiplier == multiplier
-    other = next(path for path in FILES if path.stem == "cityscapes_train_s")
-    conflicts = config.resume_conflicts(read(other), options)
+    conflicts = config.resume_conflicts(read(named(f"{name}_train_s")), options)
     assert len(conflicts) == (0 if size == "s" else 1)
+
+
+def test_the_crops_and_steps_of_the_paper():
+    crops = {"cityscapes": 769, "voc2012": 513, "coco": 513, "ade20k": 513}
+    steps = {"cityscapes": 1.5e6, "voc2012": 1.5e6, "coco": 4e6, "ade20k": 4e6}
+    for name, crop in crops.items():
+        options = read(named(f"{name}_train_s"))
+        assert options.crop_size == (crop, crop) and options.steps == steps[name]
+        assert (options.learning_rate, options.power, options.batch_size) == (0.05, 0.9, 16)

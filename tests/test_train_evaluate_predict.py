@@ -359,6 +359,92 @@ def test_evaluate_refuses_what_does_not_fit(finished, places, tmp_path):
     assert wrong.output_dir == str(output) and not output.exists()
 
 
+def test_label_ids_are_written_under_names_that_an_evaluation_finds(finished, model, tmp_path):
+    """The official Cityscapes evaluation looks for one CITY_SEQUENCE_FRAME*.png."""
+    mine = as_folder(tmp_path / "mine", masks=[7, 26, *range(100, 109)], names=model.class_names)
+    output = tmp_path / "out"
+    flags = ["--dataset=folder", f"--data_dir={mine}", f"--cache_dir={tmp_path / 'cache'}"]
+    result = evaluate.evaluate(
+        evaluation({"data_dir": "", "cache_dir": ""}, finished, output, *flags, "--write_label_ids")
+    )
+    stems = [path.stem for path in sorted((mine / "images").iterdir())]
+    assert result["num_images"] == len(stems) == 3
+    names = sorted(path.name for path in (output / "label_ids").iterdir())
+    assert names == [f"{stem}_pred_labelIds.png" for stem in stems]
+    table = np.array([7, 26, *range(100, 109)])
+    for stem, name in zip(stems, names, strict=True):
+        written = Image.open(output / "label_ids" / name)
+        assert written.mode == "L"
+        image = np.asarray(Image.open(mine / "images" / f"{stem}.png"))
+        np.testing.assert_array_equal(written, table[model.predict_class_ids(image)])
+    with pytest.raises(ValueError, match="leave --image_size out"):
+        more = ["--write_label_ids", "--image_size=32x48"]
+        evaluate.evaluate(
+            evaluation({"data_dir": "", "cache_dir": ""}, finished, output, *flags, *more)
+        )
+
+
+def as_folder(root, masks, names):
+    """Three images for `--dataset=folder`, all in val and train; class i has the id masks[i]."""
+    rng = np.random.default_rng(1)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    stems = [f"berlin_{index:06d}_000019" for index in range(3)]
+    for stem in stems:
+        image = rng.integers(0, 256, (*tiny_camvid.SIZE, 3), dtype=np.uint8)
+        label = np.array(masks, np.uint8)[rng.integers(0, len(masks), tiny_camvid.SIZE)]
+        Image.fromarray(image).save(root / "images" / f"{stem}.png")
+        Image.fromarray(label).save(root / "masks" / f"{stem}.png")
+    for split in ("train", "val"):
+        (root / f"{split}.txt").write_text("\n".join(stems))
+    classes = [{"name": name, "ids": [i]} for name, i in zip(names, masks, strict=True)]
+    (root / "dataset.json").write_text(json.dumps({"classes": classes}))
+    return root
+
+
+def test_init_from_takes_all_but_the_class_layer(finished, model, places, tmp_path):
+    mine = as_folder(tmp_path / "mine", masks=[0, 1], names=["low", "high"])
+    source = tmp_path / "source.keras"
+    shutil.copy(finished / "model.keras", source)
+    path = tmp_path / "run"
+    flags = [
+        *("--dataset=folder", f"--data_dir={mine}", f"--init_from={source}", "--steps=2"),
+        *("--steps_per_epoch=2", "--learning_rate=1e-30", "--class_weights=none", "--power=0.1"),
+    ]
+    train.train(options(places, path, *flags))
+    found = json.loads((path / "init.json").read_text())
+    assert found["model"] == str(source) and found["new"] == [
+        "decoder/classes/bias",
+        "decoder/classes/kernel",
+    ]
+    # With a learning rate of nothing, what was taken is what comes out.
+    ours = load_segmenter(path / "last.keras")
+    assert ours.class_names == ("low", "high")
+    trainable = zip(
+        ours.network.trainable_variables, model.network.trainable_variables, strict=True
+    )
+    equal = [np.array_equal(a, b) for a, b in trainable]
+    assert equal.count(False) == 2 and len(equal) > 20
+    assert found["taken"] >= equal.count(True)
+    # A run that goes on has its own weights, and does not need the file any more.
+    source.unlink()
+    train.train(options(places, path, *flags, "--steps=4"))
+    with pytest.raises(FileNotFoundError, match="--init_from=.*source.keras: no such file"):
+        train.train(options(places, tmp_path / "new", *flags))
+    assert not (tmp_path / "new").exists()
+
+
+def test_init_from_another_network_is_refused(finished, places, tmp_path):
+    source = f"--init_from={finished / 'model.keras'}"
+    with pytest.raises(ValueError, match=r"has filter_multiplier 1, .* give --filter_multiplier=1"):
+        train.train(options(places, tmp_path / "run", source, "--filter_multiplier=2"))
+    other = tmp_path / "other.json"
+    Architecture((0, 1), ARCHITECTURE.cell, "separable").save(other)
+    with pytest.raises(ValueError, match="has another architecture than --architecture"):
+        train.train(options(places | {"architecture": other}, tmp_path / "run", source))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """The same 40x52 picture as the kinds of files that occur, in a folder of their own."""
