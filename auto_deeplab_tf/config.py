@@ -17,6 +17,8 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from auto_deeplab_tf.fast_modes import EXACT, check_fast_modes
+
 Size = tuple[int, int]  # (height, width) in pixels; HEIGHTxWIDTH in text
 
 _REQUIRED = dataclasses.MISSING
@@ -468,6 +470,35 @@ class SearchConfig(RunConfig):
         minimum=0,
         below=1,
     )
+    partial_channels: int = flag(
+        1,
+        "K: one in K channels goes through the operations (PC-DARTS; 1: all)",
+        group="fast modes: not the exact search",
+        minimum=1,
+    )
+    mix_predecessors: bool = flag(
+        False,
+        "one cell a node, of its predecessors mixed by beta",
+        group="fast modes: not the exact search",
+    )
+    sampled_paths: int = flag(
+        0,
+        "paths that a step draws by beta and computes, 2 or more (0: all)",
+        group="fast modes: not the exact search",
+        minimum=0,
+    )
+    path_temperature: float = flag(
+        10.0,
+        "temperature of the sampled paths' gradient at the start",
+        group="fast modes: not the exact search",
+        above=0,
+    )
+    min_path_temperature: float = flag(
+        0.1,
+        "temperature of the sampled paths' gradient at the end",
+        group="fast modes: not the exact search",
+        above=0,
+    )
     epochs: int = flag(40, "epochs in all", group="optimisation", minimum=1, on_resume="grow")
     arch_start_epoch: int = flag(
         20, "first epoch (from 0) that updates alpha and beta", group="optimisation", minimum=0
@@ -545,6 +576,15 @@ class SearchConfig(RunConfig):
                 f"--min_learning_rate={self.min_learning_rate} must not be greater than "
                 f"--learning_rate={self.learning_rate}"
             )
+        if self.min_path_temperature > self.path_temperature:
+            raise ValueError(
+                f"--min_path_temperature={self.min_path_temperature} must not be greater than "
+                f"--path_temperature={self.path_temperature}"
+            )
+        try:
+            check_fast_modes(self.filter_multiplier, {name: getattr(self, name) for name in EXACT})
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

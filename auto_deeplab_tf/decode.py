@@ -12,12 +12,12 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from auto_deeplab_tf import accounting, cli, config, decoding, visualize
-from auto_deeplab_tf.architecture import Architecture, stride, write_atomically
+from auto_deeplab_tf.architecture import Architecture, Transition, stride, write_atomically
 
 cli.define(config.DecodeConfig)
 
@@ -41,7 +41,7 @@ def main() -> None:
     options = cli.read(config.DecodeConfig)
     logits, source = _read(options)
     output = Path(options.output or Path(options.run_dir) / "architecture.json")
-    cell = decoding.decode_cell(logits.alpha)
+    cell = decoding.decode_cell(logits.alpha, logits.edge)
     ranked = choose(logits, cell, options)
     best = ranked[0]
     architecture = Architecture(
@@ -218,9 +218,7 @@ def _summary(
         "log_prob": best.log_prob,
         "alpha_entropy": decoding.alpha_entropy(logits.alpha),
         "beta_entropy": decoding.beta_entropy(logits.beta),
-        "not_identified": [
-            list(row[:3]) for row in decoding.unidentified_transitions(architecture.num_layers)
-        ],
+        "not_identified": [list(row[:3]) for row in _unidentified(architecture)],
     }
     if best.costs:
         multiplier = max(best.costs)
@@ -253,8 +251,12 @@ def in_words(
     lines += [
         f"Entropy: alpha {decoding.alpha_entropy(logits.alpha):.3f} nats (undecided "
         f"{math.log(8):.3f}), beta {decoding.beta_entropy(logits.beta):.3f}",
-        _not_identified(levels),
     ]
+    if _unidentified(architecture):
+        lines.append(_not_identified(architecture))
+    if _fast_modes(architecture):
+        modes = ", ".join(f"{name}={value}" for name, value in _fast_modes(architecture).items())
+        lines.append(f"Not the exact search; fast modes: {modes}")
     if best.costs:
         multiplier = max(best.costs)
         cost = best.costs[multiplier]
@@ -270,9 +272,24 @@ def in_words(
     return "\n".join(lines)
 
 
-def _not_identified(levels: tuple[int, ...]) -> str:
+def _fast_modes(architecture: Architecture) -> Mapping[str, Any]:
+    """What the search says of itself; nothing where only its logits are known."""
+    return architecture.provenance.get("fast_modes", {})
+
+
+def _unidentified(architecture: Architecture) -> Sequence[Transition]:
+    """The moves that beta could not learn: none where predecessors were mixed.
+
+    There beta weights the one predecessor against H^{l-2}, which no normalisation cancels.
+    """
+    if _fast_modes(architecture).get("mix_predecessors"):
+        return ()
+    return decoding.unidentified_transitions(architecture.num_layers)
+
+
+def _not_identified(architecture: Architecture) -> str:
     """Says which moves beta did not learn, and which of them the path takes."""
-    rows = decoding.unidentified_transitions(len(levels))
+    levels, rows = architecture.levels, _unidentified(architecture)
     before = (0, *levels[:-1])
     parts = []
     for row in rows:

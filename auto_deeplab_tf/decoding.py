@@ -38,20 +38,38 @@ from auto_deeplab_tf.architecture import (
 
 
 class Logits(NamedTuple):
-    """What a search leaves in logits.npz; `atrous` is None where the file does not say."""
+    """What a search leaves in logits.npz.
+
+    `atrous` is None where the file does not say; `edge`, the logits of the edges into each block,
+    is None but for a search with partial channels.
+    """
 
     alpha: np.ndarray
     beta: np.ndarray
     atrous: str | None
+    edge: np.ndarray | None = None
 
 
 def save_logits(
-    path: str | os.PathLike[str], alpha_logits: Any, beta_logits: Any, atrous: str
+    path: str | os.PathLike[str],
+    alpha_logits: Any,
+    beta_logits: Any,
+    atrous: str,
+    edge_logits: Any = None,
 ) -> None:
-    """Writes logits.npz atomically: the arrays `alpha` and `beta`, and the text `atrous`."""
+    """Writes logits.npz atomically: the arrays `alpha` and `beta`, and the text `atrous`.
+
+    With `edge_logits` the array `edge` too.
+    """
     content = io.BytesIO()
-    alpha, beta = np.asarray(alpha_logits), np.asarray(beta_logits)
-    np.savez(content, alpha=alpha, beta=beta, atrous=np.array(atrous))
+    arrays: dict[str, Any] = {
+        "alpha": np.asarray(alpha_logits),
+        "beta": np.asarray(beta_logits),
+        "atrous": np.array(atrous),
+    }
+    if edge_logits is not None:
+        arrays["edge"] = np.asarray(edge_logits)
+    np.savez(content, **arrays)
     write_atomically(path, content.getvalue())
 
 
@@ -80,7 +98,9 @@ def load_logits(path: str | os.PathLike[str]) -> Logits:
     if atrous is not None and atrous not in ATROUS_KINDS:
         raise ValueError(f"{path}: atrous must be 'full' or 'separable'. Received: {atrous!r}.")
     try:
-        return Logits(checked_alpha(arrays["alpha"]), checked_beta(arrays["beta"]), atrous)
+        alpha, beta = checked_alpha(arrays["alpha"]), checked_beta(arrays["beta"])
+        edge = checked_edge(arrays["edge"], alpha) if "edge" in arrays else None
+        return Logits(alpha, beta, atrous, edge)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -105,6 +125,18 @@ def checked_beta(beta_logits: Any) -> np.ndarray:
     logits = _as_floats("beta", beta_logits)
     _check_beta_shape("beta", logits)
     _check_finite("beta", logits, move_mask(len(logits)))
+    return logits
+
+
+def checked_edge(edge_logits: Any, alpha_logits: Any) -> np.ndarray:
+    """Returns the edges' logits as float64 [B (B + 3) / 2], or says what is wrong with them."""
+    logits = _as_floats("edge", edge_logits)
+    if logits.shape != (len(alpha_logits),):
+        raise ValueError(
+            f"edge must have the shape [{len(alpha_logits)}], a number for each row of alpha. "
+            f"Received: {list(logits.shape)}."
+        )
+    _check_finite("edge", logits, np.ones(logits.shape, bool))
     return logits
 
 
@@ -138,21 +170,27 @@ def log_softmax_beta(beta_logits: Any) -> np.ndarray:
     return _log_softmax(logits, move_mask(len(logits)))
 
 
-def decode_cell(alpha_logits: Any) -> tuple[tuple[Edge, Edge], ...]:
+def decode_cell(alpha_logits: Any, edge_logits: Any = None) -> tuple[tuple[Edge, Edge], ...]:
     """Keeps the two strongest edges of each block, and on each its strongest operation.
 
     The strength of an edge is the largest probability among its operations other than `none`,
-    where `none` takes its share of the softmax. Ties go to the lower index, of edges and of
-    operations. Inside a block the edges come out in the order of alpha.
+    where `none` takes its share of the softmax. Of a search with partial channels it is that times
+    the weight of the edge, the softmax of `edge_logits` over the edges into its block (PC-DARTS,
+    arXiv:1907.05737, sec. 3.3). Ties go to the lower index, of edges and of operations. Inside a
+    block the edges come out in the order of alpha.
 
     Args:
         alpha_logits: float [B (B + 3) / 2, 8].
+        edge_logits: float [B (B + 3) / 2], or None.
     """
     columns = [OPERATIONS.index(name) for name in DECODABLE_OPERATIONS]
     log_alpha = log_softmax_alpha(alpha_logits)[:, columns]
     best = np.argmax(log_alpha, axis=1)
     strength = np.max(log_alpha, axis=1)
     edges = relaxed_edges(_blocks_of(len(log_alpha)))
+    if edge_logits is not None:
+        # A softmax over one block shifts its logits by one amount: their order is what counts.
+        strength = strength + checked_edge(edge_logits, log_alpha)
     cell = []
     for _, candidates in itertools.groupby(edges, key=lambda edge: edge.block):
         # sorted() is stable: of equal strengths the lower index comes first.
@@ -297,6 +335,7 @@ def decode(
     beta_logits: Any,
     atrous: str,
     provenance: Mapping[str, Any] | None = None,
+    edge_logits: Any = None,
 ) -> Architecture:
     """Returns the architecture that alpha and beta favour.
 
@@ -305,11 +344,12 @@ def decode(
         beta_logits: float [L, 4, 3]; beta[l, s, m] leaves level s by m - 1 on the way into layer l.
         atrous: What the search used for its atrous operation, `"full"` or `"separable"`.
         provenance: Where the logits come from.
+        edge_logits: Of a search with partial channels, see `decode_cell`.
     """
     levels, _ = viterbi(log_softmax_beta(beta_logits))
     return Architecture(
         levels=levels,
-        cell=decode_cell(alpha_logits),
+        cell=decode_cell(alpha_logits, edge_logits),
         atrous=atrous,
         provenance=provenance or {},
     )

@@ -6,6 +6,7 @@ TensorBoard. The same command goes on from the last checkpoint; on a finished ru
 nothing.
 """
 
+import sys
 import time
 from typing import Any
 
@@ -73,6 +74,9 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         # One that is there is of a shorter run that now goes on.
         (run / "architecture.json").unlink(missing_ok=True)
         search = _build(options, train, total_steps)
+        if search.fast_modes:
+            modes = ", ".join(f"{name}={value}" for name, value in search.fast_modes.items())
+            print(f"fast modes (not the exact search): {modes}", file=sys.stderr, flush=True)
         checkpoints = search.checkpoints(run / "checkpoints", options.keep_checkpoints)
         checkpoints.restore()
         search.fit(
@@ -107,7 +111,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
                 "tensorflow": tf.__version__,
             }
         )
-        decoding.save_logits(run / "logits.npz", alpha, beta, options.atrous)
+        decoding.save_logits(run / "logits.npz", alpha, beta, options.atrous, search.edge_logits)
         visualize.save_architecture_drawing(architecture, run / "architecture", beta)
         # Last: where it exists, the run is complete.
         architecture.save(run / "architecture.json")
@@ -135,6 +139,12 @@ def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:
         arch_weight_decay=options.arch_weight_decay,
         batch_norm_decay=options.batch_norm_decay,
         gradient_clip_norm=options.gradient_clip_norm,
+        partial_channels=options.partial_channels,
+        mix_predecessors=options.mix_predecessors,
+        sampled_paths=options.sampled_paths,
+        path_temperature=keras.optimizers.schedules.PolynomialDecay(
+            options.path_temperature, total_steps, options.min_path_temperature
+        ),
         seed=options.seed,
         dtype_policy=options.dtype_policy,
     )

@@ -65,6 +65,8 @@ class ArchitectureSearch:
         arch_weight_decay: L2 on alpha and beta.
         batch_norm_decay: of the moving statistics.
         gradient_clip_norm: largest global norm of the weights' gradient, or None.
+        partial_channels, mix_predecessors, sampled_paths: fast modes, see `Supernet`.
+        path_temperature: of sampled paths, see `BilevelModel`.
         seed: of the initial weights, alpha and beta.
         dtype_policy: "float32", "mixed_bfloat16" or "mixed_float16": the dtype of the features.
             Variables, alpha, beta, statistics, softmax and loss are float32 always.
@@ -90,6 +92,10 @@ class ArchitectureSearch:
         arch_weight_decay: float = 1e-3,
         batch_norm_decay: float = 0.99,
         gradient_clip_norm: float | None = None,
+        partial_channels: int = 1,
+        mix_predecessors: bool = False,
+        sampled_paths: int = 0,
+        path_temperature: Any = 1.0,
         seed: int = 0,
         dtype_policy: str = "float32",
     ):
@@ -104,6 +110,9 @@ class ArchitectureSearch:
             std=std,
             seed=seed,
             dtype=dtype_policy,
+            partial_channels=partial_channels,
+            mix_predecessors=mix_predecessors,
+            sampled_paths=sampled_paths,
         )
         self.model = BilevelModel(
             supernet,
@@ -113,6 +122,7 @@ class ArchitectureSearch:
             arch_weight_decay=arch_weight_decay,
             batch_norm_decay=batch_norm_decay,
             gradient_clip_norm=gradient_clip_norm,
+            path_temperature=path_temperature,
         )
 
     def compile(
@@ -214,12 +224,32 @@ class ArchitectureSearch:
     @property
     def logits(self) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, beta) logits as NumPy arrays, [B (B + 3) / 2, 8] and [L, 4, 3]."""
-        alpha, beta = self.model.supernet.architecture_variables
+        supernet = self.model.supernet
+        alpha, beta = supernet.alpha_logits, supernet.beta_logits
         return keras.ops.convert_to_numpy(alpha), keras.ops.convert_to_numpy(beta)
 
+    @property
+    def edge_logits(self) -> np.ndarray | None:
+        """Logits of the edges into each block, [B (B + 3) / 2]; None without partial channels."""
+        logits = self.model.supernet.edge_logits
+        return None if logits is None else keras.ops.convert_to_numpy(logits)
+
+    @property
+    def fast_modes(self) -> dict[str, Any]:
+        """The fast modes of the search, by name; empty for the search as the paper has it."""
+        return self.model.supernet.fast_modes
+
     def decode(self, provenance: Mapping[str, Any] | None = None) -> Architecture:
-        """Reads off the strongest cell and the most probable path (paper, sec. 3.3)."""
-        return decoding.decode(*self.logits, self.model.supernet.atrous, provenance)
+        """Reads off the strongest cell and the most probable path (paper, sec. 3.3).
+
+        Fast modes are added to the provenance as `fast_modes`.
+        """
+        provenance = dict(provenance or {})
+        if self.fast_modes:
+            provenance["fast_modes"] = self.fast_modes
+        return decoding.decode(
+            *self.logits, self.model.supernet.atrous, provenance, self.edge_logits
+        )
 
     def report(self) -> dict[str, Any]:
         """Returns where the search stands.
@@ -243,7 +273,7 @@ class ArchitectureSearch:
     def fingerprint(self) -> str:
         """SHA-256 of the search space: what a checkpoint of this search belongs to."""
         config = self.model.supernet.get_config()
-        space = {name: config[name] for name in _SEARCH_SPACE}
+        space = {name: config[name] for name in _SEARCH_SPACE} | self.fast_modes
         return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()
 
     def checkpoints(self, directory: Any, keep: int = 3) -> Checkpoints:

@@ -341,12 +341,13 @@ def _concat(axes: Axes, ys: list[float], x: float) -> None:
 # --- Heat maps ---
 
 
-def heat_map_figure(alpha_logits: Any, beta_logits: Any) -> Figure:
+def heat_map_figure(alpha_logits: Any, beta_logits: Any, edge_logits: Any = None) -> Figure:
     """Draws alpha and beta as heat maps, with what decoding takes framed.
 
     Args:
         alpha_logits: float [B (B + 3) / 2, 8].
         beta_logits: float [L, 4, 3]; hatched where no path goes.
+        edge_logits: float [B (B + 3) / 2] of a search with partial channels.
     """
     alpha, beta = softmax_alpha(alpha_logits), masked_softmax_beta(beta_logits)
     num_edges, num_layers = len(alpha), len(beta)
@@ -369,7 +370,7 @@ def heat_map_figure(alpha_logits: Any, beta_logits: Any) -> Figure:
     edges = relaxed_edges(num_blocks_of(alpha_logits))
     decoded = {
         (edge.index, OPERATIONS.index(kept.op))
-        for block, kept_edges in enumerate(decode_cell(alpha_logits))
+        for block, kept_edges in enumerate(decode_cell(alpha_logits, edge_logits))
         for kept in kept_edges
         for edge in edges
         if (edge.block, edge.source) == (block, kept.source)

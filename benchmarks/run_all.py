@@ -56,13 +56,13 @@ def machine() -> dict[str, str]:
     return {"commit": commit, "cpu": process.cpu_model(), "versions": ", ".join(versions)}
 
 
-def write(rows: list[dict[str, Any]]) -> None:
+def write(rows: list[dict[str, Any]], path: Path = RESULTS) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(text.getvalue(), encoding="utf-8")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text.getvalue(), encoding="utf-8")
 
 
 def main(_: list[str]) -> None:

@@ -29,6 +29,9 @@ flags.DEFINE_integer("num_layers", 12, "L", lower_bound=1)
 flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
 flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
 flags.DEFINE_integer("num_classes", 19, "classes", lower_bound=2)
+flags.DEFINE_integer("partial_channels", 1, "K, a fast mode", lower_bound=1)
+flags.DEFINE_boolean("mix_predecessors", False, "one cell a node, a fast mode")
+flags.DEFINE_integer("sampled_paths", 0, "paths of a step, a fast mode", lower_bound=0)
 flags.DEFINE_enum("atrous", "separable", ["separable", "full"], "form of the atrous operations")
 flags.DEFINE_enum("step_mode", "eager", ["eager", "traced"], "how the outer step runs")
 flags.DEFINE_enum("remat", "auto", ["auto", "true", "false"], "recomputation of nodes")
@@ -74,6 +77,9 @@ def measure() -> dict[str, Any]:
         input_size=size,
         atrous=FLAGS.atrous,
         dtype=FLAGS.dtype_policy,
+        partial_channels=FLAGS.partial_channels,
+        mix_predecessors=FLAGS.mix_predecessors,
+        sampled_paths=FLAGS.sampled_paths,
     )
     model = BilevelModel(supernet)
     model.compile(
@@ -92,6 +98,8 @@ def measure() -> dict[str, Any]:
         return tf.constant(images), tf.constant(labels)
 
     data = (batch(), batch())
+    if FLAGS.formulation == "plain" and FLAGS.sampled_paths:
+        raise ValueError("--formulation=plain has no --sampled_paths")
     if FLAGS.formulation == "plain":
         step = _plain_step(model)
     elif FLAGS.step_mode == "traced":
@@ -100,7 +108,9 @@ def measure() -> dict[str, Any]:
         step = model.train_step
 
     def iterate():
-        return {name: float(value) for name, value in step(data).items()}
+        logs = {name: float(value) for name, value in step(data).items()}
+        model.completed_steps.assign_add(1)  # sampled paths are those of the step
+        return logs
 
     iterate()
     seconds_to_first = process.seconds_since_start()

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 EPSILON = 1e-3
+NAMES = ("sep_3x3", "sep_5x5", "atrous_3x3", "atrous_5x5")
+NAMES += ("avg_pool_3x3", "max_pool_3x3", "skip", "none")
 
 
 class Reference:
@@ -20,14 +22,17 @@ class Reference:
         supernet: `Supernet`, the source of settings and of the moving statistics' layout.
         weights: name of segment -> name of array -> tensor.
         alpha_logits, beta_logits: tensors.
-        training: True: statistics of the batch.
+        edge_logits: tensor, with partial channels only.
+        moves: tensor [L, 4, 3] in place of beta's softmax, of a search that samples paths.
     """
 
-    def __init__(self, supernet, weights, alpha_logits, beta_logits):
+    def __init__(self, supernet, weights, alpha_logits, beta_logits, edge_logits=None, moves=None):
         self.net = supernet
         self.weights = weights
         self.alpha = tf.nn.softmax(alpha_logits, axis=-1)
         self.beta_logits = beta_logits
+        self.edge_logits = edge_logits
+        self.moves = moves
         self.layers = supernet.num_layers
         self.num_blocks = supernet.num_blocks
         self.filters = supernet.filter_multiplier
@@ -38,6 +43,8 @@ class Reference:
 
     def beta(self, layer, level, move):
         """Probability of one move: softmax over those that stay inside the trellis."""
+        if self.moves is not None:
+            return self.moves[layer, level, move]
         moves = [m for m in range(3) if 0 <= level + m - 1 <= 3]
         probabilities = tf.nn.softmax(tf.stack([self.beta_logits[layer, level, m] for m in moves]))
         return probabilities[moves.index(move)]
@@ -78,20 +85,40 @@ class Reference:
             x = self.separable_stage(x, kernel[:, :, target, lane_of], pointwise, rate)
         return x
 
+    def edge(self, x, edge, source, target, weights, lane):
+        """One edge: the alpha-weighted sum of its operations.
+
+        With partial channels K, of the first 1/K of the channels; the others pass, and all are
+        shuffled.
+        """
+        k = self.net.partial_channels
+        mixed, *rest = tf.split(x, k, axis=-1)
+        total = 0.0
+        for column, name in enumerate(NAMES):
+            total += self.alpha[edge, column] * self.apply(
+                name, mixed, weights, source, target, lane
+            )
+        if k == 1:
+            return total
+        # Shuffled: the first channel of every group, then the second of every group, ...
+        return tf.reshape(tf.stack([total, *rest], axis=-1), (*x.shape[:-1], x.shape[-1]))
+
     def cell(self, prev, prev_prev, weights, lane):
-        names = ("sep_3x3", "sep_5x5", "atrous_3x3", "atrous_5x5")
-        names += ("avg_pool_3x3", "max_pool_3x3", "skip", "none")
         states = {"prev": prev, "prev_prev": prev_prev}
         edge = 0
         for block in range(self.num_blocks):
             total = 0.0
+            if self.edge_logits is not None:
+                # Edge normalisation: a softmax over the edges into this block.
+                into = tf.nn.softmax(self.edge_logits[edge : edge + len(states)])
+                first = edge
             for source in list(states):
                 # The i-th copy of a source's kernels belongs to the i-th block that may read it.
                 first_reader = int(source[6:]) + 1 if source.startswith("block_") else 0
-                for k, name in enumerate(names):
-                    total += self.alpha[edge, k] * self.apply(
-                        name, states[source], weights, source, block - first_reader, lane
-                    )
+                result = self.edge(
+                    states[source], edge, source, block - first_reader, weights, lane
+                )
+                total += result if self.edge_logits is None else into[edge - first] * result
                 edge += 1
             states[f"block_{block}"] = total
         return tf.concat([states[f"block_{i}"] for i in range(self.num_blocks)], axis=-1)
@@ -134,7 +161,7 @@ class Reference:
                 prev_prev = self.bring(
                     before[nearest], weights["prev_prev"], nearest, stride, sizes[stride]
                 )
-                total = 0.0
+                total, mixed = 0.0, 0.0
                 for lane, from_stride in enumerate(predecessors):
                     prev = self.bring(
                         last[from_stride],
@@ -145,14 +172,20 @@ class Reference:
                     )
                     from_level = int(np.log2(from_stride)) - 2
                     move = {stride: 1, stride // 2: 2, stride * 2: 0}[from_stride]
-                    total += self.beta(layer, from_level, move) * self.cell(
-                        prev, prev_prev, weights, lane
-                    )
+                    beta = self.beta(layer, from_level, move)
+                    if self.net.mix_predecessors:
+                        mixed += beta * prev
+                    else:
+                        total += beta * self.cell(prev, prev_prev, weights, lane)
+                if self.net.mix_predecessors:
+                    total = self.cell(mixed, prev_prev, weights, 0)
                 current[stride] = total
             before, last = last, current
 
         total = 0.0
         for stride, x in last.items():
+            if self.moves is not None and not np.any(x):
+                continue  # no path ends here
             weights = self.weights[f"head_{int(np.log2(stride)) - 2}"]
             x = tf.nn.relu(x)
             rate = 96 // stride
@@ -173,7 +206,7 @@ class Reference:
         return total
 
 
-def plain_logits(supernet, x, variables, alpha_logits, beta_logits):
+def plain_logits(supernet, x, variables, *architecture, moves=None):
     """The reference's logits from the same values.
 
     Differentiable with respect to the given tensors.
@@ -189,4 +222,4 @@ def plain_logits(supernet, x, variables, alpha_logits, beta_logits):
             if variable is not None:
                 arrays |= layout.unpack(values[id(variable)])
         weights[segment.name] = arrays
-    return Reference(supernet, weights, alpha_logits, beta_logits).logits(x)
+    return Reference(supernet, weights, *architecture, moves=moves).logits(x)

@@ -115,6 +115,22 @@ def test_every_bound_is_held(config_class):
         ),
         (
             config.SearchConfig,
+            {"filter_multiplier": 8, "partial_channels": 3},
+            "--partial_channels=3 must divide filter_multiplier=8",
+        ),
+        (config.SearchConfig, {"sampled_paths": 1}, "--sampled_paths=1 must be 0 .*or at least 2"),
+        (
+            config.SearchConfig,
+            {"sampled_paths": 2, "mix_predecessors": True},
+            "--sampled_paths=2 cannot go with mix_predecessors",
+        ),
+        (
+            config.SearchConfig,
+            {"min_path_temperature": 11.0},
+            "--min_path_temperature=11.0 must not be greater than --path_temperature=10.0",
+        ),
+        (
+            config.SearchConfig,
             {"scale_min": 2.0, "scale_max": 1.0},
             "--scale_min=2.0 must not be greater than --scale_max=1.0",
         ),

@@ -62,6 +62,25 @@ def all_counted(alpha, beta, filter_multiplier):
 # --- Without a budget ---
 
 
+def test_a_fast_search_is_decoded_with_its_edges_and_said_to_be_one(tmp_path, monkeypatch, capsys):
+    alpha, beta = random_logits(3, 3, 3)
+    edge = 9.0 * np.random.default_rng(3).normal(size=len(alpha))
+    decoding.save_logits(tmp_path / "logits.npz", alpha, beta, "full", edge)
+    modes = {"partial_channels": 2, "mix_predecessors": True}
+    searched = decoding.decode(alpha, beta, "full", {"fast_modes": modes})
+    searched.save(tmp_path / "architecture.json")
+    options = cli.parse(config.DecodeConfig, [f"--run_dir={tmp_path}"])
+    monkeypatch.setattr(cli, "read", lambda _: options)
+    decode.main()
+    written = Architecture.load(tmp_path / "architecture.json")
+    assert written == decoding.decode(alpha, beta, "full", edge_logits=edge) != searched
+    assert written.provenance["fast_modes"] == modes
+    out = capsys.readouterr().out
+    assert "Not the exact search; fast modes: partial_channels=2, mix_predecessors=True" in out
+    # With mixed predecessors beta is identified everywhere.
+    assert "Not identified" not in out
+
+
 def test_a_run_is_decoded_into_its_own_folder(tmp_path):
     alpha, beta = random_logits(0, 12, 5)
     decoding.save_logits(tmp_path / "logits.npz", alpha, beta, "full")

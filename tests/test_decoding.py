@@ -248,6 +248,31 @@ def test_none_is_never_decoded_but_weakens_its_edge():
     assert [edge.source for edge in decoding.decode_cell(alpha)[1]] == ["prev", "block_0"]
 
 
+@pytest.mark.parametrize("num_blocks", [1, 2, 5])
+def test_the_weight_of_an_edge_counts_where_a_search_had_one(num_blocks):
+    """Strength: alpha's largest probability times the softmax of the block's edges."""
+    changed = 0
+    for seed in range(10):
+        alpha, _ = random_logits(200 + seed, num_blocks=num_blocks)
+        edge_logits = np.random.default_rng(seed).normal(size=len(alpha))
+        cell = decoding.decode_cell(alpha, edge_logits)
+        row = 0
+        for block, kept in enumerate(cell):
+            names = ["prev", "prev_prev"] + [f"block_{j}" for j in range(block)]
+            rows = slice(row, row + len(names))
+            weights = plain_softmax(edge_logits[rows])
+            best = [max(plain_softmax(values)[:DECODABLE]) for values in alpha[rows]]
+            strength = dict(zip(names, np.array(best) * weights, strict=True))
+            expected = sorted(strength, key=strength.get)[-2:]
+            assert {edge.source for edge in kept} == set(expected)
+            row += len(names)
+        plain = decoding.decode_cell(alpha)
+        changed += cell != plain
+        # Equal edges decide nothing, and every edge keeps its operation.
+        assert decoding.decode_cell(alpha, np.full(len(alpha), 3.0)) == plain
+    assert changed > 3 or num_blocks == 1
+
+
 def test_ties_go_to_the_lower_index():
     cell = decoding.decode_cell(np.zeros((9, 8)))
     expected = (Edge("prev", "sep_3x3"), Edge("prev_prev", "sep_3x3"))
@@ -475,6 +500,10 @@ def test_logits_round_trip(tmp_path):
     assert read.atrous == "full"
     np.savez(path, alpha=alpha, beta=beta)
     assert decoding.load_logits(path).atrous is None
+    assert read.edge is None
+    edge = np.arange(len(alpha)) / 7
+    decoding.save_logits(path, alpha, beta, "full", edge)
+    np.testing.assert_array_equal(decoding.load_logits(path).edge, edge)
 
 
 @pytest.mark.parametrize(
@@ -489,6 +518,14 @@ def test_logits_round_trip(tmp_path):
         (
             {"alpha": np.zeros((2, 8)), "beta": np.zeros((3, 4, 3)), "atrous": np.array("half")},
             "atrous must be 'full' or 'separable'. Received: 'half'",
+        ),
+        (
+            {"alpha": np.zeros((2, 8)), "beta": np.zeros((3, 4, 3)), "edge": np.zeros(3)},
+            r"edge must have the shape \[2\].* Received: \[3\]",
+        ),
+        (
+            {"alpha": np.zeros((2, 8)), "beta": np.zeros((3, 4, 3)), "edge": np.array([0, np.inf])},
+            "edge must be finite",
         ),
         ({"alpha": np.array([{}]), "beta": np.zeros((3, 4, 3))}, "is not a complete .npz file"),
     ],

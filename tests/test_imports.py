@@ -12,6 +12,7 @@ GROUPS = [
     "architecture",
     "accounting",
     "decoding",
+    "fast_modes",
     "config",
     "nn.",
     "baselines.",

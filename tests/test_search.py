@@ -9,7 +9,7 @@ from commands import check_refused, latest_variables, run_and_kill, snapshot
 from commands import run as run_command
 
 from auto_deeplab_tf.architecture import Architecture
-from auto_deeplab_tf.decoding import decode
+from auto_deeplab_tf.decoding import decode, load_logits
 
 SMALL = (
     "--dataset=scenes --image_size=64x128 --crop_size=40x48 --batch_size=2 --num_layers=2 "
@@ -38,6 +38,7 @@ def finished(tmp_path_factory, cache):
 
 def test_a_search_leaves_what_the_interfaces_promise(finished):
     architecture = Architecture.load(finished / "architecture.json")
+    assert "fast_modes" not in architecture.provenance
     with np.load(finished / "logits.npz") as logits:
         assert logits["alpha"].shape == (2, 8)
         assert logits["beta"].shape == (2, 4, 3)
@@ -98,6 +99,23 @@ def test_a_run_directory_of_another_configuration_is_refused(finished, cache):
     check_refused(run(finished, cache, "--num_layers=3"), "--num_layers=3", "other options")
     check_refused(run(finished, cache, "--noresume"), "already holds a run")
     assert snapshot(finished) == before
+
+
+def test_a_fast_search_says_so_everywhere_and_decodes_with_its_edges(cache, tmp_path):
+    path = tmp_path / "fast"
+    modes = ("--filter_multiplier=2", "--partial_channels=2", "--sampled_paths=2")
+    done = run(path, cache, *modes)
+    assert done.returncode == 0, done.stderr
+    assert "fast modes (not the exact search): partial_channels=2, sampled_paths=2" in done.stderr
+    architecture = Architecture.load(path / "architecture.json")
+    assert architecture.provenance["fast_modes"] == {"partial_channels": 2, "sampled_paths": 2}
+    logits = load_logits(path / "logits.npz")
+    assert logits.edge.shape == (2,) and np.abs(logits.edge).max() > 0.01
+    assert architecture == decode(logits.alpha, logits.beta, "separable", edge_logits=logits.edge)
+    before = snapshot(path)
+    check_refused(run(path, cache, *modes[:2]), "--sampled_paths=0", "other options")
+    check_refused(run(path, cache, modes[0], modes[2]), "--partial_channels=1", "other options")
+    assert snapshot(path) == before
 
 
 def test_a_crop_larger_than_the_images_is_refused_and_nothing_is_written(cache, tmp_path):

@@ -251,6 +251,11 @@ def plain_normalize_batch(images, gamma, beta, epsilon):
     return ops.cast(normalized, images.dtype), mean, variance
 
 
+def is_known(tensor):
+    """Tells whether a tensor has its values already: not inside a function that is being traced."""
+    return _TENSORFLOW and not tf.is_symbolic_tensor(tensor)
+
+
 def num_replicas():
     """Returns the number of replicas of the TensorFlow strategy in force; elsewhere 1."""
     if _TENSORFLOW and tf.distribute.has_strategy():

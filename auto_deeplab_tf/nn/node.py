@@ -14,6 +14,9 @@ operations:
 - Pooling is computed once a source; `none` costs nothing.
 
 Channels are always ordered (operation, target, predecessor, filter).
+
+Two settings change what is computed (the fast modes of the search): `partial_channels` sends a part
+of the channels through the operations, `mix_predecessors` evaluates one cell for all predecessors.
 """
 
 import dataclasses
@@ -65,6 +68,11 @@ class NodeKind(SegmentKind):
         atrous: "separable" or "full".
         share_operations: whether the predecessors share the kernels of the operations.
         operations: the columns of alpha.
+        partial_channels: K, a divisor of `filters`. On every edge the first 1/K of the channels go
+            through the operations and the others pass as they are; the edges into a block are
+            weighted; a block's channels are shuffled, so that all of them take their turn.
+            (PC-DARTS, Xu et al., ICLR 2020, arXiv:1907.05737.) 1: all channels, edges unweighted.
+        mix_predecessors: sH^l = Cell(sum_p beta_p * p, sH^{l-2}; alpha): one cell a node.
     """
 
     level: int
@@ -77,6 +85,8 @@ class NodeKind(SegmentKind):
     operations: tuple[Operation, ...] = dataclasses.field(
         default_factory=lambda: tuple(OPERATION_TABLE)
     )
+    partial_channels: int = 1
+    mix_predecessors: bool = False
 
     @functools.cached_property
     def sources(self):
@@ -87,9 +97,19 @@ class NodeKind(SegmentKind):
         blocks = [f"block_{i}" for i in range(self.num_blocks - 1)]
         return tuple((name, tuple(by_source[name])) for name in ("prev", "prev_prev", *blocks))
 
+    @property
+    def num_cells(self):
+        """The number of cells that the node evaluates side by side."""
+        return 1 if self.mix_predecessors else len(self.predecessors)
+
+    @property
+    def mixed_filters(self):
+        """The channels of a block that go through the operations."""
+        return self.filters // self.partial_channels
+
     def _lanes(self, source):
-        """The number of predecessors for which the edges of a source are computed."""
-        return 1 if source == "prev_prev" and self.share_operations else len(self.predecessors)
+        """The number of cells for which the edges of a source are computed."""
+        return 1 if source == "prev_prev" and self.share_operations else self.num_cells
 
     def _is_separable(self, operation):
         return operation.is_separable(self.atrous)
@@ -116,12 +136,12 @@ class NodeKind(SegmentKind):
 
     @functools.cached_property
     def kernels(self):
-        filters = self.filters
+        filters = self.mixed_filters
         shapes = {
-            f"prev_{i}": ((state.channels, filters), state.channels)
+            f"prev_{i}": ((state.channels, self.filters), state.channels)
             for i, state in enumerate(self.predecessors)
         }
-        shapes["prev_prev"] = ((self.prev_prev.channels, filters), self.prev_prev.channels)
+        shapes["prev_prev"] = ((self.prev_prev.channels, self.filters), self.prev_prev.channels)
         for source, edges in self.sources:
             lanes = 1 if self.share_operations else self._lanes(source)
             for stage, convolutions in enumerate(self.stages):
@@ -147,46 +167,108 @@ class NodeKind(SegmentKind):
         channels = (len(self.predecessors) + 1) * self.filters
         for source, edges in self.sources:
             lanes = self._lanes(source)
-            channels += sum(map(len, self.stages)) * len(edges) * lanes * self.filters
+            channels += sum(map(len, self.stages)) * len(edges) * lanes * self.mixed_filters
         return channels
 
     def compute(self, kernels, affine, moving, architecture, inputs, training):
         """See `SegmentKind.compute`.
 
-        architecture: (alpha [num_edges, num_ops], beta [predecessors]).
+        architecture: (alpha [num_edges, num_ops], beta [predecessors]), with partial channels also
+            the weights of the edges [num_edges].
         inputs: (one H^{l-1} for each predecessor, ..., H^{l-2}).
         outputs: one map [N, h, w, B * filters].
         """
-        alpha, beta = architecture
+        alpha, beta, *edge_weights = architecture
         kernels = self.kernels.unpack(ops.cast(kernels, inputs[0].dtype))
         statistics = BatchStatistics(moving, training)
-        states = self._project(inputs, kernels, statistics)
+        states = self._project(inputs, beta, kernels, statistics)
 
+        rows = alpha
+        if edge_weights:
+            weights = ops.expand_dims(edge_weights[0], 1)
+            rows = ops.concatenate([alpha * weights, weights], axis=1)
         order = [edge.index for _, edges in self.sources for edge in edges]
         counts = [len(edges) for _, edges in self.sources]
-        alpha = backend.split(
-            ops.matmul(np.eye(len(order), dtype="float32")[order], alpha), counts, axis=0
+        rows = backend.split(
+            ops.matmul(np.eye(len(order), dtype="float32")[order], rows), counts, axis=0
         )
         terms = [[] for _ in range(self.num_blocks)]
-        for (source, edges), alpha_rows in zip(self.sources, alpha, strict=True):
+        passed = [[] for _ in range(self.num_blocks)]
+        for (source, edges), source_rows in zip(self.sources, rows, strict=True):
             if source.startswith("block_"):
-                states[source] = backend.keep(sum_all(terms[int(source.removeprefix("block_"))]))
-            mixed = self._mix(source, states[source], alpha_rows, kernels, statistics)
+                block = int(source.removeprefix("block_"))
+                states[source] = backend.keep(self._join(terms[block], passed[block]))
+            images, alpha_rows = states[source], source_rows
+            if edge_weights:
+                images, rest = self._part(source, images)
+                alpha_rows, weights = backend.split(source_rows, [len(self.operations), 1], 1)
+                for edge, part in zip(edges, self._pass(source, rest, weights), strict=True):
+                    passed[edge.block].append(part)
+            mixed = self._mix(source, images, alpha_rows, kernels, statistics)
             parts = backend.split(mixed, [1] * len(edges), axis=3)
             for edge, part in zip(edges, parts, strict=True):
                 terms[edge.block].append(part)
 
-        # [N, h, w, 1, predecessors, filters] each, side by side on the axis of targets.
-        output = ops.concatenate([sum_all(block) for block in terms], axis=3)
+        blocks = [states[source] for source, _ in self.sources if source.startswith("block_")]
+        blocks.append(self._join(terms[-1], passed[-1]))
+        # [N, h, w, 1, cells, filters] each, side by side on the axis of targets.
+        output = ops.concatenate(blocks, axis=3)
         _, height, width, *_ = output.shape
-        output = weighted(output, ops.reshape(beta, (-1, 1)))
-        if len(self.predecessors) > 1:
+        if not self.mix_predecessors:
+            output = weighted(output, ops.reshape(beta, (-1, 1)))
+        if self.num_cells > 1:
             output = ops.sum(output, axis=4)
         output = ops.reshape(output, (-1, height, width, self.num_blocks * self.filters))
         return (output,), statistics.moments()
 
-    def _project(self, inputs, kernels, statistics):
-        """Brings the inputs to the node's stride and width: ReLU, 1x1, batch normalisation."""
+    def _part(self, source, images):
+        """Parts the channels into those that go through the operations and those that pass.
+
+        Args:
+            images: float [N, h, w, ..., C], any form of lanes * filters channels.
+
+        Returns:
+            float [N, h, w, lanes, mixed filters] and [N, h, w, lanes, other filters].
+        """
+        _, height, width, *_ = images.shape
+        images = ops.reshape(images, (-1, height, width, self._lanes(source), self.filters))
+        return backend.split(images, [self.mixed_filters, self.filters - self.mixed_filters], 4)
+
+    def _pass(self, source, rest, weights):
+        """Weights the channels that pass by each edge that leaves their source.
+
+        Args:
+            rest: float [N, h, w, lanes, filters].
+            weights: float32 [targets, 1].
+
+        Returns:
+            For each target float [N, h, w, 1, cells, filters].
+        """
+        targets = weights.shape[0]
+        passed = weighted(ops.expand_dims(rest, 3), ops.reshape(weights, (targets, 1, 1)))
+        passed = spread(passed, 4, self.num_cells // self._lanes(source))
+        return backend.split(passed, [1] * targets, axis=3)
+
+    def _join(self, terms, passed):
+        """Sums the edges into a block: float [N, h, w, 1, cells, filters].
+
+        Channels that passed are joined to the others and shuffled: of K groups the first channels,
+        then the second ones, and so on.
+        """
+        block = sum_all(terms)
+        if not passed:
+            return block
+        block = ops.concatenate([block, sum_all(passed)], axis=5)
+        _, height, width, _, cells, _ = block.shape
+        groups = ops.reshape(block, (-1, self.partial_channels, self.mixed_filters))
+        shuffled = ops.transpose(groups, (0, 2, 1))
+        return ops.reshape(shuffled, (-1, height, width, 1, cells, self.filters))
+
+    def _project(self, inputs, beta, kernels, statistics):
+        """Brings the inputs to the node's stride and width: ReLU, 1x1, batch normalisation.
+
+        Where predecessors are mixed, by beta, that is the normalisation's gamma.
+        """
         log2_stride = self.level + 2
         # Sizes are ceil(H / s): the finest input says them exactly, a coarser one alone could not.
         size = self._size(inputs)
@@ -201,9 +283,15 @@ class NodeKind(SegmentKind):
             projected.append(project(images, kernels[name], stride))
         *prevs, prev_prev = projected
         prev = ops.concatenate(prevs, axis=-1) if len(prevs) > 1 else prevs[0]
-        prev, prev_prev = (statistics.normalize(backend.keep(t)) for t in (prev, prev_prev))
+        prev, prev_prev = backend.keep(prev), backend.keep(prev_prev)
+        gamma = None
+        if self.mix_predecessors:
+            gamma = ops.reshape(spread(ops.expand_dims(beta, 1), 1, self.filters), (-1,))
+        prev, prev_prev = statistics.normalize(prev, gamma), statistics.normalize(prev_prev)
+        if self.mix_predecessors:
+            prev = sum_all(backend.split(prev, [self.filters] * len(prevs), axis=-1))
         if not self.share_operations:
-            prev_prev = ops.tile(prev_prev, (1, 1, 1, len(prevs)))
+            prev_prev = ops.tile(prev_prev, (1, 1, 1, self.num_cells))
         return {"prev": prev, "prev_prev": prev_prev}
 
     def _size(self, inputs):
@@ -218,22 +306,21 @@ class NodeKind(SegmentKind):
         """Sums the alpha-weighted operations of all edges that leave one source (eq. 1).
 
         Args:
-            images: float [N, h, w, (1,) lanes * filters or lanes, filters], any form of the same
-                channels.
+            images: float [N, h, w, ..., C], any form of lanes * mixed filters channels.
             alpha_rows: float32 [targets, num_ops].
 
         Returns:
-            float [N, h, w, targets, predecessors, filters].
+            float [N, h, w, targets, cells, mixed filters].
         """
-        targets, lanes = alpha_rows.shape[0], self._lanes(source)
+        targets, lanes, filters = alpha_rows.shape[0], self._lanes(source), self.mixed_filters
         _, height, width, *_ = images.shape
-        images = ops.reshape(images, (-1, height, width, lanes * self.filters))
+        images = ops.reshape(images, (-1, height, width, lanes * filters))
         names = [operation.name for operation in self.operations]
         columns = dict(zip(names, backend.split(alpha_rows, [1] * len(names), axis=1), strict=True))
         terms = self._convolution_terms(source, images, columns, kernels, statistics)
         terms.append(self._free_operations(images, columns))
-        mixed = ops.reshape(sum_all(terms), (-1, height, width, targets, lanes, self.filters))
-        return spread(mixed, 4, len(self.predecessors) // lanes)
+        mixed = ops.reshape(sum_all(terms), (-1, height, width, targets, lanes, filters))
+        return spread(mixed, 4, self.num_cells // lanes)
 
     def _free_operations(self, images, columns):
         """The weighted sum of the operations without parameters: float [N, h, w, targets * C].

@@ -8,20 +8,19 @@ from auto_deeplab_tf.accounting import MINIMUM_SIZE, STEM_FILTERS
 from auto_deeplab_tf.architecture import (
     NUM_LEVELS,
     OPERATIONS,
+    block_sources,
     reachable_levels,
     relaxed_edges,
     transitions,
 )
+from auto_deeplab_tf.fast_modes import EXACT, check_fast_modes, fast_modes
+from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.execution import Execution, runner
 from auto_deeplab_tf.nn.node import NodeKind, StateShape
+from auto_deeplab_tf.nn.relaxation import RelaxKind
 from auto_deeplab_tf.nn.segmentation_network import check_images, checked_normalization
 from auto_deeplab_tf.nn.segments import Segment
-from auto_deeplab_tf.nn.supernet_ends import (
-    HeadKind,
-    LogitsKind,
-    RelaxKind,
-    StemKind,
-)
+from auto_deeplab_tf.nn.supernet_ends import HeadKind, LogitsKind, StemKind
 
 ARCHITECTURE_INITIAL_DEVIATION = 1e-3
 
@@ -44,6 +43,13 @@ class Supernet(keras.Model):
         mean, std: images are normalised (x - mean) / std, in units of 0..255: a float for each of
             their channels, of which there are 1, 3 or 4.
         seed: int, of the initial kernels, alpha and beta.
+        partial_channels: K, a divisor of F: 1/K of the channels go through the operations, see
+            `nn.node.NodeKind`; likewise:
+        mix_predecessors: one cell a node, of its predecessors mixed by beta.
+        sampled_paths: N, 2 or more: in training a step computes N paths that are drawn by beta, see
+            `nn.relaxation.sample_moves`; nodes on none of them hold 0. 0: all paths, always.
+
+    The last three are fast modes: approximations of the search as the paper has it.
 
     Input shape: float32 [N, height, width, len(mean)], 0..255.
     Output shape: float32 [N, height, width, num_classes], logits.
@@ -52,8 +58,10 @@ class Supernet(keras.Model):
         alpha_logits: float32 [B (B + 3) / 2, 8].
         beta_logits: float32 [L, 4, 3]: [l, s, m] is the move m - 1 leaving level s on the way into
             layer l.
-        architecture_variables: [alpha_logits, beta_logits]. `trainable_variables`, the weight
-            optimizer's list, has neither.
+        edge_logits: float32 [B (B + 3) / 2], of the edges into each block; None without partial
+            channels.
+        architecture_variables: [alpha_logits, beta_logits], and edge_logits where there are any.
+            `trainable_variables`, the weight optimizer's list, has none of them.
         execution: `nn.execution.Execution`: what the passes keep, and whether XLA compiles them.
 
     Reference: Liu et al., Auto-DeepLab, CVPR 2019, arXiv:1901.02985.
@@ -72,6 +80,9 @@ class Supernet(keras.Model):
         mean=(127.5, 127.5, 127.5),
         std=(127.5, 127.5, 127.5),
         seed=0,
+        partial_channels=1,
+        mix_predecessors=False,
+        sampled_paths=0,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -90,6 +101,12 @@ class Supernet(keras.Model):
             )
         if atrous not in ("separable", "full"):
             raise ValueError(f'atrous must be "separable" or "full". Received: {atrous!r}')
+        modes = {
+            "partial_channels": partial_channels,
+            "mix_predecessors": mix_predecessors,
+            "sampled_paths": sampled_paths,
+        }
+        check_fast_modes(filter_multiplier, modes)
         self.num_classes = num_classes
         self.num_layers = num_layers
         self.num_blocks = num_blocks
@@ -100,9 +117,19 @@ class Supernet(keras.Model):
         self.mean, self.std = checked_normalization(mean, std)
         self.seed = seed
         self.execution = Execution()
+        self.partial_channels = partial_channels
+        self.mix_predecessors = mix_predecessors
+        self.sampled_paths = sampled_paths
 
         self._add_architecture_variables()
         self.incoming = self._incoming()
+        # Where in `live` the nodes stand, and the heads, which read those of the last layer.
+        places = [(node[0].layer, node[0].to_level) for node in self.incoming]
+        self._live_index = {self._state(*place)[0]: index for index, place in enumerate(places)} | {
+            f"head_{level}": index
+            for index, (layer, level) in enumerate(places)
+            if layer == num_layers - 1
+        }
         heads = [self._head(level) for level in reachable_levels(num_layers)[-1]]
         self.segments = [
             self._relax(),
@@ -113,6 +140,7 @@ class Supernet(keras.Model):
                 LogitsKind(),
                 ["images", *(head.writes[0] for head in heads)],
                 ["logits"],
+                ["live"] if sampled_paths else [],
                 name="logits",
             ),
         ]
@@ -128,19 +156,31 @@ class Supernet(keras.Model):
         # trainable=False keeps them out of `trainable_variables`, the weight optimizer's list; the
         # architecture
         # step differentiates with respect to them by name.
-        self.alpha_logits, self.beta_logits = (
-            self.add_weight(
+        num_edges = len(relaxed_edges(self.num_blocks))
+        shapes = {
+            "alpha_logits": (num_edges, len(OPERATIONS)),
+            "beta_logits": (self.num_layers, NUM_LEVELS, 3),
+        }
+        if self.partial_channels > 1:
+            shapes["edge_logits"] = (num_edges,)
+        self._architecture = {
+            name: self.add_weight(
                 name=name, shape=shape, initializer=initial, trainable=False, dtype="float32"
             )
-            for name, shape in (
-                ("alpha_logits", (len(relaxed_edges(self.num_blocks)), len(OPERATIONS))),
-                ("beta_logits", (self.num_layers, NUM_LEVELS, 3)),
-            )
-        )
+            for name, shape in shapes.items()
+        }
+        self.alpha_logits = self._architecture["alpha_logits"]
+        self.beta_logits = self._architecture["beta_logits"]
+        self.edge_logits = self._architecture.get("edge_logits")
 
     @property
     def architecture_variables(self):
-        return [self.alpha_logits, self.beta_logits]
+        return list(self._architecture.values())
+
+    @property
+    def fast_modes(self):
+        """The fast modes in force, by name; empty for the search as the paper has it."""
+        return fast_modes(**{name: getattr(self, name) for name in EXACT})
 
     def _incoming(self):
         """The transitions that lead to each node, from finer levels first.
@@ -156,12 +196,18 @@ class Supernet(keras.Model):
         )
 
     def _relax(self):
-        betas = [f"beta_{index}" for index in range(len(self.incoming))]
+        writes = ["alpha", *(f"beta_{index}" for index in range(len(self.incoming)))]
+        edge_counts = ()
+        if self.partial_channels > 1:
+            writes.append("edge_weights")
+            edge_counts = tuple(len(block_sources(block)) for block in range(self.num_blocks))
+        if self.sampled_paths:
+            writes.append("live")
         return Segment(
-            RelaxKind(self.incoming),
-            [],
-            ["alpha", *betas],
-            ["alpha_logits", "beta_logits"],
+            RelaxKind(self.incoming, edge_counts, self.sampled_paths),
+            ["path_noise", "path_temperature"] if self.sampled_paths else [],
+            writes,
+            list(self._architecture),
             name="relax",
         )
 
@@ -197,12 +243,14 @@ class Supernet(keras.Model):
             num_blocks=self.num_blocks,
             atrous=self.atrous,
             share_operations=self.share_operations,
+            partial_channels=self.partial_channels,
+            mix_predecessors=self.mix_predecessors,
         )
         return Segment(
             kind,
             [*(name for name, _ in predecessors), prev_prev[0]],
             [self._state(layer, level)[0]],
-            ["alpha", f"beta_{index}"],
+            ["alpha", f"beta_{index}", *(["edge_weights"] if self.partial_channels > 1 else [])],
             seed=[self.seed, 3, index],
             name=self._state(layer, level)[0],
         )
@@ -218,12 +266,14 @@ class Supernet(keras.Model):
         states, _ = self.forward(images, training)
         return states["logits"]
 
-    def forward(self, images, training):
+    def forward(self, images, training, sampling=None):
         """Computes all states.
 
         Args:
             images: float32 [N, H, W, len(mean)], 0..255; H and W of 32 or more, known statically.
             training: bool; True: statistics of the batch, False: the moving ones.
+            sampling: (noise float32 [sampled_paths, L, 4, 3], temperature float32 []), of
+                `sample_moves`; in training with sampled paths only.
 
         Returns:
             (states, moments): tensors by name, "logits" float32 [N, H, W, num_classes] among them,
@@ -231,13 +281,24 @@ class Supernet(keras.Model):
                 statistics float32 [2, M], or None.
         """
         check_images(images, len(self.mean))
-        states = {
-            "images": ops.cast(images, "float32"),
-            "alpha_logits": ops.convert_to_tensor(self.alpha_logits),
-            "beta_logits": ops.convert_to_tensor(self.beta_logits),
-        }
+        states = {"images": ops.cast(images, "float32")}
+        for name, variable in self._architecture.items():
+            states[name] = ops.convert_to_tensor(variable)
+        if self.sampled_paths:
+            if training and sampling is None:
+                raise ValueError(
+                    "A supernet with sampled paths trains with sampling=(noise, temperature): "
+                    "nothing in it is random by itself."
+                )
+            shape = (self.sampled_paths, self.num_layers, NUM_LEVELS, 3)
+            sampling = (ops.zeros(shape), ops.ones(())) if sampling is None else sampling
+            states["path_noise"], states["path_temperature"] = sampling
         moments = []
         for segment in self.segments:
+            if self._is_idle(segment, states):
+                states[segment.writes[0]] = self._zeros(segment, images.shape)
+                moments.append(ops.zeros_like(segment.moving))
+                continue
             outputs, segment_moments, residuals = runner(segment.kind, self.execution).forward(
                 *segment.arguments(states), training=training
             )
@@ -245,6 +306,27 @@ class Supernet(keras.Model):
             states[_residuals_of(segment)] = residuals
             moments.append(segment_moments)
         return states, moments
+
+    def _is_idle(self, segment, states):
+        """Tells whether a node or head lies on no sampled path, where that is known already.
+
+        What it would compute is 0, or counts 0 times, and so are the gradients: every reader begins
+        with a ReLU, whose gradient at 0 is 0. A function that is being traced computes it all.
+        """
+        index = self._live_index.get(segment.name)
+        if not self.sampled_paths or index is None or not backend.is_known(states["live"]):
+            return False
+        return not ops.convert_to_numpy(states["live"])[index]
+
+    def _zeros(self, segment, image_shape):
+        """What an idle node or head writes."""
+        kind = segment.kind
+        channels = (
+            kind.num_classes if isinstance(kind, HeadKind) else self.num_blocks * kind.filters
+        )
+        stride = 2 ** (kind.level + 2)
+        size = (-(-extent // stride) for extent in image_shape[1:3])
+        return ops.zeros((image_shape[0], *size, channels), self.compute_dtype)
 
     def backward(self, states, logits_gradient, wrt):
         """Pulls a gradient of the logits back through the compiled segments.
@@ -270,6 +352,15 @@ class Supernet(keras.Model):
             is_first = not segment.kind.input_gradients
             if is_first and (wrt == "architecture") != bool(segment.reads_architecture):
                 continue
+            if self._is_idle(segment, states):
+                gradients.pop(segment.writes[0], None)
+                weights = (segment.kernels, segment.affine)
+                weight_gradients[segment.name] = [
+                    None if variable is None else ops.zeros_like(variable) for variable in weights
+                ]
+                for name in segment.reads_architecture:
+                    accumulate([name], [ops.zeros_like(states[name])])
+                continue
             upstream = tuple(gradients.pop(name) for name in segment.writes)
             parameters, inputs = runner(segment.kind, self.execution).pullback(
                 wrt, *segment.arguments(states), states[_residuals_of(segment)], upstream
@@ -281,7 +372,7 @@ class Supernet(keras.Model):
             if segment.kind.input_gradients:
                 accumulate(segment.reads, inputs)
         if wrt == "architecture":
-            return [gradients["alpha_logits"], gradients["beta_logits"]]
+            return [gradients[name] for name in self._architecture]
         return [
             gradient
             for segment in self.segments
@@ -302,6 +393,9 @@ class Supernet(keras.Model):
             "mean": self.mean,
             "std": self.std,
             "seed": self.seed,
+            "partial_channels": self.partial_channels,
+            "mix_predecessors": self.mix_predecessors,
+            "sampled_paths": self.sampled_paths,
         }
 
 

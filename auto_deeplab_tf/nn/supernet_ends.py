@@ -1,18 +1,12 @@
-"""The supernet's segments beside its nodes.
-
-Softmax of alpha and beta, the stem, the reduced ASPPs, and their sum.
-"""
+"""The supernet's ends: the stem, the reduced ASPPs, and their sum."""
 
 import dataclasses
 import functools
-import itertools
 
 import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.accounting import STEM_FILTERS, STEM_STRIDES
-from auto_deeplab_tf.architecture import Transition, move_mask
-from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.atrous import atrous_conv
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
@@ -154,53 +148,28 @@ class HeadKind(SegmentKind):
 
 @dataclasses.dataclass(frozen=True)
 class LogitsKind(SegmentKind):
-    """Sums the predictions of the levels, each resized to the size of the images."""
+    """Sums the predictions of the levels, each resized to the size of the images.
+
+    Where paths are sampled, only those of the levels that a path ends on count.
+    """
 
     def compute(self, kernels, affine, moving, architecture, inputs, training):
         """See `SegmentKind.compute`.
 
+        architecture: (), or where paths are sampled (live float32 [num_nodes],), the nodes of the
+            last layer at its end.
         inputs: (images [N, H, W, C], then the logits of each level).
         outputs: (logits float32 [N, H, W, classes],).
         """
         images, *predictions = inputs
         size = tuple(images.shape[1:3])
         resized = [resize_bilinear(ops.cast(logits, "float32"), size) for logits in predictions]
+        if architecture:
+            resized = [
+                logits * architecture[0][index - len(resized)]
+                for index, logits in enumerate(resized)
+            ]
         return (sum(resized[1:], resized[0]),), None
-
-
-@dataclasses.dataclass(frozen=True)
-class RelaxKind(SegmentKind):
-    """Normalises the architecture variables (paper, eq. 1 and 3).
-
-    alpha^k = softmax over the operations k of an edge; beta = softmax over the moves that leave a
-    level of a layer, those that leave the trellis masked out before it.
-
-    Attributes:
-        incoming: for each node, node by node, the transitions that lead to it.
-    """
-
-    incoming: tuple[tuple[Transition, ...], ...]
-
-    input_gradients = False
-
-    def compute(self, kernels, affine, moving, architecture, inputs, training):
-        """See `SegmentKind.compute`.
-
-        architecture: (alpha_logits [num_edges, num_ops], beta_logits [L, 4, 3]).
-        outputs: (alpha [num_edges, num_ops], then each node's beta [predecessors]).
-        """
-        alpha_logits, beta_logits = architecture
-        mask = move_mask(beta_logits.shape[0])
-        # A finite stand-in for -inf: its softmax is exactly 0, and so is its gradient, never NaN.
-        beta = ops.softmax(ops.where(mask, beta_logits, -1e9), axis=-1)
-        # One product with a 0/1 matrix picks them all: 105 slices would be a graph of their own.
-        picked = np.zeros((sum(map(len, self.incoming)), beta_logits.shape[0] * 12), "float32")
-        for row, (layer, level, move, _) in enumerate(itertools.chain(*self.incoming)):
-            picked[row, (layer * 4 + level) * 3 + move] = 1.0
-        by_node = backend.split(
-            ops.matmul(picked, ops.reshape(beta, (-1,))), [len(node) for node in self.incoming], 0
-        )
-        return (ops.softmax(alpha_logits, axis=-1), *by_node), None
 
 
 def _gammas_and_betas(channels):

@@ -32,6 +32,7 @@ class BilevelModel(keras.Model):
         arch_weight_decay: L2 on alpha and beta logits, added to their gradient.
         batch_norm_decay: of the moving statistics, [0, 1).
         gradient_clip_norm: largest global norm of the weights' gradient, or None.
+        path_temperature: of sampled paths: a number, or a Keras schedule of it over the steps.
 
     Attributes:
         completed_steps: tf.Variable, int64.
@@ -52,6 +53,7 @@ class BilevelModel(keras.Model):
         arch_weight_decay: float = 1e-3,
         batch_norm_decay: float = 0.99,
         gradient_clip_norm: float | None = None,
+        path_temperature: Any = 1.0,
         **kwargs: Any,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -62,6 +64,7 @@ class BilevelModel(keras.Model):
         self.arch_weight_decay = arch_weight_decay
         self.batch_norm_decay = batch_norm_decay
         self.gradient_clip_norm = gradient_clip_norm
+        self.path_temperature = path_temperature
         self.completed_steps = tf.Variable(
             0,
             trainable=False,
@@ -160,7 +163,7 @@ class BilevelModel(keras.Model):
         """
         images, labels = batch
         if tf.executing_eagerly():
-            states, moments = self.supernet.forward(images, training=True)
+            states, moments = self.supernet.forward(images, True, self.sampling(wrt))
             loss_sum, weight_sum, logits_gradient = self._eager_loss(
                 labels, states["logits"], self._loss_scale(wrt)
             )
@@ -174,7 +177,7 @@ class BilevelModel(keras.Model):
                 else self._loss_and_gradients
             )
             loss_sum, weight_sum, gradients, moments = function(
-                wrt, images, labels, self._loss_scale(wrt)
+                wrt, images, labels, self._loss_scale(wrt), self.sampling(wrt)
             )
             apply = self._apply_weights if wrt == "weights" else self._apply_architecture
         if wrt == "weights":
@@ -183,6 +186,35 @@ class BilevelModel(keras.Model):
             apply(gradients)
         tracker.update_state(tf.math.divide_no_nan(loss_sum, weight_sum), sample_weight=weight_sum)
         return tracker.result()
+
+    def sampling(self, wrt: str) -> tuple[Any, Any] | None:
+        """What the paths of the step in hand are drawn with; None where none are sampled.
+
+        It depends on the supernet's seed, the step and the half alone, so that a run that goes on
+        draws what it would have drawn.
+
+        Args:
+            wrt: "weights" or "architecture".
+
+        Returns:
+            (noise, temperature) of `Supernet.forward`.
+        """
+        supernet = self.supernet
+        if not supernet.sampled_paths:
+            return None
+        step = tf.convert_to_tensor(self.completed_steps)
+        half = 2 * step + (wrt == "architecture")
+        # A generator by name: the default differs between devices.
+        uniform = tf.random.stateless_uniform(
+            (supernet.sampled_paths, *supernet.beta_logits.shape),
+            seed=tf.stack([tf.constant(supernet.seed, tf.int64), half]),
+            minval=1e-30,
+            alg="philox",
+        )
+        temperature = self.path_temperature
+        if callable(temperature):
+            temperature = temperature(step)
+        return -tf.math.log(-tf.math.log(uniform)), tf.cast(temperature, tf.float32)
 
     def _variables(self, wrt):
         if wrt == "weights":
@@ -201,12 +233,12 @@ class BilevelModel(keras.Model):
             loss = scale * losses.normalized(loss_sum, weight_sum)
         return loss_sum, weight_sum, tape.gradient(loss, logits)
 
-    def _loss_and_gradients(self, wrt, images, labels, scale):
+    def _loss_and_gradients(self, wrt, images, labels, scale, sampling):
         """Of a whole traced step: (loss sum, its weight, gradients, moments)."""
         variables = [variable.value for variable in self._variables(wrt)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            states, moments = self.supernet.forward(images, training=True)
+            states, moments = self.supernet.forward(images, True, sampling)
             loss_sum, weight_sum = self.loss_function(labels, states["logits"])
             loss = scale * losses.normalized(loss_sum, weight_sum)
         gradients = tape.gradient(loss, variables)
@@ -231,6 +263,9 @@ class BilevelModel(keras.Model):
         moving = [s.moving for s in self.supernet.segments if s.moving is not None]
         for variable, value in zip(moving, moments, strict=True):
             kept = self.batch_norm_decay * tf.convert_to_tensor(variable)
+            if self.supernet.sampled_paths:
+                # A channel that is 0 everywhere lies on no path of this step.
+                value = tf.where(value[1:] > 0.0, value, variable)
             variable.assign(kept + (1.0 - self.batch_norm_decay) * value)
 
     def _apply_architecture(self, gradients):
@@ -269,6 +304,7 @@ class BilevelModel(keras.Model):
             "arch_weight_decay": self.arch_weight_decay,
             "batch_norm_decay": self.batch_norm_decay,
             "gradient_clip_norm": self.gradient_clip_norm,
+            "path_temperature": keras.saving.serialize_keras_object(self.path_temperature),
         }
 
     @classmethod
@@ -276,7 +312,10 @@ class BilevelModel(keras.Model):
         supernet = keras.saving.deserialize_keras_object(
             config.pop("supernet"), custom_objects=custom_objects
         )
-        return cls(supernet, **config)
+        temperature = keras.saving.deserialize_keras_object(
+            config.pop("path_temperature"), custom_objects=custom_objects
+        )
+        return cls(supernet, path_temperature=temperature, **config)
 
     def get_compile_config(self) -> dict[str, Any]:
         return {

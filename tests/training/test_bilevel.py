@@ -28,8 +28,10 @@ def pair(seed, count=2):
     return batch(2 * seed, count), batch(2 * seed + 1, count)
 
 
-def model(num_layers=2, dtype="float32", **kwargs):
-    supernet = build_supernet(CLASSES, num_layers, 1, 2, input_size=SIZE, dtype=dtype)
+def model(num_layers=2, dtype="float32", modes=None, **kwargs):
+    supernet = build_supernet(
+        CLASSES, num_layers, 1, 2, input_size=SIZE, dtype=dtype, **(modes or {})
+    )
     bilevel = BilevelModel(supernet, **{"batch_norm_decay": 0.9} | kwargs)
     bilevel.compile(keras.optimizers.SGD(0.05, momentum=0.9), keras.optimizers.Adam(0.01))
     return bilevel
@@ -182,7 +184,10 @@ def test_two_devices_equal_one_and_the_traced_step_the_eager_one(mirrored):
     assert all(m.std() > 2e-3 for m in architecture_of(eager))
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(
+    "modes", [{}, {"partial_channels": 2, "sampled_paths": 2}], ids=["exact", "fast"]
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, modes):
     def data_at(step):
         return (
             tf.data.Dataset.range(step, 100)
@@ -226,12 +231,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
             **kwargs,
         )
 
-    whole = model()
+    whole = model(modes=modes)
     history = run(whole, directory=tmp_path / "whole")
     with pytest.raises(Killed):
-        run(model(), directory=tmp_path / "part", callbacks=[Kill()])
+        run(model(modes=modes), directory=tmp_path / "part", callbacks=[Kill()])
     # The last checkpoint, of step 6, lies within the second epoch.
-    resumed = model()
+    resumed = model(modes=modes)
     rest = run(resumed, directory=tmp_path / "part")
     assert rest.history["loss"] == history.history["loss"][1:]
     for first, second in zip(
@@ -289,3 +294,60 @@ def test_a_keras_file_holds_both_optimizers(tmp_path):
     for m in (bilevel, loaded):
         m.train_step(pair(1))
     assert same(architecture_of(bilevel), architecture_of(loaded))
+
+
+def test_the_paths_of_a_step_depend_on_seed_step_and_half_alone():
+    first, second = (model(num_layers=1, modes={"sampled_paths": 3}) for _ in range(2))
+
+    def noise(bilevel, step, wrt, seed=0):
+        bilevel.completed_steps.assign(step)
+        bilevel.supernet.seed = seed
+        return bilevel.sampling(wrt)[0].numpy()
+
+    drawn = {
+        key: noise(first, *key)
+        for key in [(0, "weights"), (0, "architecture"), (1, "weights"), (0, "weights", 1)]
+    }
+    for key, value in drawn.items():
+        assert value.shape == (3, 1, 4, 3)
+        np.testing.assert_array_equal(value, noise(second, *key))
+    assert len({value.tobytes() for value in drawn.values()}) == 4
+    # The standard Gumbel distribution: mean 0.577, deviation 1.283.
+    many = np.concatenate([noise(first, step, "weights").ravel() for step in range(200)])
+    np.testing.assert_allclose([many.mean(), many.std()], [0.577, 1.283], atol=0.05)
+    assert model(num_layers=1).sampling("weights") is None
+
+
+def test_the_temperature_of_sampled_paths_follows_its_schedule():
+    schedule = keras.optimizers.schedules.PolynomialDecay(10.0, 4, 2.0)
+    bilevel = model(num_layers=1, modes={"sampled_paths": 2}, path_temperature=schedule)
+    for step, temperature in ((0, 10.0), (1, 8.0), (4, 2.0), (9, 2.0)):
+        bilevel.completed_steps.assign(step)
+        assert float(bilevel.sampling("weights")[1]) == pytest.approx(temperature)
+
+
+def test_a_step_on_sampled_paths_moves_beta_and_leaves_other_statistics_alone():
+    bilevel = model(num_layers=3, modes={"sampled_paths": 2})
+    supernet = bilevel.supernet
+    states, _ = supernet.forward(batch(0)[0], True, bilevel.sampling("weights"))
+    idle = {segment.name for segment in supernet.segments if supernet._is_idle(segment, states)}
+    assert idle
+    before, beta = moving_of(bilevel), architecture_of(bilevel)[1]
+    bilevel.train_step(pair(0))
+    with_statistics = [s for s in supernet.segments if s.moving is not None]
+    for segment, old, new in zip(with_statistics, before, moving_of(bilevel), strict=True):
+        assert np.array_equal(old, new) == (segment.name in idle), segment.name
+    assert changed([beta], architecture_of(bilevel)[1:2])
+
+
+def test_a_keras_file_holds_the_fast_modes(tmp_path):
+    schedule = keras.optimizers.schedules.PolynomialDecay(10.0, 4, 2.0)
+    modes = {"partial_channels": 2, "sampled_paths": 2}
+    bilevel = model(num_layers=1, modes=modes, path_temperature=schedule)
+    bilevel.supernet.edge_logits.assign([0.5, -0.5])
+    bilevel.save(tmp_path / "search.keras")
+    loaded = keras.saving.load_model(tmp_path / "search.keras")
+    assert loaded.supernet.fast_modes == modes
+    assert same(architecture_of(bilevel), architecture_of(loaded))
+    loaded.completed_steps.assign(1)
+    assert float(loaded.sampling("weights")[1]) == pytest.approx(8.0)
