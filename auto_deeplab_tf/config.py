@@ -750,7 +750,9 @@ class TrainConfig(RunConfig):
 class EvaluateConfig(DatasetConfig):
     """Options of the evaluation of a trained model on a split."""
 
-    model: str = flag(help="model file, as train writes it", metavar="FILE.keras")
+    model: str = flag(
+        help="model file, as train writes it, or a SavedModel's folder", metavar="FILE.keras|DIR"
+    )
     split: str = flag("val", "split of the data set", group="data")
     output_dir: str = flag(
         help="folder for metrics.json and the overlays", group="output", metavar="DIR"

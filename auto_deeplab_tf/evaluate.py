@@ -1,5 +1,8 @@
 """Scores a trained model on a labelled split, by one confusion matrix over all of its pixels.
 
+The model is a .keras file, or the folder of a SavedModel whose signature is that of
+export.saved_model: its own, or one that another program wrote.
+
 Writes into --output_dir: metrics.json, and under overlays/ the images that --overlays asks for,
 each as ID.png (image, labels, prediction side by side) and all of them as sheet.png. Predictions
 are compared with the labels at the labels' own resolution. With --write_label_ids also
@@ -29,10 +32,10 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     from pathlib import Path
 
     from auto_deeplab_tf.data import pipeline, source
-    from auto_deeplab_tf.segmenter import load_segmenter
+    from auto_deeplab_tf.served import load_model
     from auto_deeplab_tf.training.run_dir import write_text
 
-    model = load_segmenter(options.model)
+    model = load_model(options.model)
     info = source.describe(options)
     names = _class_names(model, info)
     if options.write_label_ids and options.image_size is not None:
@@ -56,7 +59,7 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
         "input_size": _input_size(model, split, options),
         "scales": list(options.scales),
         "flip": options.flip,
-        "architecture_fingerprint": model.architecture and model.architecture.fingerprint,
+        "architecture_fingerprint": model.fingerprint,
     }
     if train is not None:
         result["trivial_predictors"] = {
@@ -80,7 +83,7 @@ def _class_names(model: Any, info: Any) -> tuple[str, ...]:
     Raises:
         ValueError: where model and data set have other classes.
     """
-    if model.num_classes != len(info.class_names):
+    if model.num_classes not in (None, len(info.class_names)):
         raise ValueError(
             f"--model has {model.num_classes} classes, --dataset={info.name} has "
             f"{len(info.class_names)}: evaluate it on the data set that it was trained for"
@@ -108,6 +111,7 @@ def _score(
 
     drawn = set(pipeline.spread(split.num_examples, options.overlays))
     info = split.info
+    num_classes = len(info.class_names)
     counts: Any = 0
     samples = []
     index = 0
@@ -121,7 +125,12 @@ def _score(
             scales=options.scales,
             flip=options.flip,
         )
-        counts += count_pixels(labels, predictions, model.num_classes, info.ignore_label).numpy()
+        if predictions.max() >= num_classes:
+            raise ValueError(
+                f"--model answers class {predictions.max()}, --dataset={info.name} has the classes "
+                f"0..{num_classes - 1}"
+            )
+        counts += count_pixels(labels, predictions, num_classes, info.ignore_label).numpy()
         for image, label, prediction in zip(images, labels, predictions, strict=True):
             if label_ids_dir is not None:
                 label_ids_dir.mkdir(exist_ok=True)
@@ -130,7 +139,7 @@ def _score(
             if index in drawn:
                 samples.append((split.ids[index], image, label, prediction))
             index += 1
-    return matrix_of(counts, model.num_classes, info.ignore_label), samples
+    return matrix_of(counts, num_classes, info.ignore_label), samples
 
 
 def _trivial(train: Any, split: Any) -> dict[str, Any]:

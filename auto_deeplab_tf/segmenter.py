@@ -144,6 +144,11 @@ class Segmenter(SupervisedModel):
         """The architecture of the network; None for a baseline, which has none."""
         return getattr(self.network, "architecture", None)
 
+    @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the architecture; None for a baseline."""
+        return None if self.architecture is None else self.architecture.fingerprint
+
     def detach_preprocessing(self) -> keras.layers.Layer:
         """Takes the normalisation of images out of the network and returns it as a layer.
 
@@ -168,10 +173,7 @@ class Segmenter(SupervisedModel):
         """
         if input_size is not None:
             return input_size
-        if self.image_size is None:
-            return size
-        factor = (math.prod(self.image_size) / math.prod(size)) ** 0.5
-        return round(size[0] * factor) or 1, round(size[1] * factor) or 1
+        return size if self.image_size is None else with_area_of(size, self.image_size)
 
     # ---- inference
 
@@ -372,6 +374,12 @@ class Segmenter(SupervisedModel):
             shape = (None, None, None, self.input_channels)
             input_signature = [keras.InputSpec("float32", shape, name="images")]
         super().export(os.fspath(filepath), format, verbose, input_signature, **kwargs)
+
+
+def with_area_of(size: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """Returns the size with the proportions of the first and as many pixels as the second."""
+    factor = (math.prod(other) / math.prod(size)) ** 0.5
+    return round(size[0] * factor) or 1, round(size[1] * factor) or 1
 
 
 def load_segmenter(path: str | os.PathLike, flag: str = "--model") -> Segmenter:

@@ -3,7 +3,10 @@
 import os
 import platform
 import resource
+import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 
 def seconds_since_start() -> float:
@@ -18,6 +21,17 @@ def seconds_since_start() -> float:
 def peak_rss_mib() -> float:
     """Largest resident size of this process so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def median_seconds(run: Callable[[], Any], iterations: int) -> float:
+    """Median wall seconds of a call, after one that is not timed."""
+    run()
+    seconds = []
+    for _ in range(iterations):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def cpu_model() -> str:

@@ -21,6 +21,7 @@ GROUPS = [
     "visualize",
     "overlay",
     "segmenter",
+    "served",
     "searcher",
     "cli",
 ]

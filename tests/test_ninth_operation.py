@@ -22,7 +22,7 @@ NAMES = {
     "kind",
     [
         "conv",
-        "blur",
+        pytest.param("blur", marks=pytest.mark.slow),
         pytest.param("row", marks=pytest.mark.slow),
         pytest.param("blurred_conv", marks=pytest.mark.slow),
     ],

@@ -1,36 +1,84 @@
 """Hand-designed networks by name, with the interface of `nn.network.Network`.
 
-A baseline is a Keras model, images [N, H, W, 3] in 0..255 -> logits [N, H, W, num_classes], with
-the attributes `num_classes`, `mean`, `std` and `drop_path_keep`. This is the one place that knows
-their names.
+A baseline is a `nn.segmentation_network.SegmentationNetwork`: images [N, H, W, C] in 0..255 ->
+logits [N, H, W, num_classes]. This is the one place that knows their names.
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-BUILDERS: dict[str, Callable[..., Any]] = {}
+import importlib
+import importlib.util
+from typing import Any, NamedTuple
+
+
+class Baseline(NamedTuple):
+    """Where a baseline's class stands, and the arguments that make it this one.
+
+    Named, not imported: the list of names is asked for where no framework is loaded.
+    """
+
+    module: str
+    class_name: str
+    settings: dict[str, Any]
+    # What it is built from, where that is no package that is always installed.
+    package: str | None = None
+
+
+BASELINES = {
+    "keras_hub_deeplabv3plus": Baseline(
+        "keras_hub_references", "KerasHubDeepLabV3Plus", {}, package="keras_hub"
+    ),
+    "keras_hub_segformer_b0": Baseline(
+        "keras_hub_references", "KerasHubSegFormerB0", {}, package="keras_hub"
+    ),
+}
 
 
 def check_name(name: str) -> None:
     """Refuses what `--network` does not take.
 
     Raises:
-        ValueError: for a name that is not in `BUILDERS`.
+        ValueError: for a name that is not in `BASELINES`.
+        ImportError: for one whose package is not installed.
     """
-    if name not in BUILDERS:
-        allowed = ", ".join(BUILDERS) or "none so far; train an --architecture instead"
-        raise ValueError(f"--network={name}: no baseline of that name; allowed: {allowed}")
+    if name not in BASELINES:
+        raise ValueError(
+            f"--network={name}: no baseline of that name; allowed: {', '.join(BASELINES)}"
+        )
+    package = BASELINES[name].package
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"--network={name} needs {package}, which is not installed: "
+            "pip install auto_deeplab_tf[references]"
+        )
 
 
-def build_baseline(name: str, **settings: Any) -> Any:
+def build_baseline(
+    name: str,
+    num_classes: int = 19,
+    input_size: tuple[int, int] | None = None,
+    **settings: Any,
+) -> Any:
     """Builds the baseline of that name.
 
     Args:
         name: what `--network` takes.
-        **settings: `num_classes`, `mean`, `std`, `batch_norm_decay`, `dtype`.
+        num_classes: Number of classes, 1 or more.
+        input_size: (height, width), or None for any.
+        **settings: the other arguments of its class: `mean`, `std`, `batch_norm_decay`,
+            `synchronized`, `dtype` of every network, `width_multiplier` of every baseline.
+
+    Returns:
+        A `SegmentationNetwork`.
 
     Raises:
-        ValueError: for a name that is not in `BUILDERS`.
+        ValueError: for a name that is not in `BASELINES`, or a setting out of its range.
+        ImportError: for a network whose package is not installed.
+
+    >>> build_baseline("frrn_a", num_classes=11).count_params()  # doctest: +SKIP
     """
     check_name(name)
-    return BUILDERS[name](**settings)
+    baseline = BASELINES[name]
+    module = importlib.import_module(f"auto_deeplab_tf.baselines.{baseline.module}")
+    build = getattr(module, baseline.class_name)
+    return build(num_classes, input_size, **(baseline.settings | settings))

@@ -1,0 +1,189 @@
+"""A SavedModel folder as a model to evaluate: ours, or any other with the same signature.
+
+`load_model` reads what `evaluate --model` names: a .keras file, or the folder of a SavedModel.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from auto_deeplab_tf.data.records import resize_image
+from auto_deeplab_tf.segmenter import load_segmenter, with_area_of
+
+_NEEDED = "serving_default: images float32 [N, H, W, C] -> class_ids int32 [N, H, W]"
+
+
+class ServedModel:
+    """The part of `Segmenter` that scoring needs, answered by a SavedModel's signatures.
+
+    Args:
+        path: what `--model` named, for messages.
+        folder: the folder that holds saved_model.pb.
+
+    Attributes:
+        class_names: those in its signature `metadata`; None where it has none.
+        num_classes: their number, or None.
+        image_size: (height, width) that the training images had been brought to, or None.
+        palette, architecture: None.
+
+    Raises:
+        ValueError: where it cannot be read, or its signature is another.
+    """
+
+    palette = None
+    architecture = None
+
+    def __init__(self, path: str | os.PathLike, folder: Path):
+        self._path = path
+        try:
+            self._loaded = tf.saved_model.load(str(folder))
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"--model={path} cannot be read as a SavedModel: {reason}") from error
+        self._signatures = self._loaded.signatures
+        self._fixed_size = self._checked_signature()
+        metadata = self._metadata()
+        names = metadata.get("class_names")
+        self.num_classes = None if names is None else len(names)
+        # Numbers stand where the model had no names.
+        unnamed = names is None or list(names) == [str(index) for index in range(len(names))]
+        self.class_names = None if unnamed else tuple(names)
+        size = metadata.get("image_size")
+        self.image_size = None if size is None else (int(size[0]), int(size[1]))
+        self.fingerprint = metadata.get("architecture_fingerprint")
+
+    def _checked_signature(self) -> tuple[int, int] | None:
+        """Refuses another signature; returns the height and width where they are fixed."""
+        found = self._signatures.get("serving_default")
+        if found is None:
+            raise ValueError(
+                f"--model={self._path} has no signature serving_default; needed is {_NEEDED}"
+            )
+        inputs, outputs = found.structured_input_signature[1], found.structured_outputs
+        images, class_ids = inputs.get("images"), outputs.get("class_ids")
+        fits = (
+            len(inputs) == 1
+            and images is not None
+            and class_ids is not None
+            and (images.dtype, images.shape.rank) == (tf.float32, 4)
+            and (class_ids.dtype, class_ids.shape.rank) == (tf.int32, 3)
+        )
+        if not fits:
+            raise ValueError(
+                f"--model={self._path} takes {_shown(inputs)} and answers {_shown(outputs)}; "
+                f"needed is {_NEEDED}"
+            )
+        height, width = images.shape[1:3]
+        return None if None in (height, width) else (height, width)
+
+    def _metadata(self) -> dict[str, Any]:
+        if "metadata" not in self._signatures:
+            return {}
+        return json.loads(self._signatures["metadata"]()["metadata_json"].numpy())
+
+    def command_input_size(
+        self, size: tuple[int, int], input_size: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        """Returns the size at which the network sees an image: see `Segmenter`.
+
+        Raises:
+            ValueError: for another size than the one that the SavedModel is fixed to.
+        """
+        if self._fixed_size is None:
+            seen = size if self.image_size is None else with_area_of(size, self.image_size)
+            return input_size or seen
+        if input_size not in (None, self._fixed_size):
+            height, width = self._fixed_size
+            raise ValueError(f"--model={self._path} takes images of {height}x{width} only")
+        return self._fixed_size
+
+    def predict_class_ids(
+        self,
+        images: np.ndarray,
+        *,
+        input_size: tuple[int, int] | None = None,
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = False,
+    ) -> np.ndarray:
+        """Segments raw images: uint8 [N, H, W, C] -> int32 [N, H, W].
+
+        Where the network sees them at another size, the signature encoded_image answers as the
+        model itself does; without it, the class ids are brought back by nearest neighbour.
+
+        Raises:
+            ValueError: for scales and flip: they average what a SavedModel does not answer.
+        """
+        if tuple(scales) != (1.0,) or flip:
+            raise ValueError(
+                f"--scales and --flip need a .keras file: --model={self._path} is a SavedModel, "
+                "which answers class ids only"
+            )
+        size = images.shape[1:3]
+        if input_size in (None, size):
+            return self._serve(images.astype("float32"))
+        if input_size == self.command_input_size(size) and "encoded_image" in self._signatures:
+            return self._serve_encoded(images)
+        seen = np.stack([resize_image(image, input_size) for image in images])
+        return _nearest(self._serve(seen.astype("float32")), size)
+
+    def _serve(self, images: np.ndarray) -> np.ndarray:
+        answer = self._signatures["serving_default"](images=tf.constant(images))
+        return self._checked(answer["class_ids"].numpy())
+
+    def _serve_encoded(self, images: np.ndarray) -> np.ndarray:
+        pngs = tf.stack([tf.io.encode_png(image) for image in images])
+        masks = self._signatures["encoded_image"](image_bytes=pngs)["mask_png_bytes"].numpy()
+        # Read as they were written: decoded to 16 bits, 8 come out multiplied by 257.
+        dtype = tf.uint8 if (self.num_classes or 0) <= 256 else tf.uint16
+        decoded = [tf.io.decode_png(mask, dtype=dtype).numpy()[..., 0] for mask in masks]
+        return self._checked(np.stack(decoded).astype("int32"))
+
+    def _checked(self, class_ids: np.ndarray) -> np.ndarray:
+        limit = self.num_classes
+        if class_ids.min() < 0 or (limit is not None and class_ids.max() >= limit):
+            raise ValueError(
+                f"--model={self._path} answers class ids {class_ids.min()}..{class_ids.max()}, "
+                f"outside of 0..{'' if limit is None else limit - 1}"
+            )
+        return class_ids
+
+
+def load_model(path: str | os.PathLike) -> Any:
+    """Reads what `--model` names: a .keras file of `Segmenter`, or the folder of a SavedModel.
+
+    A folder of numbered versions stands for the highest.
+
+    Raises:
+        FileNotFoundError: where there is neither.
+        ValueError: where it is something else, or damaged.
+    """
+    if not os.path.isdir(path):
+        return load_segmenter(path)
+    folder = Path(path)
+    if not (folder / "saved_model.pb").is_file():
+        versions = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
+        versions = [entry for entry in versions if (entry / "saved_model.pb").is_file()]
+        if not versions:
+            raise ValueError(
+                f"--model={path} is a folder without a SavedModel (saved_model.pb, there or in a "
+                "numbered folder); give one, or a .keras file"
+            )
+        folder = max(versions, key=lambda entry: int(entry.name))
+    return ServedModel(path, folder)
+
+
+def _nearest(class_ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    rows, columns = (
+        (np.arange(to) + 0.5) * at // to for to, at in zip(size, class_ids.shape[1:], strict=True)
+    )
+    return class_ids[:, rows.astype(int)][:, :, columns.astype(int)]
+
+
+def _shown(specs: Any) -> str:
+    return ", ".join(
+        f"{name} {spec.dtype.name} {spec.shape}" for name, spec in sorted(specs.items())
+    )

@@ -1,0 +1,75 @@
+"""Rows of benchmarks/results: a measurement in a process of its own, with all it depends on."""
+
+import csv
+import importlib.metadata
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import process
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def command_of(module: str, setting: str) -> str:
+    """The command of a row, as a reader would type it."""
+    return f"python -m {module} {setting} --json"
+
+
+def measure(module: str, setting: str, timeout_seconds: float | None = None) -> dict[str, Any]:
+    """Runs one setting in a process of its own; returns its row.
+
+    Raises:
+        RuntimeError: where it fails.
+        subprocess.TimeoutExpired: where it takes longer.
+    """
+    command = command_of(module, setting)
+    arguments = [sys.executable, *command.split()[1:]]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout_seconds)
+    if done.returncode:
+        raise RuntimeError(f"{command} failed ({done.returncode}):\n{done.stderr[-2000:]}")
+    return {"command": command, **json.loads(done.stdout), **machine()}
+
+
+def machine() -> dict[str, str]:
+    """What a figure depends on beside its command."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+    ).stdout.strip()
+    versions = [
+        f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")
+    ]
+    return {"commit": commit, "cpu": process.cpu_model(), "versions": ", ".join(versions)}
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a file; none where it is not there."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows with all their columns; what a row lacks stays empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def put(path: Path, row: dict[str, Any]) -> None:
+    """Writes a row in the place of the one with the same command, or behind the others."""
+    rows: list[dict[str, Any]] = list(read(path))
+    places = [index for index, old in enumerate(rows) if old["command"] == row["command"]]
+    if places:
+        rows[places[0]] = row
+    else:
+        rows.append(row)
+    write(path, rows)

@@ -1,0 +1,128 @@
+"""evaluate on SavedModels: the scores of the .keras file they came from; what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_camvid
+from commands import check_refused, run
+
+from auto_deeplab_tf import cli, config, evaluate
+from auto_deeplab_tf.architecture import Architecture, Edge
+from auto_deeplab_tf.data import catalog
+from auto_deeplab_tf.segmenter import Segmenter
+from auto_deeplab_tf.served import ServedModel, load_model
+from export.saved_model import export_saved_model
+
+ARCHITECTURE = Architecture(
+    levels=(1,),
+    cell=((Edge("prev", "sep_3x3"), Edge("prev_prev", "max_pool_3x3")),),
+    atrous="separable",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    root = tiny_camvid.write(folder / "CamVid", {"train": 1, "val": 4})
+    return [f"--data_dir={root}", f"--cache_dir={folder / 'cache'}", "--dataset=camvid"]
+
+
+@pytest.fixture(scope="module", params=[None, (48, 56)], ids=["own_size", "trained_size"])
+def model_file(request, tmp_path_factory):
+    """A model that answers several classes; its training images had a size or not."""
+    info = catalog.get("camvid")
+    segmenter = Segmenter(
+        ARCHITECTURE,
+        num_classes=11,
+        filter_multiplier=2,
+        head_channels=8,
+        decoder_channels=4,
+        class_names=info.class_names,
+        image_size=request.param,
+    )
+    rng = np.random.default_rng(0)
+    for variable in segmenter.trainable_variables:
+        variable.assign_add(rng.normal(0, 0.05, variable.shape))
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    segmenter.save(path)
+    return path
+
+
+def score(model, data, output_dir, *more):
+    arguments = [f"--model={model}", f"--output_dir={output_dir}", "--overlays=1", *data, *more]
+    return evaluate.evaluate(cli.parse(config.EvaluateConfig, arguments))
+
+
+def test_a_saved_model_has_the_scores_of_its_keras_file(model_file, data, tmp_path):
+    exported = export_saved_model(model_file, tmp_path / "served").path
+    expected = score(model_file, data, tmp_path / "keras")
+    assert sum(value is not None and value > 0 for value in expected["per_class_iou"].values()) > 1
+    # The folder of versions, and the version itself.
+    for folder in (exported.parent, exported):
+        found = score(folder, data, tmp_path / "saved", "--batch_size=2")
+        assert found.pop("model") == str(folder)
+        assert found == {name: expected[name] for name in expected if name != "model"}
+    with pytest.raises(ValueError, match="--scales and --flip need a .keras file: --model="):
+        score(exported, data, tmp_path / "saved", "--flip")
+
+
+def foreign(folder, answer, images=(None, None, None, 3), name="serving_default"):
+    """Writes a SavedModel of another program's."""
+    module = tf.Module()
+    spec = tf.TensorSpec(images, tf.float32, name="images")
+    module.serve = tf.function(answer, input_signature=[spec])
+    tf.saved_model.save(module, str(folder), signatures={name: module.serve})
+    return folder
+
+
+def darkest(images):
+    return {"class_ids": tf.argmin(images, axis=-1, output_type=tf.int32)}
+
+
+def test_a_saved_model_of_another_program_is_scored(data, tmp_path):
+    model = load_model(foreign(tmp_path / "foreign", darkest))
+    assert isinstance(model, ServedModel) and model.num_classes is None
+    image = np.random.default_rng(0).integers(0, 256, (2, 40, 52, 3)).astype("uint8")
+    np.testing.assert_array_equal(model.predict_class_ids(image), image.argmin(-1))
+    # Seen at twice the size: nearest neighbour brings every pixel back.
+    twice = model.predict_class_ids(image.repeat(2, 1).repeat(2, 2), input_size=(40, 52))
+    np.testing.assert_array_equal(twice[:, ::2, ::2], image.argmin(-1))
+    result = score(tmp_path / "foreign", data, tmp_path / "out")
+    assert result["architecture_fingerprint"] is None and result["num_images"] == 4
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result
+
+
+def test_a_fixed_size_is_kept(tmp_path):
+    model = load_model(foreign(tmp_path / "fixed", darkest, (None, 64, 48, 3)))
+    assert model.command_input_size((100, 100)) == (64, 48)
+    with pytest.raises(ValueError, match="takes images of 64x48 only"):
+        model.command_input_size((100, 100), (32, 32))
+
+
+def test_what_is_no_such_saved_model_is_refused_in_one_line(data, tmp_path):
+    (tmp_path / "empty" / "1").mkdir(parents=True)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "saved_model.pb").write_bytes(b"no protocol buffer")
+    named = foreign(tmp_path / "named", darkest, name="other")
+    floats = foreign(tmp_path / "floats", lambda images: {"logits": images})
+    for folder, words in (
+        (tmp_path / "nothing", "no such file"),
+        (tmp_path / "empty", "is a folder without a SavedModel"),
+        (tmp_path / "broken", "cannot be read as a SavedModel"),
+        (named, "has no signature serving_default; needed is serving_default: images float32"),
+        (floats, "takes images float32 .* and answers logits float32 .*; needed is serving_def"),
+    ):
+        with pytest.raises((ValueError, OSError), match=words) as error:
+            load_model(folder)
+        assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    for shift, words in ((-1, "answers class ids -1"), (11, "classes 0..10")):
+        folder = foreign(
+            tmp_path / f"shift{shift}",
+            lambda images, shift=shift: {"class_ids": darkest(images)["class_ids"] + shift},
+        )
+        with pytest.raises(ValueError, match=words):
+            score(folder, data, tmp_path / "out")
+    output = f"--output_dir={tmp_path / 'out'}"
+    check_refused(run("evaluate", f"--model={floats}", output, *data), "needed is", "class_ids")
