@@ -109,10 +109,11 @@ class ServedModel:
         scales: tuple[float, ...] = (1.0,),
         flip: bool = False,
     ) -> np.ndarray:
-        """Segments raw images: uint8 [N, H, W, C] -> int32 [N, H, W].
+        """Segments raw images: [N, H, W, C], 0..255 -> int32 [N, H, W].
 
-        Where the network sees them at another size, the signature encoded_image answers as the
-        model itself does; without it, the class ids are brought back by nearest neighbour.
+        Where the network sees images of 8 bits at another size, the signature encoded_image
+        answers as the model itself does; without it, the class ids are brought back by nearest
+        neighbour.
 
         Raises:
             ValueError: for scales and flip: they average what a SavedModel does not answer.
@@ -125,7 +126,8 @@ class ServedModel:
         size = images.shape[1:3]
         if input_size in (None, size):
             return self._serve(images.astype("float32"))
-        if input_size == self.command_input_size(size) and "encoded_image" in self._signatures:
+        encoded = "encoded_image" in self._signatures and images.dtype == np.uint8
+        if encoded and input_size == self.command_input_size(size):
             return self._serve_encoded(images)
         seen = np.stack([resize_image(image, input_size) for image in images])
         return _nearest(self._serve(seen.astype("float32")), size)

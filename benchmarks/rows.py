@@ -64,10 +64,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
-def put(path: Path, row: dict[str, Any]) -> None:
-    """Writes a row in the place of the one with the same command, or behind the others."""
+def put(path: Path, row: dict[str, Any], key: str = "command") -> None:
+    """Writes a row in the place of the one with the same key, or behind the others."""
     rows: list[dict[str, Any]] = list(read(path))
-    places = [index for index, old in enumerate(rows) if old["command"] == row["command"]]
+    places = [index for index, old in enumerate(rows) if old[key] == row[key]]
     if places:
         rows[places[0]] = row
     else:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from random_architectures import random_architecture
 
 from auto_deeplab_tf.accounting import count
-from auto_deeplab_tf.architecture import Architecture, Edge
+from auto_deeplab_tf.architecture import DECODABLE_OPERATIONS, Architecture, Edge
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
 from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.network import Network, build_network
@@ -172,7 +172,11 @@ def check_counts(seed, **limits):
     assert built == {row.name: row.params for row in result.layers}
 
 
-@pytest.mark.parametrize("seed", range(20))
+def slow(seed):
+    return pytest.param(seed, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("seed", [*range(20), *(slow(seed) for seed in range(20, 50))])
 def test_counts_equal_the_built_network(seed):
     check_counts(seed)
 
@@ -183,14 +187,31 @@ def test_counts_equal_fifty_larger_ones(seed):
     check_counts(seed, max_layers=14, max_blocks=6)
 
 
-@pytest.mark.parametrize("seed", range(3))
+def test_the_architectures_that_are_counted_have_every_case():
+    drawn = [random_architecture(seed) for seed in range(50)]
+    pairs = [
+        (edge, level > before)
+        for architecture in drawn
+        for before, level in zip((0, *architecture.levels), architecture.levels, strict=False)
+        for block in architecture.cell
+        for edge in block
+    ]
+    reduced = {edge.op for edge, down in pairs if down and not edge.source.startswith("block_")}
+    assert reduced == set(DECODABLE_OPERATIONS)
+    assert {architecture.atrous for architecture in drawn} == {"full", "separable"}
+    assert {architecture.levels[-1] for architecture in drawn} == {0, 1, 2, 3}
+    assert any(0 not in architecture.levels for architecture in drawn)
+    assert len({(a.num_layers, a.num_blocks) for a in drawn}) > 10
+
+
+@pytest.mark.parametrize("seed", [*range(3), *(slow(seed) for seed in range(3, 50))])
 def test_multi_adds_equal_the_graph_profiler(seed):
     """At 576x576 every atrous rate divides its map.
 
     Elsewhere TensorFlow on CPU pads the map for an atrous convolution, and the profiler counts
     the padded positions too (as the paper's figures do).
     """
-    architecture = random_architecture(seed, first_level=seed % 2)
+    architecture = random_architecture(seed)
     traced = trace(small_network(architecture), (576, 576))
     result = count(architecture, input_size=(576, 576), **SMALL)
     assert result.multi_adds == profiler_multi_adds(traced)
