@@ -53,6 +53,7 @@ class ServedModel:
         unnamed = names is None or list(names) == [str(index) for index in range(len(names))]
         self.class_names = None if unnamed else tuple(names)
         size = metadata.get("image_size")
+        size = metadata.get("image_size")
         self.image_size = None if size is None else (int(size[0]), int(size[1]))
         self.fingerprint = metadata.get("architecture_fingerprint")
 
