@@ -51,7 +51,7 @@ class ServedModel:
         self.num_classes = None if names is None else len(names)
         # Numbers stand where the model had no names.
         unnamed = names is None or list(names) == [str(index) for index in range(len(names))]
-        self.class_names = None if unnamed else tuple(names)
+        self.class_names = None if unnamed else tuple(names or ())
         size = metadata.get("image_size")
         size = metadata.get("image_size")
         self.image_size = None if size is None else (int(size[0]), int(size[1]))
