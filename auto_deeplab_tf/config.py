@@ -358,6 +358,23 @@ class DatasetConfig(DataFilesConfig):
         group="data",
         minimum=32,
     )
+    max_image_side: int | None = flag(
+        None,
+        "in place of image_size: bring the longer side of every image to N pixels",
+        group="data",
+        minimum=32,
+    )
+    image_format: str | None = flag(
+        None,
+        "images in the records (nothing given: the files' own, resized ones as the catalog says)",
+        group="data",
+        choices=("jpeg", "png"),
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.image_size is not None and self.max_image_side is not None:
+            raise ValueError("--image_size and --max_image_side both say the size: give one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -440,6 +457,16 @@ class RunConfig(DataConfig):
 class CheckConfig(DataFilesConfig):
     """Options of the check of a data set."""
 
+    json: bool = flag(
+        False, "print the result as one JSON object on one line, nothing else", group="output"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareConfig(DatasetConfig):
+    """Options of the preparation of records."""
+
+    verify: bool = flag(False, "compare the checksum of every file of the records")
     json: bool = flag(
         False, "print the result as one JSON object on one line, nothing else", group="output"
     )

@@ -38,9 +38,10 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     model = load_model(options.model)
     info = source.describe(options)
     names = _class_names(model, info)
-    if options.write_label_ids and options.image_size is not None:
+    if options.write_label_ids and (options.image_size or options.max_image_side):
         raise ValueError(
-            "--write_label_ids writes at the size of the files: leave --image_size out "
+            "--write_label_ids writes at the size of the files: leave --image_size and "
+            "--max_image_side out "
             "(--input_size makes what the network sees smaller)"
         )
     split = source.open_for(options, options.split)
@@ -50,7 +51,8 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     output_dir.mkdir(parents=True, exist_ok=True)
 
     label_ids_dir = output_dir / "label_ids" if options.write_label_ids else None
-    matrix, samples = _score(model, split, batches, options, label_ids_dir)
+    with source.damage_named(split):
+        matrix, samples = _score(model, split, batches, options, label_ids_dir)
     result = _described(matrix, names) | {
         "num_images": split.num_examples,
         "model": options.model,

@@ -69,7 +69,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
     strategy = distribution.strategy(options.distribution_strategy)
     distribution.check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
     traced = None if options.step_mode == "auto" else options.step_mode == "traced"
-    with run, strategy.scope():
+    with run, strategy.scope(), source.damage_named(train, validation):
         run.record("split.json", members)
         # One that is there is of a shorter run that now goes on.
         (run / "architecture.json").unlink(missing_ok=True)

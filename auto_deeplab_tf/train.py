@@ -86,6 +86,7 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         """Trains up to the last step."""
+        from auto_deeplab_tf.data import source
         from auto_deeplab_tf.training import distribution
         from auto_deeplab_tf.training.run_dir import write_text
 
@@ -102,7 +103,7 @@ class _Training:
         with strategy.scope():
             model = self._build()
             started_from = self._start_from(model)
-        with run, strategy.scope():
+        with run, strategy.scope(), source.damage_named(self._train, self._val):
             # What the run depends on and its flags do not say.
             data = {"train": self._train.fingerprint, "val": self._val.fingerprint}
             run.record("data.json", data)

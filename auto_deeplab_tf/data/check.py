@@ -6,17 +6,13 @@ that occurs twice, a stray file. Exits with 1 if there is any. Nothing is writte
 """
 
 import collections
-import concurrent.futures
-import itertools
 import sys
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from auto_deeplab_tf import cli, config
 
 cli.define(config.CheckConfig)
 
-_BATCH = 32  # examples that are in memory at a time
 _SHOWN_SIZES = 8
 
 
@@ -56,7 +52,7 @@ def check(options: config.CheckConfig) -> dict[str, Any]:
 def _check_split(origin: Any, split: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
     import numpy as np
 
-    from auto_deeplab_tf.data import examples, records
+    from auto_deeplab_tf.data import examples, parallel, records
 
     info = origin.info
     pixels = np.zeros(256, np.int64)
@@ -64,8 +60,8 @@ def _check_split(origin: Any, split: str) -> tuple[dict[str, Any], list[dict[str
     sizes: collections.Counter[str] = collections.Counter()
     groups: collections.Counter[str] = collections.Counter()
     defects = []
-    for example, examined in _in_batches(
-        origin.read(split), lambda example: (example, examples.examine(example, info))
+    for example, examined in parallel.ordered_map(
+        lambda example: (example, examples.examine(example, info)), origin.read(split)
     ):
         groups[example.group] += 1
         for problem in examined.problems:
@@ -89,14 +85,6 @@ def _check_split(origin: Any, split: str) -> tuple[dict[str, Any], list[dict[str
     if sums[0].any():
         result["mean"], result["std"] = records.channel_statistics(sums, info.image_bits)
     return result, defects
-
-
-def _in_batches(items: Iterable[Any], function: Any) -> Iterator[Any]:
-    """Applies a function on all cores, with a few items in memory at a time."""
-    iterator = iter(items)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        while batch := list(itertools.islice(iterator, _BATCH)):
-            yield from pool.map(function, batch)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -3,14 +3,14 @@
 A folder of records holds, for each split, `SPLIT-00000.tfrecord`, ... and `SPLIT.index.npz`, and
 one `records.json` with the settings, the statistics of the labels and the SHA-256 of every other
 file. A record is a tf.train.Example: `image` (PNG or JPEG bytes), `label` (8-bit gray PNG of class
-ids), `image_id`.
+ids), `image_id`. `shards` writes such a folder, `source` reads it.
 """
 
 import concurrent.futures
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,73 @@ from auto_deeplab_tf.data import catalog, examples, image_files
 from auto_deeplab_tf.data.origin import RawExample
 
 # Part of every fingerprint: raise it whenever records made by older code must not be used any more.
-VERSION = 2
-_SHARD_BYTES = 128 * 2**20
-# A TFRecord frames its payload: length (8 bytes) and its checksum (4) before, checksum (4) after.
-_RECORD_OVERHEAD = 16
+VERSION = 3
 MANIFEST = "records.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the examples of a data set are brought into records.
+
+    Attributes:
+        image_size: (height, width) of every example; None to keep them as they are.
+        max_image_side: pixels that the longer side of every example is brought to, the other one
+            in proportion.
+        image_format: "jpeg" or "png" for every image; None to keep the files as they are, and to
+            write images whose size changes in the format that the catalog says.
+
+    Raises:
+        ValueError: for settings that exclude each other or lie outside their range.
+    """
+
+    image_size: tuple[int, int] | None = None
+    max_image_side: int | None = None
+    image_format: str | None = None
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        if size is not None:
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(
+                    f"--image_size must be two positive numbers, HxW. Received: {size!r}"
+                )
+            object.__setattr__(self, "image_size", (int(size[0]), int(size[1])))
+        if self.max_image_side is not None:
+            if self.max_image_side < 1:
+                raise ValueError(
+                    f"--max_image_side must be 1 or more. Received: {self.max_image_side}"
+                )
+            if size is not None:
+                raise ValueError(
+                    "--image_size and --max_image_side both say the size: give one of them"
+                )
+        if self.image_format not in (None, "jpeg", "png"):
+            raise ValueError(f"--image_format must be jpeg or png. Received: {self.image_format!r}")
+
+    def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) that an example of a given size is brought to."""
+        if self.image_size is not None:
+            return self.image_size
+        if self.max_image_side is None:
+            return (size[0], size[1])
+        # In whole numbers, rounded half up: the same on every machine.
+        side, longer = self.max_image_side, max(size)
+        height, width = (max(1, (2 * n * side + longer) // (2 * longer)) for n in size)
+        return height, width
+
+    def as_json(self) -> dict[str, Any]:
+        size = None if self.image_size is None else list(self.image_size)
+        return {**dataclasses.asdict(self), "image_size": size}
+
+    @property
+    def name(self) -> str:
+        """A short text for the name of a folder."""
+        size = "full"
+        if self.image_size is not None:
+            size = f"{self.image_size[0]}x{self.image_size[1]}"
+        elif self.max_image_side is not None:
+            size = f"max{self.max_image_side}"
+        return size if self.image_format is None else f"{size}-{self.image_format}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,113 +106,11 @@ class Prepared:
     channel_sums: np.ndarray | None
 
 
-class SplitWriter:
-    """Writes the records of one split, and gathers its index and the statistics of its labels."""
-
-    def __init__(
-        self, directory: Path, split: str, info: catalog.Dataset, image_size: tuple[int, int] | None
-    ):
-        self._directory = directory
-        self._split = split
-        self._info = info
-        self._image_size = image_size
-        self._shards: list[Path] = []
-        self._writer: tf.io.TFRecordWriter | None = None
-        self._offset = 0
-        self._rows: list[tuple[str, str, int, int, int, int]] = []
-        self._class_pixels = np.zeros(info.num_classes, np.int64)
-        self._present_pixels = np.zeros(info.num_classes, np.int64)
-        self._ignored_pixels = 0
-        self._channel_sums = np.zeros((3, info.channels), np.int64)
-
-    def add(self, example: RawExample) -> None:
-        """Appends one example, brought to the size of the records.
-
-        Raises:
-            ValueError: where the image cannot be decoded, the label map is of another size, or
-                holds a strange id.
-        """
-        try:
-            prepared = prepare(example, self._info, self._image_size)
-        except (ValueError, OSError) as error:
-            raise ValueError(
-                f"{self._info.name} {self._split}, {example.image_id}: {error}"
-            ) from error
-        label = prepared.label
-        self._count(label)
-        if prepared.channel_sums is not None:
-            self._channel_sums += prepared.channel_sums
-        record = tf.train.Example(
-            features=tf.train.Features(
-                feature={
-                    "image_id": _bytes_feature(example.image_id.encode()),
-                    "image": _bytes_feature(prepared.image),
-                    "label": _bytes_feature(image_files.encode_png(label)),
-                }
-            )
-        ).SerializeToString()
-        if self._writer is None or self._offset + len(record) > _SHARD_BYTES:
-            self._writer = self._next_shard()
-        self._writer.write(record)
-        self._rows.append(
-            (example.image_id, example.group, len(self._shards) - 1, self._offset, *label.shape)
-        )
-        self._offset += len(record) + _RECORD_OVERHEAD
-
-    def close(self) -> dict[str, Any]:
-        """Writes the index, ordered by image id; returns what the manifest says of the split."""
-        if self._writer is not None:
-            self._writer.close()
-        if not self._rows:
-            raise ValueError(f"{self._info.name}: split {self._split} has no images")
-        rows = sorted(self._rows)
-        ids, groups, shards, offsets, heights, widths = zip(*rows, strict=True)
-        if len(set(ids)) != len(ids):
-            twice = next(a for a, b in zip(ids, ids[1:], strict=False) if a == b)
-            raise ValueError(
-                f"{self._info.name}: image id {twice} occurs twice in split {self._split}"
-            )
-        index = self._directory / f"{self._split}.index.npz"
-        np.savez(
-            index,
-            ids=np.array(ids),
-            groups=np.array(groups),
-            shards=np.array(shards, np.int32),
-            offsets=np.array(offsets, np.int64),
-            sizes=np.array([heights, widths], np.int32).T,
-        )
-        return {
-            "num_examples": len(rows),
-            "files": {path.name: _describe(path) for path in [*self._shards, index]},
-            "shards": [path.name for path in self._shards],
-            "index": index.name,
-            "class_pixels": self._class_pixels.tolist(),
-            "present_pixels": self._present_pixels.tolist(),
-            "ignored_pixels": self._ignored_pixels,
-            "channel_sums": self._channel_sums.tolist(),
-        }
-
-    def _next_shard(self) -> tf.io.TFRecordWriter:
-        if self._writer is not None:
-            self._writer.close()
-        self._shards.append(self._directory / f"{self._split}-{len(self._shards):05d}.tfrecord")
-        self._offset = 0
-        return tf.io.TFRecordWriter(str(self._shards[-1]))
-
-    def _count(self, label: np.ndarray) -> None:
-        pixels = np.bincount(label.ravel(), minlength=256)
-        classes = pixels[: self._info.num_classes]
-        self._class_pixels += classes
-        self._present_pixels += np.where(classes > 0, label.size, 0)
-        self._ignored_pixels += int(pixels[self._info.ignore_label])
-
-
-def prepare(
-    example: RawExample, info: catalog.Dataset, image_size: tuple[int, int] | None
-) -> Prepared:
+def prepare(example: RawExample, info: catalog.Dataset, settings: Settings) -> Prepared:
     """Checks an example and brings it to the form of the records.
 
-    An image that keeps its size keeps its bytes, where TensorFlow reads them as they are.
+    An image that keeps its size keeps its bytes, where TensorFlow reads them as they are and the
+    settings name no other format.
 
     Raises:
         ValueError, OSError: where it breaks a rule.
@@ -160,12 +120,14 @@ def prepare(
     if examined.problems or image is None or label is None:
         raise examined.problems[0].error
     sums = None if info.mean else channel_sums(image)
-    resized = image_size is not None and image_size != label.shape
-    if image_size is not None and resized:
-        image, label = resize_image(image, image_size), resize_label(label, image_size)
-    if examined.as_it_is and not resized:
+    size = settings.size_of(label.shape)
+    resized = size != label.shape
+    if resized:
+        image, label = resize_image(image, size), resize_label(label, size)
+    image_format = settings.image_format or (info.image_format if resized else None)
+    if examined.as_it_is and not resized and image_format in (None, _format_of(example.image)):
         encoded = example.image
-    elif resized and info.image_format == "jpeg":
+    elif image_format == "jpeg":
         encoded = image_files.encode_jpeg(image)
     else:
         encoded = image_files.encode_png(image)
@@ -210,29 +172,13 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return label[rows[:, None], columns[None, :]]
 
 
-def write(
-    directory: Path,
-    info: catalog.Dataset,
-    splits: Mapping[str, Iterable[RawExample]],
-    *,
-    image_size: tuple[int, int] | None,
-    fingerprint: str,
-) -> None:
-    """Writes a folder of records."""
-    manifest: dict[str, Any] = {
-        "version": VERSION,
-        "dataset": info.name,
-        "image_size": image_size,
-        "fingerprint": fingerprint,
-        "splits": {},
-    }
-    for split, members in splits.items():
-        writer = SplitWriter(directory, split, info, image_size)
-        for example in members:
-            writer.add(example)
-        manifest["splits"][split] = writer.close()
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    """Writes `records.json`, which is what makes a folder one of records: last of all."""
+    manifest = {**manifest, "version": VERSION}
     manifest["digest"] = _manifest_digest(manifest)
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    part = directory / f"{MANIFEST}.part"
+    part.write_text(json.dumps(manifest, indent=1) + "\n")
+    part.replace(directory / MANIFEST)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -254,14 +200,24 @@ def verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         ValueError: for a file that is missing, cut or changed.
     """
+    verify_sizes(directory, files)
     paths = [directory / name for name in files]
-    for path in paths:
-        if not path.exists():
-            raise damaged(path)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for path, found in zip(paths, pool.map(_describe, paths), strict=True):
+        for path, found in zip(paths, pool.map(describe_file, paths), strict=True):
             if found != dict(files[path.name]):
                 raise damaged(path)
+
+
+def verify_sizes(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compares the sizes of files with what the manifest says.
+
+    Raises:
+        ValueError: for a file that is missing or cut.
+    """
+    for name, expected in files.items():
+        path = directory / name
+        if not path.exists() or path.stat().st_size != expected["bytes"]:
+            raise damaged(path)
 
 
 def damaged(path: Path) -> ValueError:
@@ -270,7 +226,7 @@ def damaged(path: Path) -> ValueError:
     )
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {
             "bytes": path.stat().st_size,
@@ -283,5 +239,5 @@ def _manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _bytes_feature(value: bytes) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+def _format_of(image: bytes) -> str:
+    return "jpeg" if image.startswith(b"\xff\xd8") else "png"

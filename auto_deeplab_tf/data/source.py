@@ -2,15 +2,8 @@
 
 import contextlib
 import dataclasses
-import fcntl
-import functools
-import hashlib
 import importlib
-import io
-import json
 import os
-import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf import config
-from auto_deeplab_tf.data import catalog, records
+from auto_deeplab_tf.data import catalog, preparation, records
+from auto_deeplab_tf.data.index import Index
 from auto_deeplab_tf.data.origin import Origin
 
 # The module of each data set that finds its files: `find(data_dir) -> Origin`.
@@ -37,14 +31,18 @@ def names() -> tuple[str, ...]:
     return tuple(_ORIGINS)
 
 
+# Up to this much is read whole when a split is opened, which takes about a second.
+_CHECKED_AT_OPENING_BYTES = 2**30
+
+
 class Source:
     """The examples of one split, ordered by image id.
 
     Attributes:
         info: description of the data set.
         split: name of the split.
-        ids: image id of each example.
-        groups: drive or city of each example.
+        ids: image id of each example, a sequence of texts.
+        groups: drive or city of each example, likewise.
         image_size: (height, width) of the examples, None where they differ.
         max_image_size: the largest height and the largest width.
         class_pixels: int64 [num_classes], pixels of each class in the split.
@@ -56,7 +54,9 @@ class Source:
     """
 
     def __init__(self, directory: Path, split: str, info: catalog.Dataset):
-        """Opens records, after comparing their checksums.
+        """Opens records, after comparing the sizes and checksums of their files.
+
+        Where the shards are many, a byte that changed in them is noticed when its record is read.
 
         Raises:
             ValueError: where a file was cut or changed, or the split is not there.
@@ -68,11 +68,15 @@ class Source:
                 f"splits that were found). Received: {split!r}"
             )
         entry = manifest["splits"][split]
-        records.verify(directory, entry["files"])
-        with np.load(directory / entry["index"]) as index:
-            self._ids = index["ids"]
-            self._groups = index["groups"]
-            shards, offsets, sizes = index["shards"], index["offsets"], index["sizes"]
+        self._files: dict[str, dict[str, Any]] = entry["files"]
+        if sum(file["bytes"] for file in self._files.values()) <= _CHECKED_AT_OPENING_BYTES:
+            records.verify(directory, self._files)
+        else:
+            records.verify(directory, {entry["index"]: self._files[entry["index"]]})
+            records.verify_sizes(directory, self._files)
+        index = Index.load(directory / entry["index"])
+        self.ids, self.groups = index.ids, index.groups
+        sizes = index.sizes
         self.info = _measured(info, manifest["splits"].get("train", entry))
         self.split = split
         self.directory = directory
@@ -84,20 +88,25 @@ class Source:
         self.ignored_pixels: int = entry["ignored_pixels"]
         with tf.device("CPU:0"):  # where tf.data runs, also on a machine with a GPU
             self._paths = tf.constant([str(directory / name) for name in entry["shards"]])
-            self._shards = tf.constant(shards)
-            self._offsets = tf.constant(offsets)
+            self._shards = tf.constant(index.shards)
+            self._offsets = tf.constant(index.offsets)
 
     @property
     def num_examples(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
-    @functools.cached_property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(self._ids.tolist())
+    @property
+    def num_bytes(self) -> int:
+        """Size of the files of the split."""
+        return sum(file["bytes"] for file in self._files.values())
 
-    @functools.cached_property
-    def groups(self) -> tuple[str, ...]:
-        return tuple(self._groups.tolist())
+    def verify(self) -> None:
+        """Compares the SHA-256 of every file of the split.
+
+        Raises:
+            ValueError: naming the file that was cut or changed.
+        """
+        records.verify(self.directory, self._files)
 
     @property
     def class_frequencies(self) -> np.ndarray:
@@ -156,37 +165,35 @@ def open_split(
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
     image_size: tuple[int, int] | None = None,
+    max_image_side: int | None = None,
+    image_format: str | None = None,
     dataset_config: str | os.PathLike | None = None,
 ) -> Source:
     """Opens a split of a data set; the first time, prepares its records.
 
     Records lie in a folder of `cache_dir` named after a fingerprint of the source files (names,
     sizes, times of change), of the settings and of the code. The folder appears complete or not at
-    all.
+    all; what was stopped goes on.
 
     Args:
         name: a name of the catalog.
         split: a split of that data set.
         data_dir: folder of the user's files; never written to. None for a set that needs none.
         cache_dir: folder for prepared records; None for `$XDG_CACHE_HOME/auto_deeplab_tf`, or
-            `~/.cache/auto_deeplab_tf`.
+            `~/.cache/auto_deeplab_tf`. It may also be such a folder of records itself.
         image_size: (height, width) to bring every example to; None to keep them as they are.
+        max_image_side: pixels to bring the longer side of every example to.
+        image_format: "jpeg" or "png" for the images; None as `records.Settings` says.
         dataset_config: the JSON file that describes `folder`; None for dataset.json in data_dir.
 
     Raises:
         ValueError: for a name, split, size or data that breaks a rule.
         FileNotFoundError: where the data are not there.
     """
-    if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-        raise ValueError(
-            f"--image_size must be two positive numbers, HxW. Received: {image_size!r}"
-        )
-    image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+    settings = records.Settings(image_size, max_image_side, image_format)
     origin = find_origin(name, data_dir, dataset_config)
     _check_split(origin, split)
-    origin.raise_defects()
-    directory = _prepared(origin.info, origin, _cache_dir(cache_dir), image_size)
-    return Source(directory, split, origin.info)
+    return Source(_prepared(origin, cache_dir, settings), split, origin.info)
 
 
 def find_origin(
@@ -233,8 +240,40 @@ def open_for(options: config.DatasetConfig, split: str) -> Source:
         data_dir=options.data_dir,
         cache_dir=options.cache_dir,
         image_size=options.image_size,
+        max_image_side=options.max_image_side,
+        image_format=options.image_format,
         dataset_config=options.dataset_config,
     )
+
+
+def open_all(options: config.DatasetConfig) -> dict[str, Source]:
+    """Opens every split that the files have of the data set that a command's flags name."""
+    settings = records.Settings(options.image_size, options.max_image_side, options.image_format)
+    origin = find_origin(options.dataset, options.data_dir, options.dataset_config)
+    directory = _prepared(origin, options.cache_dir, settings)
+    return {split: Source(directory, split, origin.info) for split in origin.splits}
+
+
+def _prepared(
+    origin: Origin, cache_dir: str | os.PathLike | None, settings: records.Settings
+) -> Path:
+    origin.raise_defects()
+    return preparation.prepared(origin, _cache_dir(cache_dir), settings)
+
+
+@contextlib.contextmanager
+def damage_named(*sources: Source) -> Iterator[None]:
+    """Turns a record that fails its checksum while it is read into an error that names its file.
+
+    Raises:
+        ValueError: naming the shard that was changed.
+    """
+    try:
+        yield
+    except tf.errors.DataLossError:
+        for source in sources:
+            source.verify()
+        raise
 
 
 def _check_split(origin: Origin, split: str) -> None:
@@ -267,119 +306,3 @@ def _cache_dir(cache_dir: str | os.PathLike | None) -> Path:
         return Path(cache_dir).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "auto_deeplab_tf"
-
-
-def _fingerprint(info: catalog.Dataset, origin: Origin, image_size: tuple[int, int] | None) -> str:
-    content = {
-        "records": records.VERSION,
-        "dataset": info.name,
-        "label_ids": sorted(info.label_ids.items()),
-        "image_format": info.image_format,
-        "channels": [info.channels, info.image_bits],
-        "measured": not info.mean,
-        "image_size": image_size,
-        "splits": list(origin.splits),
-        "settings": dict(origin.settings),
-        "files": origin.listing(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _prepared(
-    info: catalog.Dataset, origin: Origin, cache: Path, image_size: tuple[int, int] | None
-) -> Path:
-    """Returns the folder of the records, after making it if it is not there."""
-    fingerprint = _fingerprint(info, origin, image_size)
-    size = "full" if image_size is None else f"{image_size[0]}x{image_size[1]}"
-    directory = cache / f"{info.name}-{size}-{fingerprint[:16]}"
-    if directory.exists():
-        return directory
-    cache.mkdir(parents=True, exist_ok=True)
-    with _lock(cache / f"{directory.name}.lock"):
-        if directory.exists():  # another process made it while this one waited
-            return directory
-        splits = ", ".join(origin.splits)
-        print(f"Preparing {info.name} ({splits}), once, in {directory}", file=sys.stderr)
-        unfinished = cache / f"{directory.name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
-        try:
-            _prepare(unfinished, info, origin, image_size, fingerprint)
-            unfinished.rename(directory)
-        except tf.errors.OpError as error:
-            raise OSError(f"preparing {info.name} under {cache} failed: {error.message}") from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    return directory
-
-
-def _prepare(
-    directory: Path,
-    info: catalog.Dataset,
-    origin: Origin,
-    image_size: tuple[int, int] | None,
-    fingerprint: str,
-) -> None:
-    """Builds the set with TFDS beside the records, and writes the records from it."""
-    raw = directory / "tfds"
-    raw.mkdir(parents=True)
-    builder = _build(origin, raw)
-    splits = {split: _raw_examples(builder, origin, name) for split, name in origin.splits.items()}
-    records.write(directory, info, splits, image_size=image_size, fingerprint=fingerprint)
-    shutil.rmtree(raw)
-
-
-def _build(origin: Origin, directory: Path):
-    """Builds the set with TFDS, without the network and with nothing printed to stdout."""
-    import tensorflow_datasets as tfds  # takes seconds; not needed where the records are there
-
-    tfds.disable_progress_bar()
-    module, _, name = origin.builder.partition(":")
-    builder_class = getattr(importlib.import_module(module), name)
-    builder = builder_class(data_dir=directory, **origin.builder_options)
-    options = tfds.download.DownloadConfig(manual_dir=origin.manual_dir)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
-            builder.download_and_prepare(download_config=options)
-    except OSError:
-        raise
-    except Exception as error:  # whatever the builder, or an archive that it unpacks, answers
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the files in {origin.manual_dir} could not be read: {reason}") from error
-    return builder
-
-
-def _raw_examples(builder, origin: Origin, tfds_split: str) -> Iterator[records.RawExample]:
-    import tensorflow_datasets as tfds
-
-    # Encoded images come through as they are: decoding a palette image with TensorFlow would turn
-    # ids into luminance.
-    skip = {key: tfds.decode.SkipDecoding() for key in (origin.image_key, origin.label_key)}
-    for example in tfds.as_numpy(
-        builder.as_dataset(split=tfds_split, decoders=skip, shuffle_files=False)
-    ):
-        image_id = example["image_id"].decode()
-        yield records.RawExample(
-            image_id,
-            origin.group_of(image_id),
-            example[origin.image_key],
-            example[origin.label_key],
-        )
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Holds a lock file; the system frees it when the process dies, however it dies."""
-    while True:
-        file = path.open("w")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        # Its last holder may have deleted it while this process waited: then the lock is on a file
-        # that is gone.
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                break
-        file.close()
-    try:
-        yield
-    finally:
-        path.unlink()
-        file.close()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from auto_deeplab_tf.data.index import Texts
 from auto_deeplab_tf.data.source import Source
 
 
@@ -39,24 +40,28 @@ def halves(
         raise ValueError(
             f"the search needs at least 2 training images, one for each half. Received: {len(ids)}"
         )
-    if len(set(ids)) != len(ids):
-        raise ValueError(
-            f"image ids must be unique. Received: {len(ids)} ids, {len(set(ids))} different"
-        )
     if len(groups) != len(ids):
         raise ValueError(
             f"there must be one group per id. Received: {len(groups)} groups, {len(ids)} ids"
         )
+    encoded = Texts.of(ids).encoded
+    different = np.unique(encoded).size
+    if different != len(ids):
+        raise ValueError(
+            f"image ids must be unique. Received: {len(ids)} ids, {different} different"
+        )
+    _, codes = Texts.of(groups).coded()
     if frames_per_block is None:
-        order = sorted(range(len(ids)), key=lambda i: (groups[i], _rank(ids[i]), ids[i]))
+        # Two words of each hash tell any two ids apart.
+        ranks = np.frombuffer(b"".join(map(_digest, encoded.tolist())), ">u8").reshape(-1, 4)
+        order = np.lexsort((ranks[:, 1], ranks[:, 0], codes))
         sides = np.arange(len(ids)) % 2
     else:
         if frames_per_block < 1:
             raise ValueError(f"frames_per_block must be 1 or more. Received: {frames_per_block}")
-        order = sorted(range(len(ids)), key=lambda i: (groups[i], ids[i]))
-        sides = _block_sides([groups[i] for i in order], min(frames_per_block, len(ids) // 2))
-    ranked = np.array(order, np.int64)
-    return np.sort(ranked[sides == 0]), np.sort(ranked[sides == 1])
+        order = np.lexsort((encoded, codes))
+        sides = _block_sides(codes[order], min(frames_per_block, len(ids) // 2))
+    return np.sort(order[sides == 0]), np.sort(order[sides == 1])
 
 
 def source_halves(source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -64,16 +69,19 @@ def source_halves(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return halves(source.ids, source.groups, frames_per_block=source.info.frames_per_block)
 
 
-def _rank(image_id: str) -> str:
-    return hashlib.sha256(image_id.encode()).hexdigest()
+def _digest(encoded_id: bytes) -> bytes:
+    return hashlib.sha256(encoded_id).digest()
 
 
-def _block_sides(groups: Sequence[str], block: int) -> np.ndarray:
-    """Side (0 or 1) of each frame: blocks end with their group, sides alternate over all blocks."""
-    sides = np.zeros(len(groups), np.int64)
-    number, first = 0, 0
-    for i in range(len(groups)):
-        if i > 0 and (groups[i] != groups[i - 1] or i - first == block):
-            number, first = number + 1, i
-        sides[i] = number % 2
-    return sides
+def _block_sides(groups: np.ndarray, block: int) -> np.ndarray:
+    """Side (0 or 1) of each frame: blocks end with their group, sides alternate over all blocks.
+
+    Args:
+        groups: integers [n], the group of each frame, ascending.
+        block: frames in a block.
+    """
+    _, starts, counts = np.unique(groups, return_index=True, return_counts=True)
+    place = np.arange(len(groups)) - np.repeat(starts, counts)  # of a frame in its group
+    blocks = -(-counts // block)
+    first = np.repeat(np.cumsum(blocks) - blocks, counts)  # number of its group's first block
+    return (first + place // block) % 2

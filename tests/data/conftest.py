@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from auto_deeplab_tf.data import catalog, image_files, records
+from auto_deeplab_tf.data import catalog, image_files, records, shards
+from auto_deeplab_tf.data.origin import RawExample
 from auto_deeplab_tf.data.source import Source
 
 TOY = dataclasses.replace(
@@ -26,16 +27,17 @@ def make_source(tmp_path):
     def make(examples, image_size=None, name="toy"):
         directory = tmp_path / name
         directory.mkdir()
-        raw = (
-            records.RawExample(
+        raw = [
+            RawExample(
                 image_id,
                 image_id.split("_")[0],
                 image_files.encode_png(image),
                 image_files.encode_png(label),
             )
             for image_id, image, label in examples
-        )
-        records.write(directory, TOY, {"train": raw}, image_size=image_size, fingerprint="none")
+        ]
+        settings = records.Settings(image_size)
+        shards.write(directory, TOY, {"train": raw}, settings, fingerprint="none")
         return Source(directory, "train", TOY)
 
     return make

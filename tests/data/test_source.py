@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from auto_deeplab_tf import data
-from auto_deeplab_tf.data import records
+from auto_deeplab_tf.data import shards
 from auto_deeplab_tf.data.source import Source
 
 
@@ -29,7 +29,7 @@ def test_the_second_opening_reads_the_cache(make_camvid, cache, monkeypatch):
     root = make_camvid({"train": 3, "val": 1})
     first = _open(root, cache)
     assert [path.name for path in cache.iterdir()] == [first.directory.name]
-    monkeypatch.setattr(records, "write", None)  # preparing again would call it
+    monkeypatch.setattr(shards, "write", None)  # preparing again would call it
     again = _open(root, cache)
     assert again.directory == first.directory
     other_split = data.open_split("camvid", "val", data_dir=root, cache_dir=cache)
@@ -64,8 +64,10 @@ def test_what_a_killed_process_left_is_replaced(make_camvid, cache):
     root = make_camvid({"train": 2})
     directory = _open(root, cache).directory
     unfinished = cache / f"{directory.name}.unfinished"
-    directory.rename(unfinished)
-    (unfinished / "train-00000.tfrecord").write_bytes(b"half")
+    unfinished.mkdir()
+    directory.rename(unfinished / "records")
+    (unfinished / "records" / "records.json").unlink()
+    (unfinished / "records" / "train-00000.tfrecord").write_bytes(b"half")
     (cache / f"{directory.name}.lock").touch()
     assert _open(root, cache).num_examples == 2
     assert [path.name for path in cache.iterdir()] == [directory.name]
@@ -74,8 +76,8 @@ def test_what_a_killed_process_left_is_replaced(make_camvid, cache):
 def test_two_at_once_prepare_once(make_camvid, cache, monkeypatch):
     root = make_camvid({"train": 2})
     calls = []
-    write = records.write
-    monkeypatch.setattr(records, "write", lambda *a, **k: (calls.append(1), write(*a, **k)))
+    write = shards.write
+    monkeypatch.setattr(shards, "write", lambda *a, **k: (calls.append(1), write(*a, **k)))
     found = []
     threads = [threading.Thread(target=lambda: found.append(_open(root, cache))) for _ in range(3)]
     for thread in threads:
@@ -119,13 +121,13 @@ def test_a_record_that_changes_later_is_noticed_when_read(numbered_source):
 
 
 def test_examples_are_found_in_any_shard(make_source, monkeypatch):
-    monkeypatch.setattr(records, "_SHARD_BYTES", 3000)
+    monkeypatch.setattr(shards, "_MIN_EXAMPLES_PER_SHARD", 2)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (9, 16, 20, 3), dtype=np.uint8)
     labels = rng.integers(0, 3, (9, 16, 20), dtype=np.uint8)
     order = rng.permutation(9)  # written in any order, found by id
     source = make_source([(f"a_{i}", images[i], labels[i]) for i in order])
-    assert len(list(source.directory.glob("*.tfrecord"))) > 3
+    assert len(list(source.directory.glob("*.tfrecord"))) == 5
     assert source.ids == tuple(f"a_{i}" for i in range(9))
     for i in (8, 0, 5, 4, 4):
         image, label = source.example(tf.constant(i, tf.int64))

@@ -1,0 +1,282 @@
+"""Writes a folder of records on all cores, shard by shard, so that a stopped writing can go on.
+
+A shard that is finished has its own SHA-256 and its rows of the index beside it, in
+`SPLIT-00000.json`: it is not written again. Which examples a shard holds follows from their number,
+so records that were stopped and went on are the same bytes as records that were not.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from auto_deeplab_tf.data import catalog, image_files, parallel, records
+from auto_deeplab_tf.data.index import Index, Texts
+from auto_deeplab_tf.data.origin import RawExample
+
+# What a stop costs is at most one shard's work; a folder holds at most this many files a split.
+_MIN_EXAMPLES_PER_SHARD = 32
+_MAX_SHARDS = 256
+# A TFRecord frames its payload: length (8 bytes) and its checksum (4) before, checksum (4) after.
+_RECORD_OVERHEAD = 16
+
+
+class Members(Protocol):
+    """The examples of one split, in an order that is always the same; a list is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, span: slice, /) -> Iterable[RawExample]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """A record, and what the index and the statistics take from it."""
+
+    record: bytes
+    image_id: str
+    group: str
+    size: tuple[int, int]
+    pixels: np.ndarray  # int64 [256], pixels of each class id
+    channel_sums: np.ndarray | None
+
+
+@dataclasses.dataclass
+class _Shard:
+    """A finished shard; `rows` are (image id, group, offset, height, width)."""
+
+    fingerprint: str
+    file: dict[str, Any]
+    rows: list[tuple[str, str, int, int, int]]
+    class_pixels: list[int]
+    present_pixels: list[int]
+    ignored_pixels: int
+    channel_sums: list[list[int]]
+
+
+def write(
+    directory: Path,
+    info: catalog.Dataset,
+    splits: Mapping[str, Members],
+    settings: records.Settings | None = None,
+    *,
+    fingerprint: str,
+    report: Callable[[int], None] = lambda examples: None,
+) -> None:
+    """Writes a folder of records, or the shards that are missing in one.
+
+    Args:
+        directory: the folder; it exists. What else it holds of this writing is used if it is whole.
+        info: the data set.
+        splits: the examples of each split.
+        settings: the form of the records; None to keep the examples as they are.
+        fingerprint: of everything that the records depend on.
+        report: called with the number of examples that are done, as they get done.
+
+    Raises:
+        ValueError: where an example breaks a rule, a split is empty, or an id occurs twice.
+        OSError, tf.errors.OpError: where the records cannot be written.
+    """
+    settings = settings or records.Settings()
+    entries = {}
+    for split, members in splits.items():
+        if not len(members):
+            raise ValueError(f"{info.name}: split {split} has no images")
+        encode = functools.partial(_encode, info=info, settings=settings, split=split)
+        shards = _write_missing(directory, split, members, encode, info, fingerprint, report)
+        entries[split] = _finish_split(directory, split, shards, info)
+    records.write_manifest(
+        directory,
+        {
+            "dataset": info.name,
+            "settings": settings.as_json(),
+            "fingerprint": fingerprint,
+            "splits": entries,
+        },
+    )
+    clear(directory)
+
+
+def clear(directory: Path) -> None:
+    """Removes what only an unfinished folder needs."""
+    for path in (*directory.glob("*-*.json"), *directory.glob("*.part")):
+        path.unlink()
+
+
+def spans(num_examples: int) -> list[range]:
+    """The examples of each shard."""
+    size = max(_MIN_EXAMPLES_PER_SHARD, -(-num_examples // _MAX_SHARDS))
+    return [range(start, min(start + size, num_examples)) for start in range(0, num_examples, size)]
+
+
+def _write_missing(
+    directory: Path,
+    split: str,
+    members: Members,
+    encode: Callable[[RawExample], _Encoded],
+    info: catalog.Dataset,
+    fingerprint: str,
+    report: Callable[[int], None],
+) -> list[_Shard]:
+    """Writes the shards of a split that are not there yet; returns all of them."""
+    shard_spans = spans(len(members))
+    paths = [directory / f"{split}-{i:05d}.tfrecord" for i in range(len(shard_spans))]
+    shards = {}
+    for number, path in enumerate(paths):
+        shard = _finished(path, fingerprint)
+        if shard is not None:
+            shards[number] = shard
+            report(len(shard_spans[number]))
+    missing = [number for number in range(len(paths)) if number not in shards]
+    # One reading for each row of shards that are missing: to begin one takes time.
+    for _, row in itertools.groupby(enumerate(missing), lambda item: item[1] - item[0]):
+        numbers = [number for _, number in row]
+        raw = members[shard_spans[numbers[0]].start : shard_spans[numbers[-1]].stop]
+        with contextlib.closing(parallel.ordered_map(encode, raw)) as encoded:
+            for number in numbers:
+                expected = len(shard_spans[number])
+                taken = itertools.islice(encoded, expected)
+                shard = _write_shard(paths[number], taken, info, fingerprint, report)
+                if len(shard.rows) < expected:
+                    raise ValueError(f"{info.name}: split {split} ended before its last example")
+                shards[number] = shard
+    return [shards[number] for number in range(len(paths))]
+
+
+def _encode(
+    example: RawExample, *, info: catalog.Dataset, settings: records.Settings, split: str
+) -> _Encoded:
+    """Brings an example to the form of the records; called from several threads."""
+    try:
+        prepared = records.prepare(example, info, settings)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{info.name} {split}, {example.image_id}: {error}") from error
+    label = prepared.label
+    record = tf.train.Example(
+        features=tf.train.Features(
+            feature={
+                "image_id": _bytes_feature(example.image_id.encode()),
+                "image": _bytes_feature(prepared.image),
+                "label": _bytes_feature(image_files.encode_png(label)),
+            }
+        )
+    ).SerializeToString()
+    pixels = np.bincount(label.ravel(), minlength=256)
+    size = (label.shape[0], label.shape[1])
+    return _Encoded(record, example.image_id, example.group, size, pixels, prepared.channel_sums)
+
+
+def _write_shard(
+    path: Path,
+    encoded: Iterator[_Encoded],
+    info: catalog.Dataset,
+    fingerprint: str,
+    report: Callable[[int], None],
+) -> _Shard:
+    """Writes one shard and, last, the file that says that it is finished."""
+    rows, offset = [], 0
+    class_pixels = np.zeros(info.num_classes, np.int64)
+    present_pixels = np.zeros(info.num_classes, np.int64)
+    ignored_pixels = 0
+    channel_sums = np.zeros((3, info.channels), np.int64)
+    part = path.with_suffix(".part")
+    try:
+        with tf.io.TFRecordWriter(str(part)) as writer:
+            for item in encoded:
+                writer.write(item.record)
+                rows.append((item.image_id, item.group, offset, *item.size))
+                offset += len(item.record) + _RECORD_OVERHEAD
+                classes = item.pixels[: info.num_classes]
+                class_pixels += classes
+                present_pixels += np.where(classes > 0, item.size[0] * item.size[1], 0)
+                ignored_pixels += int(item.pixels[info.ignore_label])
+                if item.channel_sums is not None:
+                    channel_sums += item.channel_sums
+                report(1)
+        _sync(part)
+        shard = _Shard(
+            fingerprint=fingerprint,
+            file=records.describe_file(part),
+            rows=rows,
+            class_pixels=class_pixels.tolist(),
+            present_pixels=present_pixels.tolist(),
+            ignored_pixels=ignored_pixels,
+            channel_sums=channel_sums.tolist(),
+        )
+        part.replace(path)
+        part.write_text(json.dumps(dataclasses.asdict(shard)))
+        _sync(part)
+        part.replace(path.with_suffix(".json"))
+    except BaseException:
+        part.unlink(missing_ok=True)  # where the disk is full, it may be what fills it
+        raise
+    return shard
+
+
+def _finished(path: Path, fingerprint: str) -> _Shard | None:
+    """A shard that an earlier writing finished, if it is there and whole."""
+    try:
+        shard = _Shard(**json.loads(path.with_suffix(".json").read_bytes()))
+        whole = shard.fingerprint == fingerprint and records.describe_file(path) == shard.file
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return shard if whole else None
+
+
+def _finish_split(
+    directory: Path, split: str, shards: list[_Shard], info: catalog.Dataset
+) -> dict[str, Any]:
+    """Writes the index, ordered by image id; returns what the manifest says of the split."""
+    rows = [row for shard in shards for row in shard.rows]
+    ids, groups, offsets, heights, widths = zip(*rows, strict=True)
+    encoded = np.array([image_id.encode() for image_id in ids])
+    order = np.argsort(encoded, kind="stable")
+    encoded = encoded[order]
+    twice = np.flatnonzero(encoded[1:] == encoded[:-1])
+    if twice.size:
+        raise ValueError(
+            f"{info.name}: image id {encoded[twice[0]].decode()} occurs twice in split {split}"
+        )
+    path = directory / f"{split}.index.npz"
+    numbers = np.repeat(np.arange(len(shards)), [len(shard.rows) for shard in shards])
+    Index(
+        ids=Texts(encoded),
+        groups=Texts.of([groups[i] for i in order]),
+        shards=numbers[order],
+        offsets=np.array(offsets)[order],
+        sizes=np.array([heights, widths]).T[order],
+    ).save(path)
+    names = [f"{split}-{i:05d}.tfrecord" for i in range(len(shards))]
+    files = {name: shard.file for name, shard in zip(names, shards, strict=True)}
+    return {
+        "num_examples": len(rows),
+        "files": {**files, path.name: records.describe_file(path)},
+        "shards": names,
+        "index": path.name,
+        "class_pixels": _sum(shard.class_pixels for shard in shards),
+        "present_pixels": _sum(shard.present_pixels for shard in shards),
+        "ignored_pixels": sum(shard.ignored_pixels for shard in shards),
+        "channel_sums": _sum(shard.channel_sums for shard in shards),
+    }
+
+
+def _sum(values: Iterable[list]) -> list:
+    return np.sum([np.array(value, np.int64) for value in values], axis=0).tolist()
+
+
+def _sync(path: Path) -> None:
+    """Has the system write a file to the disk before its name says that it is whole."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _bytes_feature(value: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
