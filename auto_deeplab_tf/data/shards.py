@@ -168,7 +168,7 @@ def _encode(
                 "label": _bytes_feature(image_files.encode_png(label)),
             }
         )
-    ).SerializeToString()
+    ).SerializeToString(deterministic=True)  # else its keys come in another order each time
     pixels = np.bincount(label.ravel(), minlength=256)
     size = (label.shape[0], label.shape[1])
     return _Encoded(record, example.image_id, example.group, size, pixels, prepared.channel_sums)
