@@ -23,6 +23,12 @@ def peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def rss_mib() -> float:
+    """Resident size of this process now, MiB (Linux: from /proc)."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def median_seconds(run: Callable[[], Any], iterations: int) -> float:
     """Median wall seconds of a call, after one that is not timed."""
     run()

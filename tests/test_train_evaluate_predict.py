@@ -377,7 +377,7 @@ def test_label_ids_are_written_under_names_that_an_evaluation_finds(finished, mo
         assert written.mode == "L"
         image = np.asarray(Image.open(mine / "images" / f"{stem}.png"))
         np.testing.assert_array_equal(written, table[model.predict_class_ids(image)])
-    with pytest.raises(ValueError, match="leave --image_size out"):
+    with pytest.raises(ValueError, match="leave --image_size and --max_image_side out"):
         more = ["--write_label_ids", "--image_size=32x48"]
         evaluate.evaluate(
             evaluation({"data_dir": "", "cache_dir": ""}, finished, output, *flags, *more)

@@ -26,7 +26,7 @@ from auto_deeplab_tf.data.origin import RawExample
 _MIN_EXAMPLES_PER_SHARD = 32
 _MAX_SHARDS = 256
 # A TFRecord frames its payload: length (8 bytes) and its checksum (4) before, checksum (4) after.
-_RECORD_OVERHEAD = 16
+RECORD_OVERHEAD = 16
 
 
 class Members(Protocol):
@@ -193,7 +193,7 @@ def _write_shard(
             for item in encoded:
                 writer.write(item.record)
                 rows.append((item.image_id, item.group, offset, *item.size))
-                offset += len(item.record) + _RECORD_OVERHEAD
+                offset += len(item.record) + RECORD_OVERHEAD
                 classes = item.pixels[: info.num_classes]
                 class_pixels += classes
                 present_pixels += np.where(classes > 0, item.size[0] * item.size[1], 0)
