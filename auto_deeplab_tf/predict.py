@@ -82,29 +82,22 @@ def find_images(argument: str) -> list[Path]:
     return found
 
 
-def read_image(path: Path) -> Any:
-    """Reads a PNG or JPEG file as uint8 [H, W, 3], RGB.
+def read_image(path: Path, channels: int = 3) -> Any:
+    """Reads a PNG or JPEG file as [H, W, channels], 0..255.
 
-    Gray becomes three equal channels, transparency is left out, of 16 bits the upper 8 are taken.
+    For 3 channels gray becomes three equal ones, and transparency is left out. 16 bits are divided
+    by 257, as the data pipeline does.
+
+    Returns:
+        uint8, or float32 where the file has 16 bits.
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: where it is no image, or one of more pixels than Pillow takes for harmless.
+        ValueError: where it has other channels.
     """
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from auto_deeplab_tf.data import image_files
 
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith("I"):
-                gray = (np.asarray(image, "int64") >> 8).clip(0, 255).astype("uint8")
-                return np.repeat(gray[..., None], 3, axis=-1)
-            return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image") from error
-    except (SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
+    return image_files.read_photograph(path.read_bytes(), channels)
 
 
 def _check_names(paths: Sequence[Path], output_dir: Path) -> None:
@@ -138,7 +131,7 @@ def _predict(
 
     from auto_deeplab_tf import overlay
 
-    image = read_image(path)
+    image = read_image(path, model.input_channels)
     seen = model.command_input_size(image.shape[:2], input_size)
     class_ids = model.predict_class_ids(image, input_size=seen)
     palette = model.palette
@@ -146,7 +139,7 @@ def _predict(
         palette = overlay.default_palette(model.num_classes)
     mask, drawing = _results(output_dir, path.stem)
     overlay.save_png(mask, class_ids.astype(np.uint8 if model.num_classes <= 256 else np.uint16))
-    overlay.save_png(drawing, overlay.overlay(image, class_ids, palette))
+    overlay.save_png(drawing, overlay.overlay(overlay.displayable(image), class_ids, palette))
     return {
         "image": str(path),
         "mask": str(mask),

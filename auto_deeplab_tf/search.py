@@ -133,6 +133,8 @@ def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:
         filter_multiplier=options.filter_multiplier,
         atrous=options.atrous,
         share_operations=options.share_operations,
+        mean=(127.5,) * train.info.channels,
+        std=(127.5,) * train.info.channels,
         ignore_label=train.info.ignore_label,
         class_weights=losses.class_weights(frequencies, options.class_weights),
         weight_decay=options.weight_decay,

@@ -3,8 +3,7 @@
 Writes into --run_dir: model.keras (the best by validation mIoU), last.keras, metrics.csv (a row per
 epoch), architecture.json, flags.txt, overlays/ (the same validation images after every validation),
 checkpoints/, logs/ for TensorBoard, and with --init_from init.json (which weights were taken, which
-are new). The same command goes on from the last checkpoint; on a
-finished run it changes nothing.
+are new). The same command goes on from the last checkpoint; on a finished run it changes nothing.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ ARCHITECTURE_FILE = "architecture.json"
 MODEL_FILE = "model.keras"
 LAST_MODEL_FILE = "last.keras"
 INIT_FILE = "init.json"
-_PLAIN = ((127.5,) * 3, (127.5,) * 3)
+_PLAIN = 127.5  # x / 127.5 - 1, in every channel
 
 
 def main() -> None:
@@ -176,7 +175,8 @@ class _Training:
         from auto_deeplab_tf.training.schedules import Poly
 
         options, info = self._options, self._train.info
-        mean, std = _PLAIN if options.normalization == "plain" else (info.mean, info.std)
+        plain = (_PLAIN,) * info.channels
+        mean, std = (plain, plain) if options.normalization == "plain" else (info.mean, info.std)
         settings = {
             "num_classes": info.num_classes,
             "mean": mean,

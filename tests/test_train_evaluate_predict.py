@@ -10,7 +10,7 @@ import tiny_camvid
 from commands import check_refused, latest_variables, run, run_and_kill, snapshot
 from PIL import Image
 
-from auto_deeplab_tf import cli, config, evaluate, predict, train
+from auto_deeplab_tf import cli, config, evaluate, overlay, predict, train
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.data import catalog
 from auto_deeplab_tf.segmenter import load_segmenter
@@ -478,11 +478,41 @@ def prediction(finished, image, output_dir, *more):
 def test_images_of_every_kind_are_read_as_rgb(pictures):
     folder, rgb = pictures
     grey = rgb[..., :1].repeat(3, axis=-1)
-    for name, expected in (("rgb", rgb), ("grey", grey), ("rgba", rgb), ("wide", grey)):
+    for name, expected in (("rgb", rgb), ("grey", grey), ("rgba", rgb)):
         image = predict.read_image(folder / f"{name}.png")
         assert image.dtype == np.uint8
         np.testing.assert_array_equal(image, expected, err_msg=name)
     assert predict.read_image(folder / "photo.JPG").shape == rgb.shape
+    wide = np.asarray(Image.open(folder / "wide.png")).astype("float32") / 257
+    np.testing.assert_allclose(
+        predict.read_image(folder / "wide.png"), wide[..., None].repeat(3, -1)
+    )
+    assert predict.read_image(folder / "grey.png", channels=1).shape == (40, 52, 1)
+    with pytest.raises(ValueError, match="images of the model have 1 channels; found 3"):
+        predict.read_image(folder / "rgb.png", channels=1)
+
+
+def test_one_channel_of_16_bits_from_training_to_prediction(places, tmp_path):
+    mine = as_folder(tmp_path / "mine", masks=[0, 1], names=["low", "high"])
+    rng = np.random.default_rng(2)
+    for path in (mine / "images").iterdir():
+        pixels = rng.integers(0, 2**16, tiny_camvid.SIZE, dtype=np.uint16)
+        Image.fromarray(pixels).save(path)
+    data = {"data_dir": mine, "cache_dir": tmp_path / "cache"}
+    flags = ["--dataset=folder", "--steps=2", "--steps_per_epoch=2", "--normalization=dataset"]
+    run_dir = tmp_path / "run"
+    train.train(options(places | data, run_dir, *flags))
+    model = load_segmenter(run_dir / "model.keras")
+    assert model.input_channels == 1 and len(model.network.mean) == 1
+    assert 120 < model.network.mean[0] < 135  # of values spread evenly over 0..65535, by 257
+    output = tmp_path / "out"
+    more = ["--dataset=folder", "--write_label_ids", "--overlays=1"]
+    evaluate.evaluate(evaluation(data, run_dir, output, *more))
+    predict.predict(prediction(run_dir, mine / "images", tmp_path / "masks"))
+    for path in (mine / "images").iterdir():
+        evaluated = Image.open(output / "label_ids" / f"{path.stem}_pred_labelIds.png")
+        predicted = Image.open(tmp_path / "masks" / f"{path.stem}_mask.png")
+        np.testing.assert_array_equal(evaluated, predicted)
 
 
 def test_predict_writes_a_mask_and_an_overlay_of_each_image(finished, model, pictures, tmp_path):
@@ -500,7 +530,7 @@ def test_predict_writes_a_mask_and_an_overlay_of_each_image(finished, model, pic
         assert mask.dtype == np.uint8 and row["size"] == [40, 52]
         np.testing.assert_array_equal(mask, model.predict_class_ids(image))
         drawing = np.asarray(Image.open(output / f"{stem}_overlay.png")).astype("int64")
-        mixed = (image.astype("int64") + model.palette[mask]) / 2
+        mixed = (overlay.displayable(image).astype("int64") + model.palette[mask]) / 2
         assert np.abs(drawing - mixed).max() <= 0.5
 
     some = predict.predict(

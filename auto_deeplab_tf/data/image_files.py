@@ -32,17 +32,34 @@ def read_image(data: bytes, info: catalog.Dataset) -> tuple[np.ndarray, bool]:
     bits = 16 if array.dtype == np.uint16 else 8
     if bits > info.image_bits:
         raise ValueError(f"images of {info.name} have 8 bits a channel; found 16")
-    channels = array.shape[2]
-    if channels != info.channels:
-        if info.channels != 3:
-            raise ValueError(
-                f"images of {info.name} have {info.channels} channels; found {channels}"
-            )
-        array = array.repeat(3, axis=2) if channels == 1 else array[..., :3]
+    array = _with_channels(array, info.channels, info.name)
     plain = image.mode in ("L", "RGB", "RGBA", "I;16", "P") and image.format in _RECORD_FORMATS
     if bits < info.image_bits:
         return array.astype(np.uint16) * 257, False
     return array, plain
+
+
+def read_photograph(data: bytes, channels: int) -> np.ndarray:
+    """Decodes an image file of no data set, for a network that takes so many channels.
+
+    Returns:
+        [height, width, channels], 0..255: uint8, or float32 where the file has 16 bits.
+
+    Raises:
+        OSError: where the file cannot be read whole.
+        ValueError: where it has other channels.
+    """
+    array = _with_channels(_pixels(decode(data), data), channels, "the model")
+    return array.astype(np.float32) / 257.0 if array.dtype == np.uint16 else array
+
+
+def _with_channels(array: np.ndarray, channels: int, whose: str) -> np.ndarray:
+    found = array.shape[2]
+    if found == channels:
+        return array
+    if channels != 3:
+        raise ValueError(f"images of {whose} have {channels} channels; found {found}")
+    return array.repeat(3, axis=2) if found == 1 else array[..., :3]
 
 
 def image_traits(data: bytes) -> tuple[int, int]:
