@@ -98,4 +98,5 @@ def test_the_crops_and_steps_of_the_paper():
     for name, crop in crops.items():
         options = read(named(f"{name}_train_s"))
         assert options.crop_size == (crop, crop) and options.steps == steps[name]
+        assert options.max_image_side == (513 if name == "ade20k" else None)
         assert (options.learning_rate, options.power, options.batch_size) == (0.05, 0.9, 16)
