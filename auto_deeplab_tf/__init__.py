@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from auto_deeplab_tf.architecture import Architecture
+    from auto_deeplab_tf.baselines import build_baseline
     from auto_deeplab_tf.nn.network import build_network
     from auto_deeplab_tf.nn.supernet import build_supernet
     from auto_deeplab_tf.searcher import ArchitectureSearch
@@ -22,6 +23,7 @@ _HOME = {
     "Architecture": "auto_deeplab_tf.architecture",
     "ArchitectureSearch": "auto_deeplab_tf.searcher",
     "Segmenter": "auto_deeplab_tf.segmenter",
+    "build_baseline": "auto_deeplab_tf.baselines",
     "build_network": "auto_deeplab_tf.nn.network",
     "build_supernet": "auto_deeplab_tf.nn.supernet",
 }
@@ -31,6 +33,7 @@ __all__ = [
     "ArchitectureSearch",
     "Segmenter",
     "__version__",
+    "build_baseline",
     "build_network",
     "build_supernet",
 ]

@@ -674,6 +674,11 @@ class DecodeConfig(Config):
             raise ValueError("--max_multi_adds and --max_params need --filter_multiplier")
 
 
+def _check_one_network(options: Any) -> None:
+    if (options.architecture is None) == (options.network is None):
+        raise ValueError("exactly one of --architecture and --network is needed")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
     """Options of the training of one network; the defaults are the paper's (sec. 4.2)."""
@@ -769,8 +774,7 @@ class TrainConfig(RunConfig):
 
     def _check(self) -> None:
         super()._check()
-        if (self.architecture is None) == (self.network is None):
-            raise ValueError("exactly one of --architecture and --network is needed")
+        _check_one_network(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -835,8 +839,11 @@ class PredictConfig(Config):
 class SummarizeConfig(Config):
     """Options of the count of parameters and Multi-Adds."""
 
-    architecture: str = flag(
-        help="architecture file, or the name of a preset", metavar="FILE|NAME", group="network"
+    architecture: str | None = flag(
+        None, "architecture file, or the name of a preset", group="network", metavar="FILE|NAME"
+    )
+    network: str | None = flag(
+        None, "name of a baseline, in place of an architecture", group="network", metavar="NAME"
     )
     filter_multiplier: int = flag(
         20, "filters of a block at stride 4, F", group="network", minimum=1
@@ -850,6 +857,10 @@ class SummarizeConfig(Config):
     json: bool = flag(
         False, "print the result as one JSON object on one line, nothing else", group="output"
     )
+
+    def _check(self) -> None:
+        super()._check()
+        _check_one_network(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

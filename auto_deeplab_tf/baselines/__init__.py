@@ -25,6 +25,14 @@ class Baseline(NamedTuple):
 
 
 BASELINES = {
+    "deeplabv3plus_xception65": Baseline("deeplabv3plus", "DeepLabV3Plus", {"depth": 65}),
+    "deeplabv3plus_xception71": Baseline("deeplabv3plus", "DeepLabV3Plus", {"depth": 71}),
+    "dpc_xception65": Baseline("deeplabv3plus", "DeepLabV3Plus", {"depth": 65, "context": "dpc"}),
+    "dpc_xception71": Baseline("deeplabv3plus", "DeepLabV3Plus", {"depth": 71, "context": "dpc"}),
+    "frrn_a": Baseline("frrn", "FRRN", {"variant": "a"}),
+    "frrn_b": Baseline("frrn", "FRRN", {"variant": "b"}),
+    "pspnet_resnet101": Baseline("pspnet", "PSPNet", {"depth": 101}),
+    "pspnet_resnet152": Baseline("pspnet", "PSPNet", {"depth": 152}),
     "keras_hub_deeplabv3plus": Baseline(
         "keras_hub_references", "KerasHubDeepLabV3Plus", {}, package="keras_hub"
     ),

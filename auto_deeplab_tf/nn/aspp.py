@@ -18,21 +18,29 @@ class ASPP(keras.layers.Layer):
     Args:
         stride: Stride of the input, 4..32; the rates are (96, 192, 288) / stride.
         filters: Channels of each branch and of the output.
+        separable: Whether the atrous convolutions are separable, BN and ReLU behind both parts.
         batch_norm_decay: Decay of the moving statistics.
         synchronized: Whether batch statistics are taken over all replicas.
 
     Input shape: float [N, h, w, C].
     Output shape: float [N, h, w, filters].
 
-    Reference: Chen et al., DeepLabv3, arXiv:1706.05587.
+    Reference: Chen et al., DeepLabv3, arXiv:1706.05587; separable: DeepLabv3+, arXiv:1802.02611.
     """
 
     def __init__(
-        self, stride, filters=256, batch_norm_decay=BATCH_NORM_DECAY, synchronized=True, **kwargs
+        self,
+        stride,
+        filters=256,
+        separable=False,
+        batch_norm_decay=BATCH_NORM_DECAY,
+        synchronized=True,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.stride = stride
         self.filters = filters
+        self.separable = separable
         self.batch_norm_decay = batch_norm_decay
         self.synchronized = synchronized
         norm = {
@@ -41,9 +49,10 @@ class ASPP(keras.layers.Layer):
             "synchronized": synchronized,
             "dtype": self.dtype_policy,
         }
+        form = {"separable": separable, "depthwise_norm": separable}
         self.pointwise = ConvBN(filters, name="pointwise", **norm)
         self.atrous = [
-            ConvBN(filters, 3, rate=extent // stride, name=f"atrous_{index}", **norm)
+            ConvBN(filters, 3, rate=extent // stride, name=f"atrous_{index}", **form, **norm)
             for index, extent in enumerate(ASPP_EXTENTS)
         ]
         self.pooling = ConvBN(filters, name="pooling", **norm)
@@ -71,6 +80,7 @@ class ASPP(keras.layers.Layer):
         return super().get_config() | {
             "stride": self.stride,
             "filters": self.filters,
+            "separable": self.separable,
             "batch_norm_decay": self.batch_norm_decay,
             "synchronized": self.synchronized,
         }
@@ -88,6 +98,7 @@ class Decoder(keras.layers.Layer):
         filters: Channels of the two 3x3 convolutions.
         low_level_filters: Channels of the projected low-level feature.
         upsample: Whether the ASPP output is coarser than the low-level feature.
+        separable: Whether the 3x3 convolutions are separable, BN and ReLU behind both parts.
         batch_norm_decay: Decay of the moving statistics.
         synchronized: Whether batch statistics are taken over all replicas.
 
@@ -106,6 +117,7 @@ class Decoder(keras.layers.Layer):
         filters=256,
         low_level_filters=48,
         upsample=True,
+        separable=False,
         batch_norm_decay=BATCH_NORM_DECAY,
         synchronized=True,
         **kwargs,
@@ -115,6 +127,7 @@ class Decoder(keras.layers.Layer):
         self.filters = filters
         self.low_level_filters = low_level_filters
         self.upsample = upsample
+        self.separable = separable
         self.batch_norm_decay = batch_norm_decay
         self.synchronized = synchronized
         norm = {
@@ -124,7 +137,10 @@ class Decoder(keras.layers.Layer):
             "dtype": self.dtype_policy,
         }
         self.low_level = ConvBN(low_level_filters, name="low_level", **norm)
-        self.convs = [ConvBN(filters, 3, name=f"conv_{index}", **norm) for index in range(2)]
+        form = {"separable": separable, "depthwise_norm": separable}
+        self.convs = [
+            ConvBN(filters, 3, name=f"conv_{index}", **form, **norm) for index in range(2)
+        ]
         self.classes = keras.layers.Conv2D(
             num_classes, 1, kernel_initializer="he_normal", name="classes", dtype=self.dtype_policy
         )
@@ -154,6 +170,7 @@ class Decoder(keras.layers.Layer):
             "filters": self.filters,
             "low_level_filters": self.low_level_filters,
             "upsample": self.upsample,
+            "separable": self.separable,
             "batch_norm_decay": self.batch_norm_decay,
             "synchronized": self.synchronized,
         }

@@ -23,14 +23,44 @@ def atrous_conv(images, kernel, rate, strides=1, padding="same"):
     Returns:
         float [N, h, w, D], at stride 1.
     """
-    if rate > 1 and tuple(kernel.shape[:2]) == (3, 3) and padding == "same":
-        _, height, width, _ = images.shape
-        if height is not None and rate >= height:
-            kernel = kernel[1:2]
-        if width is not None and rate >= width:
-            kernel = kernel[:, 1:2]
+    if padding == "same":
+        kernel = _reachable_taps(images, kernel, (rate, rate))
     if tuple(kernel.shape[:2]) == (1, 1):
         rate = 1
         rows, columns = (strides, strides) if isinstance(strides, int) else strides
         images, strides = images[:, ::rows, ::columns], 1
     return ops.conv(images, kernel, strides=strides, padding=padding, dilation_rate=rate)
+
+
+def atrous_depthwise_conv(images, kernel, rates, strides=1, padding="same"):
+    """A depthwise convolution that likewise leaves out taps which only fall on padding.
+
+    Args:
+        images: float [N, h, w, C].
+        kernel: float [k, k, C, M].
+        rates: the atrous rate down and across.
+        strides: int or pair; 1 where a rate is not 1.
+        padding: as in `keras.ops.depthwise_conv`.
+
+    Returns:
+        float [N, h, w, C * M], at stride 1.
+    """
+    if padding == "same":
+        kernel = _reachable_taps(images, kernel, rates)
+    # A rate beside a single tap would only make more phases.
+    rates = tuple(
+        1 if taps == 1 else rate for taps, rate in zip(kernel.shape[:2], rates, strict=True)
+    )
+    return ops.depthwise_conv(images, kernel, strides=strides, padding=padding, dilation_rate=rates)
+
+
+def _reachable_taps(images, kernel, rates):
+    """Returns a 3x3 kernel without the outer rows and columns that never touch the map."""
+    if tuple(kernel.shape[:2]) != (3, 3) or max(rates) == 1:
+        return kernel
+    _, height, width, _ = images.shape
+    if height is not None and rates[0] > 1 and rates[0] >= height:
+        kernel = kernel[1:2]
+    if width is not None and rates[1] > 1 and rates[1] >= width:
+        kernel = kernel[:, 1:2]
+    return kernel

@@ -10,7 +10,7 @@ from keras import ops
 from auto_deeplab_tf.accounting import operation_units
 from auto_deeplab_tf.architecture import ATROUS_KINDS, DECODABLE_OPERATIONS, operation
 from auto_deeplab_tf.nn import backend
-from auto_deeplab_tf.nn.atrous import atrous_conv
+from auto_deeplab_tf.nn.atrous import atrous_conv, atrous_depthwise_conv
 from auto_deeplab_tf.nn.resize import resize_bilinear
 
 BATCH_NORM_EPSILON = 1e-3
@@ -74,8 +74,10 @@ class ConvBN(keras.layers.Layer):
         filters: Output channels.
         kernel_size: Width of the square window.
         stride: 1 or 2.
-        rate: Atrous rate; 1 where `stride` is 2.
+        rate: Atrous rate; 1 where `stride` is 2. Of a separable one also (rate down, rate across).
         separable: A depthwise window, then a pointwise 1x1, in place of the full convolution.
+        depthwise_norm: Whether batch normalisation, and ReLU where it stands after, follow the
+            depthwise convolution too (as in Xception's code).
         relu: `"before"`, `"after"` or None.
         batch_norm_decay: Decay of the moving statistics.
         synchronized: Whether batch statistics are taken over all replicas.
@@ -91,6 +93,7 @@ class ConvBN(keras.layers.Layer):
         stride=1,
         rate=1,
         separable=False,
+        depthwise_norm=False,
         relu="before",
         batch_norm_decay=BATCH_NORM_DECAY,
         synchronized=True,
@@ -104,6 +107,7 @@ class ConvBN(keras.layers.Layer):
         self.stride = stride
         self.rate = rate
         self.separable = separable
+        self.depthwise_norm = depthwise_norm
         self.relu = relu
         self.batch_norm_decay = batch_norm_decay
         self.synchronized = synchronized
@@ -111,7 +115,7 @@ class ConvBN(keras.layers.Layer):
         shared = {"use_bias": False, "dtype": self.dtype_policy}
         self.depthwise = None
         if separable:
-            self.depthwise = keras.layers.DepthwiseConv2D(
+            self.depthwise = AtrousDepthwiseConv2D(
                 kernel_size,
                 # Keras counts the fan-in of a depthwise kernel over all channels; it is k * k.
                 depthwise_initializer=keras.initializers.RandomNormal(stddev=1 / kernel_size),
@@ -120,6 +124,18 @@ class ConvBN(keras.layers.Layer):
                 **shared,
             )
             kernel_size, window = 1, {}
+        self.depthwise_batch_norm = None
+        if depthwise_norm:
+            if not separable:
+                raise ValueError(
+                    "depthwise_norm needs separable: there is no depthwise convolution."
+                )
+            self.depthwise_batch_norm = BatchNormalization(
+                batch_norm_decay,
+                synchronized=synchronized,
+                name="depthwise_batch_norm",
+                dtype=self.dtype_policy,
+            )
         self.conv = AtrousConv2D(
             filters, kernel_size, kernel_initializer="he_normal", name="conv", **window, **shared
         )
@@ -133,6 +149,8 @@ class ConvBN(keras.layers.Layer):
     def build(self, input_shape):
         if self.depthwise is not None:
             self.depthwise.build(input_shape)
+        if self.depthwise_batch_norm is not None:
+            self.depthwise_batch_norm.build(input_shape)
         self.conv.build(input_shape)
         self.batch_norm.build((*input_shape[:-1], self.filters))
 
@@ -140,6 +158,9 @@ class ConvBN(keras.layers.Layer):
         features = ops.relu(inputs) if self.relu == "before" else inputs
         if self.depthwise is not None:
             features = self.depthwise(features)
+        if self.depthwise_batch_norm is not None:
+            features = self.depthwise_batch_norm(features, training=training)
+            features = ops.relu(features) if self.relu == "after" else features
         features = self.batch_norm(self.conv(features), training=training)
         return ops.relu(features) if self.relu == "after" else features
 
@@ -153,6 +174,7 @@ class ConvBN(keras.layers.Layer):
             "stride": self.stride,
             "rate": self.rate,
             "separable": self.separable,
+            "depthwise_norm": self.depthwise_norm,
             "relu": self.relu,
             "batch_norm_decay": self.batch_norm_decay,
             "synchronized": self.synchronized,
@@ -170,6 +192,20 @@ class AtrousConv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs, kernel):
         rate = self.dilation_rate[0]
         return atrous_conv(inputs, kernel, rate, strides=self.strides, padding=self.padding)
+
+
+@register
+class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` by `atrous_depthwise_conv`, without bias and activation.
+
+    Input shape: float [N, h, w, C].
+    Output shape: float [N, ceil(h / stride), ceil(w / stride), C].
+    """
+
+    def call(self, inputs):
+        return atrous_depthwise_conv(
+            inputs, self.kernel, self.dilation_rate, strides=self.strides, padding=self.padding
+        )
 
 
 # What a decoded edge may carry, by the kind of its row in `architecture.OPERATION_TABLE`.

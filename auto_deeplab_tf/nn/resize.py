@@ -1,4 +1,4 @@
-"""Bilinear resizing with aligned corners, as two products with interpolation matrices.
+"""Bilinear resizing with aligned corners, and averages over bins, as products with matrices.
 
 The authors' TF1 code aligned corners. `tf.image.resize` (half-pixel centres) is another function,
 and under XLA it is wrong at small odd sizes; a matrix product is exact on every backend and needs
@@ -57,3 +57,36 @@ def resize_bilinear(images, size):
         columns = ops.cast(interpolation_matrix(width, width_in), images.dtype)
         images = ops.einsum("ow,nhwc->nhoc", columns, images)
     return images
+
+
+def average_bins(images, bins):
+    """Averages over bins x bins parts of the map: adaptive average pooling.
+
+    Part i holds the rows from floor(i * h / bins) to ceil((i + 1) * h / bins), columns likewise:
+    parts overlap by a row where they do not divide the map, and repeat rows where h < bins.
+
+    Args:
+        images: float [N, h, w, C]; h and w may be unknown statically.
+        bins: int.
+
+    Returns:
+        float [N, bins, bins, C] in the dtype of `images`.
+    """
+    _, height, width, _ = ops.shape(images)
+    rows = ops.cast(_bin_matrix(bins, height), images.dtype)
+    images = ops.einsum("bh,nhwc->nbwc", rows, images)
+    columns = ops.cast(_bin_matrix(bins, width), images.dtype)
+    return ops.einsum("bw,nhwc->nhbc", columns, images)
+
+
+def _bin_matrix(bins, size):
+    """Returns float32 [bins, size]: 1 / length on the positions of each part; rows sum to 1."""
+    first = np.arange(bins, dtype="int32")
+    starts = (first * size) // bins
+    ends = ((first + 1) * size + bins - 1) // bins
+    positions = ops.arange(size)
+    inside = ops.logical_and(
+        positions[None, :] >= ops.cast(starts, positions.dtype)[:, None],
+        positions[None, :] < ops.cast(ends, positions.dtype)[:, None],
+    )
+    return ops.cast(inside, "float32") / ops.cast(ends - starts, "float32")[:, None]

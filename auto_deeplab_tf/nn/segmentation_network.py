@@ -154,6 +154,13 @@ def checked_count(name: str, value: Any) -> int:
     return int(value)
 
 
+def checked_width(value: Any) -> float:
+    """Returns a factor of the channels, a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"width_multiplier must be a number above 0. Received: {value!r}.")
+    return float(value)
+
+
 def checked_normalization(
     mean: Sequence[float], std: Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,114 @@
+"""DeepLabv3+ on aligned Xception, with the ASPP or with the dense prediction cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from auto_deeplab_tf.baselines.dpc import DensePredictionCell
+from auto_deeplab_tf.baselines.xception import Xception
+from auto_deeplab_tf.nn.aspp import ASPP, Decoder
+from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, register
+from auto_deeplab_tf.nn.segmentation_network import (
+    SegmentationNetwork,
+    checked_count,
+    checked_width,
+)
+
+_CONTEXTS = {"aspp": ASPP, "dpc": DensePredictionCell}
+
+
+@register
+class DeepLabV3Plus(SegmentationNetwork):
+    """Aligned Xception, a pyramid of atrous convolutions, and the decoder; all 3x3 separable.
+
+    Args:
+        num_classes: See `SegmentationNetwork`, as for the arguments not named here.
+        depth: Of Xception, 65 or 71.
+        context: `"aspp"`, or `"dpc"` for the dense prediction cell in its place.
+        output_stride: Stride of the pyramid, 8 (the setting of the published counts) or 16.
+        width_multiplier: Factor of the backbone's channels, above 0; 1 in the paper.
+        head_channels: Channels of the pyramid and the decoder.
+        decoder_channels: Channels of the projected low-level feature.
+
+    Input shape, output shape: see `SegmentationNetwork`.
+
+    Reference: Chen et al., DeepLabv3+, ECCV 2018, arXiv:1802.02611; with `"dpc"`: Chen et al.,
+        NeurIPS 2018, arXiv:1809.04184.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        input_size: tuple[int, int] | None = None,
+        *,
+        depth: int = 65,
+        context: str = "aspp",
+        output_stride: int = 8,
+        width_multiplier: float = 1.0,
+        head_channels: int = 256,
+        decoder_channels: int = 48,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+        batch_norm_decay: float = BATCH_NORM_DECAY,
+        synchronized: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            input_size,
+            mean=mean,
+            std=std,
+            batch_norm_decay=batch_norm_decay,
+            synchronized=synchronized,
+            **kwargs,
+        )
+        if context not in _CONTEXTS:
+            raise ValueError(f"context must be 'aspp' or 'dpc'. Received: {context!r}.")
+        self.depth = depth
+        self.context = context
+        self.output_stride = output_stride
+        self.width_multiplier = checked_width(width_multiplier)
+        self.head_channels = checked_count("head_channels", head_channels)
+        self.decoder_channels = checked_count("decoder_channels", decoder_channels)
+        norm = self.norm_settings()
+        self.backbone = Xception(
+            depth, output_stride, self.width_multiplier, name="backbone", **norm
+        )
+        form = {"separable": True} if context == "aspp" else {}
+        self.pyramid = _CONTEXTS[context](
+            output_stride, self.head_channels, name=context, **form, **norm
+        )
+        self.decoder = Decoder(
+            self.num_classes,
+            self.head_channels,
+            self.decoder_channels,
+            separable=True,
+            name="decoder",
+            **norm,
+        )
+        self.build(self.static_input_shape)
+
+    def build(self, input_shape):
+        """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""
+        self.backbone.build(input_shape)
+        features, low_level = self.backbone.compute_output_shape(input_shape)
+        self.pyramid.build(features)
+        self.decoder.build((*features[:-1], self.head_channels), low_level)
+
+    def compute_logits(self, images, training=None):
+        """Computes the logits at stride 4; see `SegmentationNetwork`."""
+        features, low_level = self.backbone(images, training=training)
+        features = self.pyramid(features, training=training)
+        return self.decoder(features, low_level, training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        return super().get_config() | {
+            "depth": self.depth,
+            "context": self.context,
+            "output_stride": self.output_stride,
+            "width_multiplier": self.width_multiplier,
+            "head_channels": self.head_channels,
+            "decoder_channels": self.decoder_channels,
+        }

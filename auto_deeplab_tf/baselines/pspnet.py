@@ -1,0 +1,273 @@
+"""PSPNet: a dilated ResNet and pyramid pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from auto_deeplab_tf.nn.operations import (
+    BATCH_NORM_DECAY,
+    AtrousConv2D,
+    ConvBN,
+    register,
+    strided_shape,
+)
+from auto_deeplab_tf.nn.resize import average_bins, resize_bilinear
+from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_width
+
+_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_ROOT_FILTERS = (64, 64, 128)
+# Of the four stages: channels of the 3x3 convolutions (the output has four times as many), the
+# stride of the first block, the atrous rate of all.
+_STAGES = ((64, 1, 1), (128, 2, 1), (256, 1, 2), (512, 1, 4))
+_PYRAMID_BINS = (1, 2, 3, 6)
+_HEAD_FILTERS = 512
+
+
+@register
+class Bottleneck(keras.layers.Layer):
+    """1x1, 3x3 (with stride or rate), 1x1 to four times the channels; plus a shortcut; ReLU.
+
+    Args:
+        filters: Channels of the first two convolutions.
+        stride: 1 or 2.
+        rate: Atrous rate of the 3x3.
+        project: Whether the shortcut is a 1x1 with BN, in place of the input itself.
+        batch_norm_decay: Decay of the moving statistics.
+        synchronized: Whether batch statistics are taken over all replicas.
+
+    Input shape: float [N, h, w, C].
+    Output shape: float [N, ceil(h / stride), ceil(w / stride), 4 * filters].
+
+    Reference: He et al., ResNet, CVPR 2016, arXiv:1512.03385.
+    """
+
+    def __init__(
+        self,
+        filters,
+        stride=1,
+        rate=1,
+        project=False,
+        batch_norm_decay=BATCH_NORM_DECAY,
+        synchronized=True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.stride = stride
+        self.rate = rate
+        self.project = project
+        self.batch_norm_decay = batch_norm_decay
+        self.synchronized = synchronized
+        norm = {
+            "batch_norm_decay": batch_norm_decay,
+            "synchronized": synchronized,
+            "dtype": self.dtype_policy,
+        }
+        self.convs = [
+            ConvBN(filters, relu="after", name="reduce", **norm),
+            ConvBN(filters, 3, stride=stride, rate=rate, relu="after", name="window", **norm),
+            ConvBN(4 * filters, relu=None, name="increase", **norm),
+        ]
+        self.projection = None
+        if project:
+            self.projection = ConvBN(4 * filters, stride=stride, relu=None, name="shortcut", **norm)
+
+    def build(self, input_shape):
+        shape = input_shape
+        for conv in self.convs:
+            conv.build(shape)
+            shape = (*shape[:-1], conv.filters)
+        if self.projection is not None:
+            self.projection.build(input_shape)
+
+    def call(self, inputs, training=None):
+        features = inputs
+        for conv in self.convs:
+            features = conv(features, training=training)
+        if self.projection is not None:
+            inputs = self.projection(inputs, training=training)
+        return ops.relu(features + inputs)
+
+    def compute_output_shape(self, input_shape):
+        return strided_shape(input_shape, self.stride, 4 * self.filters)
+
+    def get_config(self):
+        return super().get_config() | {
+            "filters": self.filters,
+            "stride": self.stride,
+            "rate": self.rate,
+            "project": self.project,
+            "batch_norm_decay": self.batch_norm_decay,
+            "synchronized": self.synchronized,
+        }
+
+
+@register
+class PyramidPooling(keras.layers.Layer):
+    """Averages over 1x1, 2x2, 3x3 and 6x6 bins, each 1x1, BN, ReLU and resized, beside the input.
+
+    Args:
+        filters: Channels of each level.
+        batch_norm_decay: Decay of the moving statistics.
+        synchronized: Whether batch statistics are taken over all replicas.
+
+    Input shape: float [N, h, w, C].
+    Output shape: float [N, h, w, C + 4 * filters].
+
+    Reference: Zhao et al., PSPNet, CVPR 2017, arXiv:1612.01105, sec. 3.2.
+    """
+
+    def __init__(self, filters, batch_norm_decay=BATCH_NORM_DECAY, synchronized=True, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.batch_norm_decay = batch_norm_decay
+        self.synchronized = synchronized
+        self.levels = [
+            ConvBN(
+                filters,
+                relu="after",
+                batch_norm_decay=batch_norm_decay,
+                synchronized=synchronized,
+                name=f"bins_{bins}",
+                dtype=self.dtype_policy,
+            )
+            for bins in _PYRAMID_BINS
+        ]
+
+    def build(self, input_shape):
+        for level in self.levels:
+            level.build(input_shape)
+
+    def call(self, features, training=None):
+        size = ops.shape(features)[1:3]
+        results = [features]
+        for bins, level in zip(_PYRAMID_BINS, self.levels, strict=True):
+            pooled = level(average_bins(features, bins), training=training)
+            results.append(resize_bilinear(pooled, size))
+        return ops.concatenate(results, axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], input_shape[-1] + len(self.levels) * self.filters)
+
+    def get_config(self):
+        return super().get_config() | {
+            "filters": self.filters,
+            "batch_norm_decay": self.batch_norm_decay,
+            "synchronized": self.synchronized,
+        }
+
+
+@register
+class PSPNet(SegmentationNetwork):
+    """ResNet at stride 8 by atrous convolutions, pyramid pooling, 3x3, and 1x1 to the classes.
+
+    The root is the authors': three 3x3 convolutions and 3x3 max pooling, in place of one 7x7. Their
+    auxiliary loss on the fourth stage, and the dropout before the last 1x1, are left out: every
+    network here has one output and is trained by the same recipe.
+
+    Args:
+        num_classes: See `SegmentationNetwork`, as for the arguments not named here.
+        depth: Of the ResNet: 50, 101 or 152.
+        width_multiplier: Factor of all channels, above 0; 1 in the paper.
+
+    Input shape, output shape: see `SegmentationNetwork`.
+
+    Reference: Zhao et al., PSPNet, CVPR 2017, arXiv:1612.01105; the authors' Caffe definitions.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        input_size: tuple[int, int] | None = None,
+        *,
+        depth: int = 101,
+        width_multiplier: float = 1.0,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+        batch_norm_decay: float = BATCH_NORM_DECAY,
+        synchronized: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            input_size,
+            mean=mean,
+            std=std,
+            batch_norm_decay=batch_norm_decay,
+            synchronized=synchronized,
+            **kwargs,
+        )
+        if depth not in _BLOCKS:
+            raise ValueError(f"depth must be one of 50, 101, 152. Received: {depth!r}.")
+        self.depth = depth
+        self.width_multiplier = checked_width(width_multiplier)
+        self._add_layers()
+        self.build(self.static_input_shape)
+
+    def _add_layers(self):
+        norm = self.norm_settings()
+
+        def width(filters):
+            return max(1, round(filters * self.width_multiplier))
+
+        self.root = [
+            ConvBN(
+                width(filters),
+                3,
+                stride=2 if index == 0 else 1,
+                relu="after",
+                name=f"root_{index}",
+                **norm,
+            )
+            for index, filters in enumerate(_ROOT_FILTERS)
+        ]
+        self.blocks = [
+            Bottleneck(
+                width(filters),
+                stride=stride if index == 0 else 1,
+                rate=rate,
+                project=index == 0,
+                name=f"stage_{stage}_block_{index}",
+                **norm,
+            )
+            for stage, ((filters, stride, rate), blocks) in enumerate(
+                zip(_STAGES, _BLOCKS[self.depth], strict=True)
+            )
+            for index in range(blocks)
+        ]
+        self.pyramid = PyramidPooling(width(_HEAD_FILTERS), name="pyramid", **norm)
+        self.joined = ConvBN(width(_HEAD_FILTERS), 3, relu="after", name="joined", **norm)
+        self.classes = AtrousConv2D(
+            self.num_classes,
+            1,
+            kernel_initializer="he_normal",
+            name="classes",
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, input_shape):
+        """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""
+        for layer in (*self.root, *self.blocks, self.pyramid, self.joined, self.classes):
+            layer.build(input_shape)
+            input_shape = layer.compute_output_shape(input_shape)
+
+    def compute_logits(self, images, training=None):
+        """Computes the logits at stride 8; see `SegmentationNetwork`."""
+        features = images
+        for layer in self.root:
+            features = layer(features, training=training)
+        features = ops.max_pool(features, 3, strides=2, padding="same")
+        for layer in (*self.blocks, self.pyramid, self.joined):
+            features = layer(features, training=training)
+        return self.classes(features)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        return super().get_config() | {
+            "depth": self.depth,
+            "width_multiplier": self.width_multiplier,
+        }
