@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf import baselines
 from auto_deeplab_tf.accounting import MINIMUM_SIZE
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.data.records import resize_image
@@ -304,6 +305,7 @@ class Segmenter(SupervisedModel):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> "Segmenter":
         config = dict(config)
+        baselines.register_classes()
         network = keras.saving.deserialize_keras_object(
             config.pop("architecture"), custom_objects=custom_objects
         )

@@ -16,6 +16,7 @@ CONFIG_CLASSES = [
 NEEDED = {
     config.DecodeConfig: {"run_dir": "runs/a"},
     config.TrainConfig: {"architecture": "auto_deeplab"},
+    config.SummarizeConfig: {"architecture": "auto_deeplab"},
 }
 
 

@@ -77,7 +77,9 @@ def test_table_has_a_line_for_each_part():
         (["--architecture=auto_deeplab", "--input_size=31x64"], 2, "at least 32"),
         (["--architecture=auto_deeplab", "--num_classes=0"], 2, "--num_classes=0"),
         (["--architecture=auto_deeplab", "--filter_mult=8"], 2, "--filter_multiplier"),
-        ([], 2, "--architecture is required"),
+        ([], 2, "exactly one of --architecture and --network is needed"),
+        (["--architecture=auto_deeplab", "--network=frrn_a"], 2, "exactly one of --architecture"),
+        (["--network=resnet"], 1, "--network=resnet: no baseline of that name; allowed: deeplab"),
     ],
 )
 def test_errors_are_one_line(flags, code, message):
@@ -86,3 +88,19 @@ def test_errors_are_one_line(flags, code, message):
     assert result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert message in result.stderr
+
+
+def test_a_baseline_is_counted_too():
+    flags = ("--network=frrn_a", "--num_classes=7", "--input_size=97x131")
+    content = json.loads(summarize(*flags, "--json").stdout)
+    assert set(content) == {"params", "multi_adds", "layers"}
+    # 12 classes fewer than the pinned count: 48 weights and a bias each.
+    assert content["params"] == 17_746_803 - 12 * 49
+    assert sum(layer["params"] for layer in content["layers"]) == content["params"]
+    assert sum(layer["multi_adds"] for layer in content["layers"]) == content["multi_adds"]
+    classes = content["layers"][-1]
+    assert classes["name"] == "classes" and classes["output_shape"] == [97, 131, 7]
+    assert classes["multi_adds"] == 97 * 131 * 48 * 7
+    lines = summarize(*flags).stdout.splitlines()
+    assert lines[1].split()[:3] == ["root", "97x131x48", "3,696"]
+    assert lines[-1].endswith("Multi-Adds for an image of 97x131")

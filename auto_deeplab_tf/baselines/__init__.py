@@ -61,6 +61,12 @@ def check_name(name: str) -> None:
         )
 
 
+def register_classes() -> None:
+    """Imports the classes of all baselines, so that Keras finds them where it reads a file."""
+    for module in sorted({baseline.module for baseline in BASELINES.values()}):
+        importlib.import_module(f"auto_deeplab_tf.baselines.{module}")
+
+
 def build_baseline(
     name: str,
     num_classes: int = 19,

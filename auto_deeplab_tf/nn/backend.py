@@ -265,6 +265,25 @@ def num_replicas():
     return 1
 
 
+def replica_part(draw, samples, axis):
+    """Draws for the batch of all replicas and returns this replica's part of it.
+
+    So replicas draw together what one would draw for the whole batch, of which they hold equal
+    parts in their order.
+
+    Args:
+        draw: Function of the number of samples that gives a tensor, the same in every replica.
+        samples: Number of samples that this replica holds: int, or a scalar integer tensor.
+        axis: The tensor's axis of samples.
+    """
+    replicas = num_replicas()
+    if replicas == 1:
+        return draw(samples)
+    start = tf.distribute.get_replica_context().replica_id_in_sync_group * samples
+    part = (slice(None),) * axis + (slice(start, start + samples),)
+    return draw(samples * replicas)[part]
+
+
 def replica_mean(value):
     """Averages a tensor, and its gradient, over the replicas.
 

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.operations import register
 
 
@@ -21,7 +22,8 @@ class ScheduledDropPath(keras.layers.Layer):
         keep_final: keep of the last cell at progress 1, in (0, 1].
         seed: The draws are a function of the seed and of the number of draws so far, a weight of
             this layer: so they go on after a restart as if there had been none. (A
-            `keras.random.SeedGenerator` would be saved in no checkpoint.)
+            `keras.random.SeedGenerator` would be saved in no checkpoint.) Replicas that hold the
+            same number of samples each draw what one would draw for all of them.
 
     Input shape: [N, ...]; only N matters.
     Output shape: float32 [num_layers, num_paths, N, 1, 1, 1].
@@ -58,11 +60,12 @@ class ScheduledDropPath(keras.layers.Layer):
         keep = 1.0 - self.progress * layers * (1.0 - self.keep_final)
         keep = ops.reshape(keep, (self.num_layers, 1, 1, 1, 1, 1))
         seed = ops.stack([ops.convert_to_tensor(self.seed, "int32"), self.num_draws.value])
-        uniform = keras.random.uniform(
-            (self.num_layers, self.num_paths, ops.shape(inputs)[0], 1, 1, 1),
-            dtype="float32",
-            seed=_HeldSeed(seed),
-        )
+
+        def draw(samples):
+            shape = (self.num_layers, self.num_paths, samples, 1, 1, 1)
+            return keras.random.uniform(shape, dtype="float32", seed=_HeldSeed(seed))
+
+        uniform = backend.replica_part(draw, ops.shape(inputs)[0], axis=2)
         self.num_draws.assign(self.num_draws + 1)
         return ops.floor(keep + uniform) / keep
 

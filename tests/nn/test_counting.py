@@ -1,0 +1,69 @@
+"""Counts of built networks: equal to counting alone, and to TensorFlow's own profiler."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from random_architectures import random_architecture
+
+from auto_deeplab_tf import build_baseline, build_network
+from auto_deeplab_tf.accounting import count
+from auto_deeplab_tf.nn.counting import count_network
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equal_to_counting_alone(seed):
+    architecture = random_architecture(seed, first_level=seed % 2)
+    settings = {"num_classes": 5, "filter_multiplier": 2, "head_channels": 6, "decoder_channels": 4}
+    network = build_network(architecture, **settings)
+    built = count_network(network, (97, 131))
+    counted = count(architecture, input_size=(97, 131), **settings)
+    assert (built.params, built.multi_adds) == (counted.params, counted.multi_adds)
+    assert built.parts == counted.parts
+    # Its rows are finer: the convolutions of a separable operation one by one.
+    by_name = {row.name: row for row in counted.layers}
+    for name, row in by_name.items():
+        inside = [r for r in built.layers if r.name == name or r.name.startswith(f"{name}/")]
+        assert sum(r.multi_adds for r in inside) == row.multi_adds
+        assert sum(r.params for r in inside) == row.params
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("frrn_b", {"width_multiplier": 0.1}), ("pspnet_resnet101", {"width_multiplier": 0.05})],
+)
+def test_equal_to_the_graph_profiler(name, settings):
+    """At 256x192 every atrous rate divides its map, so nothing is padded for it."""
+    network = build_baseline(name, 5, **settings)
+    spec = tf.TensorSpec((1, 256, 192, 3))
+    traced = tf.function(lambda x: network(x, training=False)).get_concrete_function(spec)
+    assert count_network(network, (256, 192)).multi_adds == profiler_multi_adds(traced)
+
+
+def profiler_multi_adds(concrete_function):
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    frozen = convert_variables_to_constants_v2(concrete_function)
+    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
+    options["account_type_regexes"] = ["^Conv2D$", "^DepthwiseConv2dNative$"]
+    options["output"] = "none"
+    profile = tf.compat.v1.profiler.profile(frozen.graph, options=options)
+    return profile.total_float_ops // 2
+
+
+def test_counting_leaves_the_network_as_it_was():
+    network = build_baseline("frrn_a", 5, width_multiplier=0.1)
+    x = np.random.default_rng(0).uniform(0, 255, (1, 40, 33, 3)).astype("float32")
+    before = np.asarray(network(x))
+    first = count_network(network, (64, 96))
+    assert count_network(network, (64, 96)) == first
+    assert len({row.name for row in first.layers}) == len(first.layers)
+    assert first.layers[0].name == "root" and first.layers[-1].name == "classes"
+    assert first.parts[-1].output_shape == (64, 96, 5)
+    np.testing.assert_array_equal(network(x), before)
+
+
+def test_small_images_are_refused():
+    with pytest.raises(ValueError, match="images must be 32 pixels or more"):
+        count_network(build_baseline("frrn_a", 5, width_multiplier=0.1), (31, 64))
