@@ -51,7 +51,7 @@ def small(name, seed=0, **arguments):
 
 
 def test_every_baseline_is_pinned():
-    assert list(PINNED) == list(BASELINES)
+    assert list(PINNED) == [name for name, item in BASELINES.items() if item.package is None]
 
 
 # The deeper twin of a network is counted by the same code: in the slow tests.
