@@ -231,6 +231,26 @@ def test_an_unknown_baseline_is_refused(places, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_baseline_is_trained_by_its_name(places, tmp_path):
+    others = {name: value for name, value in places.items() if name != "architecture"}
+    steps = ["--steps=2", "--steps_per_epoch=1", "--drop_path_keep=1", "--overlays=0"]
+    done = run(
+        "train",
+        *SMALL,
+        *flags(others),
+        *steps,
+        "--network=frrn_a",
+        f"--run_dir={tmp_path}",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["steps"] == 2 and 0 <= result["val_miou"] <= 1
+    model = load_segmenter(tmp_path / "model.keras")
+    assert model.architecture is None and model.network.variant == "a"
+    assert not (tmp_path / "architecture.json").exists()
+
+
 @pytest.mark.slow
 def test_a_longer_run_goes_on_from_a_finished_one(finished, places, tmp_path):
     path = tmp_path / "longer"
