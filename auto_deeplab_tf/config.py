@@ -565,6 +565,12 @@ class SearchConfig(RunConfig):
         group="device",
         on_resume="free",
     )
+    dry_run: bool = flag(
+        False,
+        "say what the run will need (memory, seconds, parameters; on CPU), and do nothing",
+        group="output",
+        on_resume="free",
+    )
     remat: str = flag(
         "auto",
         "compute the insides of nodes again in the backward pass in place of keeping them",

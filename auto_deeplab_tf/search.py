@@ -17,6 +17,14 @@ cli.define(config.SearchConfig)
 
 def main() -> None:
     options = cli.read(config.SearchConfig)
+    if options.dry_run:
+        needs = _needs(options)
+        if options.json:
+            cli.print_json(needs)
+        else:
+            for name, value in needs.items():
+                print(f"{name:18} {value}")
+        return
     from auto_deeplab_tf.training.run_dir import RunDir
 
     run = RunDir(options.run_dir, options, options.resume)
@@ -116,6 +124,32 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         # Last: where it exists, the run is complete.
         architecture.save(run / "architecture.json")
     return _result(run, row, time.monotonic() - started)
+
+
+def _needs(options: config.SearchConfig) -> dict[str, Any]:
+    """Predicts what the run needs; prepares the records of the data set where there are none."""
+    from auto_deeplab_tf.data import source, split
+    from auto_deeplab_tf.nn.execution import Execution
+    from auto_deeplab_tf.training import prediction
+
+    train = source.open_for(options, "train")
+    halves = split.source_halves(train)
+    steps_per_epoch = options.steps_per_epoch or max(1, min(map(len, halves)) // options.batch_size)
+    search = _build(options, train, steps_per_epoch * options.epochs)
+    traced = options.step_mode == "traced"
+    remat = Execution(_flag_or_auto(options.remat)).recomputes(eager=not traced)
+    setting = (search.model.supernet, options.crop_size, options.batch_size, remat)
+    memory = prediction.peak_memory_mib(*setting, traced, prediction.resident_mib())
+    seconds = prediction.step_seconds(*setting, prediction.measure_speeds())
+    weights_only = min(options.arch_start_epoch, options.epochs)
+    steps = options.epochs - (1 - prediction.WEIGHT_STEP_SHARE) * weights_only
+    return {
+        "peak_memory_mib": round(memory),
+        "seconds_per_step": round(seconds, 3),
+        "total_seconds": round(seconds * steps * steps_per_epoch),
+        "steps": options.epochs * steps_per_epoch,
+        "num_parameters": prediction.num_parameters(search.model.supernet),
+    }
 
 
 def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:

@@ -22,19 +22,17 @@ those between the exact seeds; to give an "other" mIoU where its range and the e
 overlap. Everything else is "not shown": so few short searches cannot tell it from noise.
 """
 
-import csv
 import itertools
 import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from benchmarks import run_all
+from benchmarks import rows
 
-RESULTS = Path(__file__).parent / "results" / "fast_modes.csv"
+RESULTS = rows.RESULTS / "fast_modes.csv"
 MODES: dict[str, dict[str, Any]] = {
     "exact": {},
     "partial_channels": {"partial_channels": 2},
@@ -110,7 +108,7 @@ def search(mode: str, seed: int) -> dict[str, Any]:
         "levels": report["levels"],
         "cell": report["cell"],
         "command": f"python -m benchmarks.fast_modes --mode={mode}",
-        **run_all.machine(),
+        **rows.machine(),
     }
 
 
@@ -161,10 +159,7 @@ def _ranges(found):
 
 
 def read() -> list[dict[str, Any]]:
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline="", encoding="utf-8") as file:
-        return [{**row, "seed": int(row["seed"])} for row in csv.DictReader(file)]
+    return [{**row, "seed": int(row["seed"])} for row in rows.read(RESULTS)]
 
 
 def main(_: list[str]) -> None:
@@ -173,7 +168,7 @@ def main(_: list[str]) -> None:
         if any((row["mode"], row["seed"]) == (FLAGS.mode, seed) for row in read()):
             continue
         row = search(FLAGS.mode, seed)
-        run_all.write([*read(), row], RESULTS)
+        rows.write(RESULTS, [*read(), row])
         print(row, flush=True)
     if len([row for row in read() if row["mode"] == "exact"]) > 1:
         print("\n".join(verdicts(read())))

@@ -66,6 +66,7 @@ def measure() -> dict[str, Any]:
     tf.config.threading.set_inter_op_parallelism_threads(FLAGS.threads)
     from auto_deeplab_tf.nn.execution import Execution
     from auto_deeplab_tf.nn.supernet import build_supernet
+    from auto_deeplab_tf.training import prediction
     from auto_deeplab_tf.training.bilevel import BilevelModel
 
     size = (FLAGS.crop_size, FLAGS.crop_size)
@@ -100,6 +101,7 @@ def measure() -> dict[str, Any]:
     data = (batch(), batch())
     if FLAGS.formulation == "plain" and FLAGS.sampled_paths:
         raise ValueError("--formulation=plain has no --sampled_paths")
+    resident = prediction.resident_mib()
     if FLAGS.formulation == "plain":
         step = _plain_step(model)
     elif FLAGS.step_mode == "traced":
@@ -122,15 +124,23 @@ def measure() -> dict[str, Any]:
         cpu.append(time.process_time() - start_cpu)
     if not all(np.isfinite(list(losses.values()))):
         raise RuntimeError(f"the losses are not finite: {losses}")
+    traced = FLAGS.step_mode == "traced"
+    setting = (supernet, size, FLAGS.batch_size, supernet.execution.recomputes(eager=not traced))
+    peak = process.peak_rss_mib()
     return {
         "seconds_per_iteration": round(statistics.median(wall), 4),
         "cpu_seconds_per_iteration": round(statistics.median(cpu), 4),
-        "peak_rss_mib": round(process.peak_rss_mib(), 1),
+        "peak_rss_mib": round(peak, 1),
         "seconds_to_first_iteration": round(seconds_to_first, 2),
         "num_variables": len(supernet.variables),
         "num_graph_ops": _num_graph_ops(step, model),
         "matmul_gflops": round(process.matmul_gflops(), 1),
-        "num_parameters": sum(int(np.prod(v.shape)) for v in supernet.trainable_variables),
+        "num_parameters": prediction.num_parameters(supernet),
+        "built_rss_mib": round(resident, 1),
+        "predicted_seconds": round(
+            prediction.step_seconds(*setting, prediction.measure_speeds()), 4
+        ),
+        "predicted_rss_mib": round(prediction.peak_memory_mib(*setting, traced, resident), 1),
     }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.run_all import machine
+from benchmarks.rows import machine
 
 RESULTS = Path(__file__).parent / "results" / "train_baselines.csv"
 AUTO_DEEPLAB = "auto_deeplab_s"

@@ -47,7 +47,7 @@ def _statistics(kind, values, lane):
     lanes = len(kind.predecessors)
     widths = [("prev", lanes), ("prev_prev", 1)]
     for source, edges in kind.sources:
-        own = kind._lanes(source)
+        own = kind.lanes(source)
         for stage, convolutions in enumerate(kind.stages):
             for operation in convolutions:
                 for target in range(len(edges)):

@@ -94,6 +94,19 @@ def test_a_longer_search_that_is_killed_does_not_answer_with_the_shorter_ones_re
     assert Architecture.load(path / "architecture.json").provenance["steps"] == 20
 
 
+def test_a_dry_run_says_what_is_needed_and_leaves_nothing(cache, tmp_path):
+    done = run(tmp_path / "run", cache, "--dry_run", "--json")
+    assert done.returncode == 0, done.stderr
+    needs = json.loads(done.stdout)
+    assert not (tmp_path / "run").exists()
+    assert needs["steps"] == 12 and needs["num_parameters"] > 1000
+    # Between what TensorFlow alone takes and the smallest machine's memory.
+    assert 300 < needs["peak_memory_mib"] < 3000
+    # The first of three epochs is without architecture steps.
+    assert needs["total_seconds"] == pytest.approx(12 * needs["seconds_per_step"], rel=0.5, abs=2)
+    assert 0.001 < needs["seconds_per_step"] < 2
+
+
 def test_a_run_directory_of_another_configuration_is_refused(finished, cache):
     before = snapshot(finished)
     check_refused(run(finished, cache, "--num_layers=3"), "--num_layers=3", "other options")

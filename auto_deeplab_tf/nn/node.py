@@ -107,7 +107,7 @@ class NodeKind(SegmentKind):
         """The channels of a block that go through the operations."""
         return self.filters // self.partial_channels
 
-    def _lanes(self, source):
+    def lanes(self, source):
         """The number of cells for which the edges of a source are computed."""
         return 1 if source == "prev_prev" and self.share_operations else self.num_cells
 
@@ -143,7 +143,7 @@ class NodeKind(SegmentKind):
         }
         shapes["prev_prev"] = ((self.prev_prev.channels, self.filters), self.prev_prev.channels)
         for source, edges in self.sources:
-            lanes = 1 if self.share_operations else self._lanes(source)
+            lanes = 1 if self.share_operations else self.lanes(source)
             for stage, convolutions in enumerate(self.stages):
                 separable = [c for c in convolutions if self._is_separable(c)]
                 for operation in convolutions:
@@ -166,7 +166,7 @@ class NodeKind(SegmentKind):
     def num_normalized(self):
         channels = (len(self.predecessors) + 1) * self.filters
         for source, edges in self.sources:
-            lanes = self._lanes(source)
+            lanes = self.lanes(source)
             channels += sum(map(len, self.stages)) * len(edges) * lanes * self.mixed_filters
         return channels
 
@@ -231,7 +231,7 @@ class NodeKind(SegmentKind):
             float [N, h, w, lanes, mixed filters] and [N, h, w, lanes, other filters].
         """
         _, height, width, *_ = images.shape
-        images = ops.reshape(images, (-1, height, width, self._lanes(source), self.filters))
+        images = ops.reshape(images, (-1, height, width, self.lanes(source), self.filters))
         return backend.split(images, [self.mixed_filters, self.filters - self.mixed_filters], 4)
 
     def _pass(self, source, rest, weights):
@@ -246,7 +246,7 @@ class NodeKind(SegmentKind):
         """
         targets = weights.shape[0]
         passed = weighted(ops.expand_dims(rest, 3), ops.reshape(weights, (targets, 1, 1)))
-        passed = spread(passed, 4, self.num_cells // self._lanes(source))
+        passed = spread(passed, 4, self.num_cells // self.lanes(source))
         return backend.split(passed, [1] * targets, axis=3)
 
     def _join(self, terms, passed):
@@ -312,7 +312,7 @@ class NodeKind(SegmentKind):
         Returns:
             float [N, h, w, targets, cells, mixed filters].
         """
-        targets, lanes, filters = alpha_rows.shape[0], self._lanes(source), self.mixed_filters
+        targets, lanes, filters = alpha_rows.shape[0], self.lanes(source), self.mixed_filters
         _, height, width, *_ = images.shape
         images = ops.reshape(images, (-1, height, width, lanes * filters))
         names = [operation.name for operation in self.operations]
@@ -378,7 +378,7 @@ class NodeKind(SegmentKind):
         Returns:
             float [N, h, w, convolutions * targets * lanes * filters].
         """
-        lanes = self._lanes(source)
+        lanes = self.lanes(source)
         depthwise = []
         separable = [operation for operation in convolutions if self._is_separable(operation)]
         # In the first stage neighbours of one rate share their input; later each has its own.
