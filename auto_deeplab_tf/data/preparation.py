@@ -7,6 +7,7 @@ them.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib
@@ -98,7 +99,7 @@ def _prepare(
 def _stopped(error: Exception, unfinished: Path, target: Path, name: str) -> OSError:
     """The one line for a preparation that could not write, and that goes on when run again."""
     reason = getattr(error, "message", None) or getattr(error, "strerror", None) or str(error)
-    if "No space left on device" in str(error):
+    if os.strerror(errno.ENOSPC) in str(error):
         reason = "no space left on device"
     finished = len(list(target.glob("*.tfrecord")))
     return OSError(
@@ -188,9 +189,11 @@ def _build(origin: Origin, directory: Path):
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
             builder.download_and_prepare(download_config=options)
-    except (OSError, tf.errors.ResourceExhaustedError):
+    except OSError:
         raise
     except Exception as error:  # whatever the builder, or an archive that it unpacks, answers
+        if os.strerror(errno.ENOSPC) in str(error):  # TFDS hands it on as a RuntimeError
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the files in {origin.manual_dir} could not be read: {reason}") from error
     return builder

@@ -45,7 +45,7 @@ def halves(
             f"there must be one group per id. Received: {len(groups)} groups, {len(ids)} ids"
         )
     encoded = Texts.of(ids).encoded
-    different = np.unique(encoded).size
+    different = len(set(encoded.tolist()))
     if different != len(ids):
         raise ValueError(
             f"image ids must be unique. Received: {len(ids)} ids, {different} different"

@@ -1,9 +1,12 @@
 """Preparing records: the command, its settings, and what it does when it is stopped."""
 
+import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,19 +96,31 @@ def test_the_command_prints_what_it_made_and_goes_on_after_a_kill(make_camvid, t
     assert _contents(source.directory) == _contents(directory)
 
 
-def test_no_space_left_on_the_device(make_camvid, tmp_path):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(cache)]
+@contextlib.contextmanager
+def _small_disk(folder, size):
+    """Mounts a file system of a size; yields a function that gives it another."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
         mounted = subprocess.run(mount, capture_output=True).returncode == 0
     except FileNotFoundError:
         mounted = False
     if not mounted:
         pytest.skip("a small file system can be mounted by root only")
+
+    def resize(size):
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
     try:
-        # 100 images of 38 kB: TFDS's copy fits, the records beside it do not.
-        root = make_camvid({"train": 100}, size=(97, 131))
+        yield resize
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_no_space_left_on_the_device(make_camvid, tmp_path):
+    # 100 images of 38 kB: TFDS's copy fits, the records beside it do not.
+    root, cache = make_camvid({"train": 100}, size=(97, 131)), tmp_path / "cache"
+    with _small_disk(cache, "6m") as resize:
         done = _run(root, cache)
         assert done.returncode == 1 and done.stdout == ""
         *_, line = done.stderr.strip().splitlines()
@@ -114,13 +129,63 @@ def test_no_space_left_on_the_device(make_camvid, tmp_path):
         (shard,) = cache.glob("*.unfinished/records/*.tfrecord")
         time_of_shard = shard.stat().st_mtime_ns
         assert not list(cache.glob("*.unfinished/records/*.part"))
-        subprocess.run(["mount", "-o", "remount,size=20m", str(cache)], check=True)
+        resize("20m")
         source = data.open_split("camvid", "train", data_dir=root, cache_dir=cache)
         assert (source.directory / shard.name).stat().st_mtime_ns == time_of_shard
         whole = data.open_split("camvid", "train", data_dir=root, cache_dir=tmp_path / "whole")
         assert _contents(source.directory) == _contents(whole.directory)
-    finally:
-        subprocess.run(["umount", str(cache)], check=True)
+
+
+def test_no_space_left_while_tfds_builds(make_camvid, tmp_path):
+    root, cache = make_camvid({"train": 40}, size=(97, 131)), tmp_path / "cache"
+    with _small_disk(cache, "1m") as resize:
+        with pytest.raises(OSError, match="camvid in .* stopped: no space left on device"):
+            data.open_split("camvid", "train", data_dir=root, cache_dir=cache)
+        resize("20m")
+        assert data.open_split("camvid", "train", data_dir=root, cache_dir=cache).num_examples == 40
+
+
+def test_a_write_that_fails_leaves_what_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_MIN_EXAMPLES_PER_SHARD", 2)
+    whole = _write(tmp_path / "whole", _examples(7))
+    sync, calls = shards._sync, []
+
+    def full(path):
+        calls.append(path)
+        if len(calls) == 4:  # the second file of the second shard
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        sync(path)
+
+    monkeypatch.setattr(shards, "_sync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        _write(tmp_path / "stopped", _examples(7))
+    assert not list((tmp_path / "stopped").glob("*.part"))
+    again = _write(tmp_path / "stopped", _examples(7))
+    assert len(calls) == 4 + 2 * 3  # the first shard is not written again, the second is
+    assert _contents(again.directory) == _contents(whole.directory)
+
+
+def test_what_a_kill_left_of_the_build_and_of_the_last_step(make_camvid, tmp_path):
+    root, cache = make_camvid({"train": 3}), tmp_path / "cache"
+    directory = data.open_split("camvid", "train", data_dir=root, cache_dir=cache).directory
+    before = _contents(directory)
+    unfinished = cache / f"{directory.name}.unfinished"
+    # Killed between the last step and the removal of what is left over.
+    (unfinished / "tfds").mkdir(parents=True)
+    data.open_split("camvid", "train", data_dir=root, cache_dir=cache)
+    assert [path.name for path in cache.iterdir()] == [directory.name]
+    # Killed before the last step.
+    unfinished.mkdir()
+    directory.rename(unfinished / "records")
+    (unfinished / "records" / "train-00000.json").write_text("{}")
+    data.open_split("camvid", "train", data_dir=root, cache_dir=cache)
+    assert _contents(directory) == before
+    # Killed while TFDS built.
+    shutil.rmtree(directory)
+    (unfinished / "tfds" / "camvid" / "incomplete.A1B2C3_1.0.0").mkdir(parents=True)
+    data.open_split("camvid", "train", data_dir=root, cache_dir=cache)
+    assert _contents(directory) == before
+    assert [path.name for path in cache.iterdir()] == [directory.name]
 
 
 def test_verify_names_a_shard_that_was_changed(make_camvid, tmp_path):

@@ -1,0 +1,86 @@
+"""Speed of preparing records: Cityscapes-sized PNGs to 512x1024, by the product's own writer.
+
+    python -m benchmarks.preparation --cores=1 --json
+
+The images are generated scenes at 1024x2048 with noise, so that their PNGs are about as large as
+Cityscapes' (2.3 MB); labels are maps of that size. Reading by TFDS is not part of it. One process
+measures one number of cores.
+"""
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("cores", 1, "cores that the process may use", lower_bound=1)
+flags.DEFINE_integer("num_images", 24, "images to prepare", lower_bound=1)
+flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
+
+_FACTOR = 8  # a scene of 128x256 at the size of Cityscapes
+
+
+def main(_: list[str]) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    allowed = sorted(os.sched_getaffinity(0))
+    if FLAGS.cores > len(allowed):
+        raise app.UsageError(f"--cores={FLAGS.cores}: this process may use {len(allowed)}")
+    os.sched_setaffinity(0, allowed[: FLAGS.cores])
+    result = measure()
+    if FLAGS.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:28} {value}")
+
+
+def measure() -> dict[str, Any]:
+    """Times the writing of all images, twice; the second time counts."""
+    from auto_deeplab_tf.data import catalog, records, shards
+
+    members = [_example(i) for i in range(FLAGS.num_images)]
+    settings = records.Settings(image_size=(512, 1024))
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            start, start_cpu = time.perf_counter(), time.process_time()
+            shards.write(
+                Path(folder),
+                catalog.get("cityscapes"),
+                {"train": members},
+                settings,
+                fingerprint="benchmark",
+            )
+            seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+            written = sum(path.stat().st_size for path in Path(folder).iterdir())
+    return {
+        "images_per_second": round(len(members) / seconds, 2),
+        "cpu_seconds_per_image": round(cpu / len(members), 4),
+        "source_mib_per_image": round(sum(len(m.image) for m in members) / len(members) / 2**20, 2),
+        "record_mib_per_image": round(written / len(members) / 2**20, 2),
+    }
+
+
+def _example(number: int) -> Any:
+    import numpy as np
+
+    from auto_deeplab_tf.data import image_files, records, scenes
+    from auto_deeplab_tf.data.origin import RawExample
+
+    image, label = scenes.render(scenes.image_ids("val")[number % 8])
+    size = (image.shape[0] * _FACTOR, image.shape[1] * _FACTOR)
+    noise = np.random.default_rng(number).normal(0, 1.5, (*size, 3))
+    large = records.resize_image(image.astype(np.float32), size) + noise
+    return RawExample(
+        f"city_{number:06d}",
+        "city",
+        image_files.encode_png(np.clip(np.rint(large), 0, 255).astype(np.uint8)),
+        image_files.encode_png(records.resize_label(label, size)),
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
