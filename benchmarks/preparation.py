@@ -18,7 +18,7 @@ from absl import app, flags
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("cores", 1, "cores that the process may use", lower_bound=1)
-flags.DEFINE_integer("num_images", 24, "images to prepare", lower_bound=1)
+flags.DEFINE_integer("num_images", 8, "images to prepare", lower_bound=1)
 flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
 
 _FACTOR = 8  # a scene of 128x256 at the size of Cityscapes

@@ -98,7 +98,7 @@ def _prepare(
 
 def _stopped(error: Exception, unfinished: Path, target: Path, name: str) -> OSError:
     """The one line for a preparation that could not write, and that goes on when run again."""
-    reason = getattr(error, "message", None) or getattr(error, "strerror", None) or str(error)
+    reason = getattr(error, "message", None) or str(error)
     if os.strerror(errno.ENOSPC) in str(error):
         reason = "no space left on device"
     finished = len(list(target.glob("*.tfrecord")))
