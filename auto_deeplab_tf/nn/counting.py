@@ -24,7 +24,8 @@ _Shape = tuple[int, ...]
 def count_network(network: keras.Model, input_size: tuple[int, int]) -> Count:
     """Counts a network's parameters and Multi-Adds for one image; nothing is computed.
 
-    A row is a `ConvBN`, or a convolution outside of one; a part is a layer of the network itself.
+    A row is a `ConvBN`, or a layer with weights of its own outside of one; a part is a layer of the
+    network itself.
 
     Args:
         network: A `SegmentationNetwork`.
@@ -64,11 +65,12 @@ def count_network(network: keras.Model, input_size: tuple[int, int]) -> Count:
     rows.sort(key=lambda layer: order.get(id(layer), len(order)))
     parts.sort(key=lambda layer: order.get(id(layer), len(order)))
     layers = tuple(row(layer) for layer in rows)
+    params = sum(each.params for each in layers)
+    called = tuple(row(part) for part in parts if id(part) in shapes)
+    # A network that calls what is inside its layers, and not them, has no other parts than its rows.
+    whole = sum(part.params for part in called) == params
     return Count(
-        sum(each.params for each in layers),
-        sum(each.multi_adds for each in layers),
-        layers,
-        tuple(row(part) for part in parts if id(part) in shapes),
+        params, sum(each.multi_adds for each in layers), layers, called if whole else layers
     )
 
 
@@ -119,7 +121,8 @@ def _units(network: keras.Model) -> list[Any]:
     return [
         layer
         for layer in layers
-        if isinstance(layer, ConvBN) or (_is_convolution(layer) and id(layer) not in inside)
+        if isinstance(layer, ConvBN)
+        or (id(layer) not in inside and not _flat(layer) and layer.trainable_variables)
     ]
 
 
@@ -132,4 +135,4 @@ def _name(layer: Any, network: keras.Model) -> str:
 
 
 def _last(output: Any) -> Any:
-    return output[-1] if isinstance(output, (tuple, list)) else output
+    return keras.tree.flatten(output)[-1]

@@ -64,6 +64,17 @@ def test_counting_leaves_the_network_as_it_was():
     np.testing.assert_array_equal(network(x), before)
 
 
+@pytest.mark.parametrize("name", ["keras_hub_deeplabv3plus", "keras_hub_segformer_b0"])
+def test_a_network_of_other_layers_is_counted(name):
+    """Normalisations and dense layers stand outside of any convolution unit there."""
+    pytest.importorskip("keras_hub")
+    network = build_baseline(name, 5)
+    count = count_network(network, (65, 96))
+    assert count.params == sum(int(np.prod(v.shape)) for v in network.trainable_variables)
+    assert sum(part.params for part in count.parts) == count.params
+    assert sum(part.multi_adds for part in count.parts) == count.multi_adds > 0
+
+
 def test_small_images_are_refused():
     with pytest.raises(ValueError, match="images must be 32 pixels or more"):
         count_network(build_baseline("frrn_a", 5, width_multiplier=0.1), (31, 64))
