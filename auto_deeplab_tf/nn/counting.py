@@ -67,7 +67,7 @@ def count_network(network: keras.Model, input_size: tuple[int, int]) -> Count:
     layers = tuple(row(layer) for layer in rows)
     params = sum(each.params for each in layers)
     called = tuple(row(part) for part in parts if id(part) in shapes)
-    # A network that calls what is inside its layers, and not them, has no other parts than its rows.
+    # A network that calls what is inside its layers, and not them, has no parts but its rows.
     whole = sum(part.params for part in called) == params
     return Count(
         params, sum(each.multi_adds for each in layers), layers, called if whole else layers
