@@ -386,6 +386,20 @@ class DataConfig(DatasetConfig):
     scale_min: float = flag(0.5, "smallest random scale of an image", group="data", above=0)
     scale_max: float = flag(2.0, "largest random scale of an image", group="data", above=0)
     flip: bool = flag(True, "mirror every second image at random", group="data")
+    crop_tries: int = flag(
+        1,
+        "crops drawn, at most, for one without a class of 75 % of its labelled pixels",
+        group="data",
+        minimum=1,
+        maximum=100,
+    )
+    color_jitter: float = flag(
+        0.0,
+        "strength of random brightness, contrast and saturation: factors of 1 - X to 1 + X",
+        group="data",
+        minimum=0,
+        maximum=1,
+    )
     seed: int = flag(
         0, "seed of everything random: weights, data order, augmentation", minimum=0, group="run"
     )
@@ -794,7 +808,9 @@ class EvaluateConfig(DatasetConfig):
     output_dir: str = flag(
         help="folder for metrics.json and the overlays", group="output", metavar="DIR"
     )
-    batch_size: int = flag(1, "images per step", group="data", minimum=1)
+    batch_size: int = flag(
+        1, "images per step (one by one where their sizes differ)", group="data", minimum=1
+    )
     input_size: Size | None = flag(
         None,
         "size that images are brought to for the network (nothing given: as in its training)",

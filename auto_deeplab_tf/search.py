@@ -63,14 +63,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         name: [train.ids[index] for index in half]
         for name, half in zip(("train_a", "train_b"), halves, strict=True)
     }
-    stream = {
-        "batch_size": options.batch_size,
-        "crop_size": options.crop_size,
-        "seed": options.seed,
-        "scale_range": (options.scale_min, options.scale_max),
-        "flip": options.flip,
-    }
-    pipeline.check_crop_size(train, options.crop_size)
+    pipeline.check_crop_size(train, options.crop_size, options.scale_max)
     steps_per_epoch = options.steps_per_epoch or max(1, min(map(len, halves)) // options.batch_size)
     total_steps = steps_per_epoch * options.epochs
 
@@ -89,7 +82,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         checkpoints.restore()
         search.fit(
             lambda step, pairs: pipeline.search_batches(
-                train, halves, pairs=pairs, start_step=step, **stream
+                train, halves, pairs=pairs, start_step=step, **pipeline.batch_options(options)
             ),
             epochs=options.epochs,
             steps_per_epoch=steps_per_epoch,

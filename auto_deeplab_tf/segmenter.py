@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf import baselines
-from auto_deeplab_tf.accounting import MINIMUM_SIZE
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.data.records import resize_image
 from auto_deeplab_tf.nn.network import build_network
 from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.training import whole_images
 from auto_deeplab_tf.training.supervised import AUTO, SupervisedModel, default_optimizer
 
 _PREDICT_BATCH_SIZE = 8
@@ -200,7 +200,7 @@ class Segmenter(SupervisedModel):
             int32 [N, height, width].
         """
         images = tf.cast(images, tf.float32)
-        own_size = _size(images)
+        own_size = whole_images.size_of(images)
         answers = []
         for scale in scales:
             scaled = images
@@ -217,17 +217,6 @@ class Segmenter(SupervisedModel):
             return tf.argmax(answers[0], axis=-1, output_type=tf.int32)
         mean = tf.add_n([tf.nn.softmax(logits) for logits in answers])
         return tf.argmax(mean, axis=-1, output_type=tf.int32)
-
-    def _logits(self, images):
-        """Logits of images that may be smaller than the network takes: padded, then cut back."""
-        height, width = _size(images)
-        if all(isinstance(side, int) and side >= MINIMUM_SIZE for side in (height, width)):
-            return tf.cast(self(images, training=False), tf.float32)
-        missing = [tf.maximum(MINIMUM_SIZE - side, 0) for side in (height, width)]
-        # The colour that the network's normalisation turns into 0, as its convolutions pad.
-        mean = tf.constant(self.network.mean, tf.float32)
-        padded = tf.pad(images - mean, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]) + mean
-        return tf.cast(self(padded, training=False), tf.float32)[:, :height, :width]
 
     def predict_class_ids(
         self,
@@ -404,14 +393,6 @@ def load_segmenter(path: str | os.PathLike, flag: str = "--model") -> Segmenter:
     if not isinstance(model, Segmenter):
         raise ValueError(f"{flag}={path} holds a {type(model).__name__}, not a Segmenter; {rule}")
     return model
-
-
-def _size(images):
-    """(height, width) of a batch: ints where they are known statically, else scalar tensors."""
-    dynamic = tf.shape(images)
-    return tuple(
-        dynamic[axis] if images.shape[axis] is None else images.shape[axis] for axis in (1, 2)
-    )
 
 
 def _scaled(side, scale):

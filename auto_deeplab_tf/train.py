@@ -51,7 +51,7 @@ def train(options: config.TrainConfig) -> dict[str, Any]:
     architecture = _architecture(options, run)
     split = source.open_for(options, "train")
     validation = source.open_for(options, "val")
-    pipeline.check_crop_size(split, options.crop_size)
+    pipeline.check_crop_size(split, options.crop_size, options.scale_max)
     training = _Training(options, architecture, split, validation, run)
     return training.finished() or training.run()
 
@@ -148,13 +148,7 @@ class _Training:
         loop.fit(
             model,
             lambda step: pipeline.training_batches(
-                self._train,
-                batch_size=options.batch_size,
-                crop_size=options.crop_size,
-                seed=options.seed,
-                start_step=step,
-                scale_range=(options.scale_min, options.scale_max),
-                flip=options.flip,
+                self._train, start_step=step, **pipeline.batch_options(options)
             ),
             epochs=self._epochs,
             steps_per_epoch=self._steps_per_epoch,

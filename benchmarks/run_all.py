@@ -1,9 +1,9 @@
-"""Reruns the measurements that fit in ten minutes, and generates docs/performance.md from them.
+"""Reruns the measurements that fit in a quarter of an hour, and generates docs/performance.md from them.
 
     python -m benchmarks.run_all
 
-Writes search_step.csv, large_set.csv and roofline.csv of benchmarks/results. Every row of the first
-two names its command, the commit, the processor and the versions, and is measured in a process of
+Writes search_step.csv, input_pipeline.csv, large_set.csv and roofline.csv of benchmarks/results.
+Every row of the first three names its command, the commit, the processor and the versions, and is measured in a process of
 its own. Run it on a machine that does nothing else. `--traced_paper` adds the paper's supernet in
 one traced graph, which takes four minutes a row.
 """
@@ -35,6 +35,7 @@ TRACED_PAPER = (
     "--crop_size=65 --batch_size=2 --threads=1 --iterations=2 --step_mode=traced",
     "--crop_size=65 --batch_size=2 --threads=1 --iterations=2 --step_mode=traced --remat=true",
 )
+INPUTS = ("pairs", "pairs_resize_whole", "pairs_tf_models", "records", "pngs", "search_wait")
 LARGE_SETS = ("--num_examples=1000", "--num_examples=1000000")
 
 
@@ -49,6 +50,9 @@ def main(_: list[str]) -> None:
             flush=True,
         )
     rows.write(rows.RESULTS / "search_step.csv", measured)
+    for name in INPUTS:
+        row = rows.measure("benchmarks.input_pipeline", f"--measurement={name}")
+        rows.put(rows.RESULTS / "input_pipeline.csv", row)
     for setting in LARGE_SETS:
         rows.put(rows.RESULTS / "large_set.csv", rows.measure("benchmarks.large_set", setting))
     rows.write(roofline.PATH, roofline.rows_of_devices())

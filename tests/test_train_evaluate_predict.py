@@ -200,7 +200,7 @@ REFUSED = {
     "none": (edited(lambda c: c["cell"][0][1].update(op="none")), "none"),
     "no architecture": (lambda folder: {"architecture": folder / "no.json"}, "no.json"),
     "preset": (lambda folder: {"architecture": "auto_deeplap"}, "auto_deeplap"),
-    "crop": (lambda folder: {"crop_size": "33x40"}, r"--crop_size=33x40 .* \(32x48\)"),
+    "crop": (lambda folder: {"crop_size": "150x40"}, r"--crop_size=150x40 .* \(at most 32x48\)"),
     "no data": (lambda folder: {"data_dir": folder / "none"}, "none is not a directory"),
     "layout": (lambda folder: {"data_dir": folder}, "must hold train/, val/ or test/"),
     "label ids": (strange_label, "0016E5_00001.* 200"),
@@ -344,6 +344,29 @@ def test_evaluate_counts_each_pixel_of_the_split_once(finished, model, places, t
 
     drawn = sorted(path.name for path in (output / "overlays").iterdir())
     assert len(drawn) == 3 and "sheet.png" in drawn
+
+
+def test_evaluate_takes_images_of_every_size(finished, model, places, tmp_path):
+    root = tmp_path / "CamVid"
+    shutil.copytree(places["data_dir"], root)
+    pairs = []
+    # Below what the network takes, odd, and as they are; --batch_size=3 makes no batch of them.
+    for (stem, labels), (height, width) in zip(
+        labels_of(places, "val"), ((20, 45), (31, 48), (32, 33)), strict=True
+    ):
+        for folder in ("val", "valannot"):
+            path = root / folder / f"{stem}.png"
+            Image.open(path).crop((0, 0, width, height)).save(path)
+        image = np.asarray(Image.open(root / "val" / f"{stem}.png"))
+        pairs.append((labels[:height, :width], model.predict_class_ids(image)))
+    more = ["--batch_size=3", "--overlays=3"]
+    folders = places | {"data_dir": root}
+    result = evaluate.evaluate(evaluation(folders, finished, tmp_path / "out", *more))
+    assert result["num_images"] == 3 and result["input_size"] is None
+    miou, _, accuracy = scores_by_hand(pairs)
+    assert result["miou"] == pytest.approx(miou)
+    assert result["pixel_accuracy"] == pytest.approx(accuracy)
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 4
 
 
 def test_evaluate_takes_scales_flip_size_and_split(finished, model, places, tmp_path):

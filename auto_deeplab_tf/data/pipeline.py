@@ -7,10 +7,12 @@ bit for bit.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf import config
 from auto_deeplab_tf.data import augment
 from auto_deeplab_tf.data.source import Source
 
@@ -29,6 +31,8 @@ def training_batches(
     start_step: int = 0,
     scale_range: tuple[float, float] = (0.5, 2.0),
     flip: bool = True,
+    crop_tries: int = 1,
+    color_jitter: float = 0.0,
     stream: int = 0,
     num_parallel_calls: int = tf.data.AUTOTUNE,
 ) -> tf.data.Dataset:
@@ -41,20 +45,23 @@ def training_batches(
         source: the split.
         indices: examples of the split to draw from; None for all.
         batch_size: images in a batch, over all replicas.
-        crop_size: (height, width).
+        crop_size: (height, width); where a scaled image is smaller, the rest is its mean colour,
+            and ignored.
         seed: with `stream`, fixes order and augmentation.
         start_step: number of batches to start after.
         scale_range: smallest and largest factor of the random scale.
         flip: whether to mirror images at random.
+        crop_tries: windows drawn, at most, for one without a class of 75 % of its labelled pixels.
+        color_jitter: strength of random brightness, contrast and saturation, 0..1.
         stream: distinguishes streams of one seed, such as those of the two halves.
         num_parallel_calls: examples made at a time; does not change them.
 
     Returns:
-        Dataset of (images float32 [batch_size, *crop_size, 3], 0..255; labels int32 [batch_size,
-        *crop_size]).
+        Dataset of (images float32 [batch_size, *crop_size, channels], 0..255; labels int32
+        [batch_size, *crop_size]).
 
     Raises:
-        ValueError: for an option outside its range, or a crop larger than the images.
+        ValueError: for an option outside its range, or a crop that would be padding mostly.
     """
     indices = _checked_indices(source, indices)
     if batch_size < 1:
@@ -65,7 +72,11 @@ def training_batches(
         raise ValueError(
             f"--scale_min must be above 0 and at most --scale_max. Received: {scale_range}"
         )
-    check_crop_size(source, crop_size)
+    if crop_tries < 1:
+        raise ValueError(f"--crop_tries must be 1 or more. Received: {crop_tries}")
+    if not 0.0 <= color_jitter <= 1.0:
+        raise ValueError(f"--color_jitter must lie in 0..1. Received: {color_jitter}")
+    check_crop_size(source, crop_size, scale_range[1])
     crop_size = (int(crop_size[0]), int(crop_size[1]))
     num_examples = len(indices)
     with tf.device("CPU:0"):  # where tf.data runs, also on a machine with a GPU
@@ -89,6 +100,8 @@ def training_batches(
             flip=flip,
             padding=source.info.mean,
             ignore_label=source.info.ignore_label,
+            crop_tries=crop_tries,
+            color_jitter=color_jitter,
         )
 
     dataset = tf.data.Dataset.range(start_step * batch_size, np.iinfo(np.int64).max)
@@ -131,19 +144,21 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Whole images in the order of the split, each once; the last batch may be smaller.
 
-    Returns:
-        Dataset of (images float32 [n, height, width, 3], 0..255; labels int32 [n, height, width]).
+    Images are not brought to one size to make a batch: where their sizes differ, each is a batch.
 
-    Raises:
-        ValueError: for a batch of images whose sizes differ.
+    Args:
+        source: the split.
+        batch_size: images in a batch, where they have one size.
+        indices: the examples wanted; None for all.
+        num_parallel_calls: examples made at a time; does not change them.
+
+    Returns:
+        Dataset of (images float32 [n, height, width, channels], 0..255; labels int32 [n, height,
+        width]).
     """
     if batch_size < 1:
         raise ValueError(f"--batch_size must be 1 or more. Received: {batch_size}")
-    if batch_size > 1 and source.image_size is None:
-        raise ValueError(
-            f"images of {source.info.name} {source.split} differ in size: evaluate them one by "
-            f"one. Received: batch size {batch_size}"
-        )
+    batch_size = batch_size if source.image_size else 1
     indices = tf.constant(_checked_indices(source, indices), tf.int64)
 
     def example_at(index):
@@ -158,7 +173,7 @@ def evaluation_batches(
 def validation_batches(
     source: Source, batch_size: int, number: int | None = None
 ) -> tf.data.Dataset:
-    """`evaluation_batches` of some images of the split; one by one where their sizes differ.
+    """`evaluation_batches` of some images of the split.
 
     Args:
         source: the split.
@@ -166,7 +181,6 @@ def validation_batches(
         number: how many images, evenly spread over the split; None for all.
     """
     count = source.num_examples
-    batch_size = batch_size if source.image_size else 1
     return evaluation_batches(source, batch_size, spread(count, number or count))
 
 
@@ -176,8 +190,24 @@ def spread(count: int, number: int) -> list[int]:
     return [(2 * index + 1) * count // (2 * number) for index in range(number)]
 
 
-def check_crop_size(source: Source, crop_size: tuple[int, int]) -> None:
-    """Refuses a crop larger than every image: it would always hold padding, at any scale up to 1.
+def batch_options(options: config.DataConfig) -> dict[str, Any]:
+    """The arguments of `training_batches` that a command's flags give."""
+    return {
+        "batch_size": options.batch_size,
+        "crop_size": options.crop_size,
+        "seed": options.seed,
+        "scale_range": (options.scale_min, options.scale_max),
+        "flip": options.flip,
+        "crop_tries": options.crop_tries,
+        "color_jitter": options.color_jitter,
+    }
+
+
+def check_crop_size(source: Source, crop_size: tuple[int, int], scale_max: float) -> None:
+    """Refuses a crop of which even the largest image, at the largest scale, fills less than half.
+
+    A crop that is larger than the images is padded; common recipes rely on it (513x513 on VOC's
+    500x375). One that is padding mostly is a mistake: it trains on little, for the price of all.
 
     Raises:
         ValueError: naming both sizes.
@@ -185,10 +215,15 @@ def check_crop_size(source: Source, crop_size: tuple[int, int]) -> None:
     if len(crop_size) != 2 or min(crop_size) < 1:
         raise ValueError(f"--crop_size must be two positive numbers, HxW. Received: {crop_size!r}")
     height, width = source.max_image_size
-    if crop_size[0] > height or crop_size[1] > width:
+    filled = min(1.0, height * scale_max / crop_size[0]) * min(
+        1.0, width * scale_max / crop_size[1]
+    )
+    if filled < 0.5:
         raise ValueError(
-            f"--crop_size={crop_size[0]}x{crop_size[1]} is larger than the images of "
-            f"{source.info.name} ({height}x{width}): make it smaller, or --image_size larger"
+            f"--crop_size={crop_size[0]}x{crop_size[1]} is too large for the images of "
+            f"{source.info.name} (at most {height}x{width}): even at --scale_max={scale_max:g} "
+            f"they fill only {100 * filled:.0f} % of it, and the rest is padding. Make it smaller, "
+            "or --image_size or --scale_max larger"
         )
 
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
-from auto_deeplab_tf.training import losses
+from auto_deeplab_tf.training import losses, whole_images
 from auto_deeplab_tf.training.metrics import ConfusionMatrix
 
 
@@ -289,8 +289,12 @@ class BilevelModel(keras.Model):
         """
         self.confusion.reset_state()
         for images, labels in batches:
-            states, _ = self.supernet.forward(images, training=False)
-            self.confusion.update_state(labels, states["logits"])
+            logits = whole_images.logits(
+                lambda images: self.supernet.forward(images, training=False)[0]["logits"],
+                images,
+                self.supernet.mean,
+            )
+            self.confusion.update_state(labels, logits)
         self.confusion.matrix()
         return {f"val_{name}": float(value) for name, value in self.confusion.result().items()}
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from auto_deeplab_tf.training import losses
+from auto_deeplab_tf.training import losses, whole_images
 from auto_deeplab_tf.training.metrics import ConfusionMatrix, count_pixels, matrix_of
 from auto_deeplab_tf.training.schedules import Poly
 
@@ -193,7 +193,7 @@ class SupervisedModel(keras.Model):
         """Scores a batch, or this replica's share of it; returns the metrics so far."""
         images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         labels = self._checked_labels(labels, sample_weight)
-        logits = self(images, training=False)
+        logits = self._logits(images)
         loss_sum, weight_sum = self._loss_function(labels, logits)
         return self._update_metrics(images, labels, logits, loss_sum, weight_sum)
 
@@ -218,10 +218,17 @@ class SupervisedModel(keras.Model):
         return float(loss_sum / max(weight_sum, 1.0)), matrix
 
     def _score_batch(self, images, labels):
-        logits = self(images, training=False)
+        logits = self._logits(images)
         loss_sum, weight_sum = self._loss_function(labels, logits)
         counts = count_pixels(labels, logits, self.num_classes, self.ignore_label)
         return tf.cast(loss_sum, tf.float64), tf.cast(weight_sum, tf.float64), counts
+
+    def _logits(self, images):
+        """float32 [N, H, W, num_classes] of whole images of any size, in inference."""
+        images = tf.cast(images, tf.float32)
+        return whole_images.logits(
+            lambda images: self(images, training=False), images, self.network.mean
+        )
 
     @property
     def confusion_matrix(self) -> np.ndarray:

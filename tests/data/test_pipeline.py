@@ -1,9 +1,12 @@
 import itertools
+import re
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from auto_deeplab_tf import config
 from auto_deeplab_tf.data import pipeline
 
 PLAIN = {"crop_size": (12, 20), "scale_range": (1.0, 1.0), "flip": False}
@@ -51,9 +54,12 @@ def test_each_epoch_holds_each_example_once(numbered_source):
     assert order != list(itertools.chain(*(_numbers(images) for images, _ in _take(other, 14))))
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_stream_started_at_a_step_is_the_rest_of_the_whole_one(textured_source, batch_size):
-    options = {"batch_size": batch_size, "crop_size": (17, 21), "seed": 3}
+VARIED = {"crop_tries": 3, "color_jitter": 0.4}
+
+
+@pytest.mark.parametrize(("batch_size", "more"), [(1, {}), (4, {}), (3, VARIED)])
+def test_a_stream_started_at_a_step_is_the_rest_of_the_whole_one(textured_source, batch_size, more):
+    options = {"batch_size": batch_size, "crop_size": (17, 21), "seed": 3, **more}
     whole = _take(pipeline.training_batches(textured_source, **options), 12)
     assert len({batch[0].tobytes() for batch in whole}) == 12
     for step in (1, 5, 11):
@@ -65,8 +71,9 @@ def test_a_stream_started_at_a_step_is_the_rest_of_the_whole_one(textured_source
     )
 
 
-def test_parallelism_changes_nothing(textured_source):
-    options = {"batch_size": 4, "crop_size": (17, 21), "seed": 3}
+@pytest.mark.parametrize("more", [{}, VARIED])
+def test_parallelism_changes_nothing(textured_source, more):
+    options = {"batch_size": 4, "crop_size": (17, 21), "seed": 3, **more}
     first, second = (
         _take(pipeline.training_batches(textured_source, num_parallel_calls=n, **options), 8)
         for n in (1, 5)
@@ -137,17 +144,70 @@ def test_images_of_different_sizes(make_source):
     assert source.image_size is None and source.max_image_size == (16, 20)
     batches = _take(pipeline.evaluation_batches(source, 1), 3)
     assert [images.shape[1:3] for images, _ in batches] == sizes
-    assert len(_take(pipeline.validation_batches(source, 2), 3)) == 2
-    with pytest.raises(ValueError, match="differ in size: evaluate them one by one"):
-        pipeline.evaluation_batches(source, 2)
-    dataset = pipeline.training_batches(source, batch_size=2, crop_size=(16, 20), seed=0)
-    assert _take(dataset, 1)[0][0].shape == (2, 16, 20, 3)
+    # Larger batches are asked for in vain: each image is one, at its own size.
+    for batches in (pipeline.evaluation_batches(source, 2), pipeline.validation_batches(source, 2)):
+        assert [images.shape for images, _ in _take(batches, 3)] == [(1, *s, 3) for s in sizes]
+    # Crops larger than every image hold all of it, and padding.
+    options = {"batch_size": 2, "scale_range": (1.0, 1.0), "seed": 0}
+    dataset = pipeline.training_batches(source, crop_size=(17, 23), **options)
+    for images, labels in _take(dataset, 3):
+        assert images.shape == (2, 17, 23, 3)
+        assert sorted((labels == 1).sum(axis=(1, 2))) == [16 * 12, 10 * 20]
+        assert set(np.unique(labels)) == {1, 255}
+        np.testing.assert_array_equal(
+            images[labels == 255], np.float32([source.info.mean] * (labels == 255).sum())
+        )
+
+
+def test_options_of_the_flags(numbered_source):
+    options = config.SearchConfig(
+        run_dir="run", crop_size=(40, 48), batch_size=3, scale_min=0.75, scale_max=1.5, flip=False,
+        seed=7, crop_tries=4, color_jitter=0.25,
+    )  # fmt: skip
+    assert pipeline.batch_options(options) == {
+        "crop_size": (40, 48), "batch_size": 3, "scale_range": (0.75, 1.5), "flip": False,
+        "seed": 7, "crop_tries": 4, "color_jitter": 0.25,
+    }  # fmt: skip
+    for name, value, message in (
+        ("crop_tries", 0, "--crop_tries=0: must be at least 1"),
+        ("color_jitter", 1.5, "--color_jitter=1.5: must be at most 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config.TrainConfig(run_dir="run", architecture="auto_deeplab", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("size", "crop_size", "scale_max", "filled"),
+    [
+        ((375, 500), (513, 513), 2.0, None),  # VOC, the usual recipe
+        ((375, 500), (513, 513), 1.0, None),
+        ((360, 480), (1024, 2048), 2.0, "33"),
+        ((12, 20), (13, 39), 1.0, "47"),
+        ((12, 20), (13, 36), 1.0, None),
+    ],
+)
+def test_only_crops_that_are_mostly_padding_are_refused(size, crop_size, scale_max, filled):
+    info = types.SimpleNamespace(name="toy")
+    source = types.SimpleNamespace(max_image_size=size, info=info)
+    if filled is None:
+        return pipeline.check_crop_size(source, crop_size, scale_max)
+    text = (
+        f"--crop_size={crop_size[0]}x{crop_size[1]} is too large for the images of toy (at most "
+        f"{size[0]}x{size[1]}): even at --scale_max={scale_max:g} they fill only {filled} % of it"
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        pipeline.check_crop_size(source, crop_size, scale_max)
 
 
 def test_bad_options(numbered_source):
     good = {"batch_size": 2, "crop_size": (9, 9), "seed": 0}
     for change, message in [
-        ({"crop_size": (13, 20)}, r"--crop_size=13x20 is larger than the images of toy \(12x20\)"),
+        (
+            {"crop_size": (49, 40)},
+            r"--crop_size=49x40 is too large for the images of toy \(at most",
+        ),
+        ({"crop_tries": 0}, "--crop_tries must be 1 or more. Received: 0"),
+        ({"color_jitter": 1.5}, r"--color_jitter must lie in 0\.\.1. Received: 1.5"),
         ({"crop_size": (0, 20)}, "--crop_size must be two positive numbers"),
         ({"batch_size": 0}, "--batch_size must be 1 or more"),
         ({"start_step": -1}, "start_step must be 0 or more"),
