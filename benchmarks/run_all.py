@@ -1,11 +1,11 @@
-"""Reruns the measurements that fit in a quarter of an hour, and generates docs/performance.md from them.
+"""Reruns the measurements that fit in a quarter of an hour; generates docs/performance.md.
 
     python -m benchmarks.run_all
 
 Writes search_step.csv, input_pipeline.csv, large_set.csv and roofline.csv of benchmarks/results.
-Every row of the first three names its command, the commit, the processor and the versions, and is measured in a process of
-its own. Run it on a machine that does nothing else. `--traced_paper` adds the paper's supernet in
-one traced graph, which takes four minutes a row.
+Every row of the first three names its command, the commit, the processor and the versions, and is
+measured in a process of its own. Run it on a machine that does nothing else. `--traced_paper` adds
+the paper's supernet in one traced graph, which takes four minutes a row.
 """
 
 from absl import app, flags
