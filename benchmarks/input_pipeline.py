@@ -38,7 +38,7 @@ MEASUREMENTS = (
 )
 flags.DEFINE_enum("measurement", "pairs", MEASUREMENTS, "what is measured")
 flags.DEFINE_float("seconds", 10.0, "how long batches are taken", lower_bound=0.1)
-flags.DEFINE_integer("steps", 20, "steps of the search that are timed", lower_bound=1)
+flags.DEFINE_integer("steps", 8, "steps of the search that are timed", lower_bound=1)
 flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
 
 CROP_SIZE = (321, 321)
