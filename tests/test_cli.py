@@ -205,6 +205,7 @@ def test_a_run_is_repeated_from_its_flag_file(config_class, tmp_path):
             arguments.append(f"--{'no' if field.default else ''}{field.name}")
     arguments += {
         config.TrainConfig: ["--architecture=a.json"],
+        config.SummarizeConfig: ["--architecture=a.json"],
         config.DecodeConfig: ["--run_dir=a", "--filter_multiplier=8,12"],
     }.get(config_class, [])
     options = cli.parse(config_class, arguments)

@@ -131,6 +131,7 @@ def test_a_fast_search_says_so_everywhere_and_decodes_with_its_edges(cache, tmp_
     assert snapshot(path) == before
 
 
+@pytest.mark.usefixtures("finished")  # its records are there: preparing them is told on stderr
 def test_a_crop_of_mostly_padding_is_refused_and_nothing_is_written(cache, tmp_path):
     path = tmp_path / "run"
     check_refused(run(path, cache, "--crop_size=300x48"), "--crop_size=300x48", "64x128")

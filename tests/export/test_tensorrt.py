@@ -25,8 +25,8 @@ def exported(model_file, tmp_path_factory):
 def tf_trt(monkeypatch):
     """Lets the TF-TRT route run: without its guard, and with a plain copy as its converter."""
 
-    def copied(graph, result, size):
-        assert size == (33, 40)
+    def copied(graph, result, shape):
+        assert shape == (33, 40, 3)
         shutil.copytree(graph, result)
 
     monkeypatch.setattr(tensorrt, "check_tf_trt", lambda: None)
