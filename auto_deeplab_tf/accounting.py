@@ -4,8 +4,10 @@ Parameters are the trainable ones: kernels, BN's gamma and beta, the bias of the
 Multi-Adds are those of convolutions (TensorFlow's Conv2D and DepthwiseConv2dNative) for one image;
 taps that fall on padding count, resizing, pooling, BN and sums do not.
 
-The paper's own figures are 5 to 6 % higher: its TF1 graph ran an atrous convolution of rate r as
-r * r phases of a map padded to a multiple of r, and the padded positions were counted too.
+The paper's own figures are 4 to 5 % higher than those at 1025x2049. Over half of that: its TF1
+graph ran an atrous convolution of rate r as r * r phases of a map padded to a multiple of r, and
+the padded positions were counted too (`benchmarks/paper_multi_adds.py`). What is left has no
+explanation yet.
 """
 
 from __future__ import annotations
