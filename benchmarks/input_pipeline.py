@@ -15,7 +15,6 @@ needed:
 """
 
 import dataclasses
-import json
 import os
 import tempfile
 import time
@@ -25,7 +24,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks import process
+from benchmarks import process, rows
 
 FLAGS = flags.FLAGS
 MEASUREMENTS = (
@@ -49,11 +48,7 @@ NUM_SMALL, NUM_LARGE = 24, 6
 
 def main(_: list[str]) -> None:
     result = measure(FLAGS.measurement)
-    if FLAGS.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:28} {value}")
+    rows.show(result, FLAGS.json)
 
 
 def measure(measurement: str) -> dict[str, Any]:

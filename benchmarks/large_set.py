@@ -9,7 +9,6 @@ halving it, listing its members as a search records them, and the first pair of 
 Resident memory is that of the process beyond what it was when the libraries were imported.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks import process
+from benchmarks import process, rows
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("num_examples", 1_000_000, "examples of the set", lower_bound=64)
@@ -47,11 +46,7 @@ def main(_: list[str]) -> None:
             command = [sys.executable, "-m", "benchmarks.large_set", "--write_only", *arguments]
             subprocess.run(command, check=True)
         result = measure(folder)
-    if FLAGS.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:28} {value}")
+    rows.show(result, FLAGS.json)
 
 
 def write(folder: Path, num_examples: int) -> None:

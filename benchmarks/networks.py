@@ -15,7 +15,6 @@ A forward pass goes from images to class ids at the images' size. Multi-Adds are
 convolutions: the matrix products of a transformer's attention and of dense layers do not count.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -225,11 +224,7 @@ def main(_: list[str]) -> None:
     if FLAGS.network not in names():
         raise app.UsageError(f"--network={FLAGS.network}: allowed are {', '.join(names())}")
     result = measure()
-    if FLAGS.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:28} {value}")
+    rows.show(result, FLAGS.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Cityscapes' (2.3 MB); labels are maps of that size. Reading by TFDS is not part 
 measures one number of cores.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
+
+from benchmarks import rows
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("cores", 1, "cores that the process may use", lower_bound=1)
@@ -31,11 +32,7 @@ def main(_: list[str]) -> None:
         raise app.UsageError(f"--cores={FLAGS.cores}: this process may use {len(allowed)}")
     os.sched_setaffinity(0, allowed[: FLAGS.cores])
     result = measure()
-    if FLAGS.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:28} {value}")
+    rows.show(result, FLAGS.json)
 
 
 def measure() -> dict[str, Any]:

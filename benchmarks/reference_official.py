@@ -11,13 +11,12 @@ export.saved_model (images float32 [N, H, W, 3], 0..255 -> class_ids int32 [N, H
 --checkpoint where one is given, else with its initial weights.
 """
 
-import json
 import os
 from typing import Any
 
 from absl import app, flags
 
-from benchmarks import process
+from benchmarks import process, rows
 
 FLAGS = flags.FLAGS
 OUTPUT_STRIDE = 16
@@ -147,11 +146,7 @@ def measure() -> dict[str, Any]:
 
 def main(_: list[str]) -> None:
     result = measure()
-    if FLAGS.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:28} {value}")
+    rows.show(result, FLAGS.json)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,15 @@ def measure(module: str, setting: str, timeout_seconds: float | None = None) -> 
     return {"command": command, **json.loads(done.stdout), **machine()}
 
 
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Prints what a measurement found: one JSON object on one line, or a line each."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:28} {value}")
+
+
 def machine() -> dict[str, str]:
     """What a figure depends on beside its command."""
     commit = subprocess.run(

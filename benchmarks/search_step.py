@@ -9,7 +9,6 @@ allows.
 """
 
 import importlib.util
-import json
 import os
 import statistics
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks import process
+from benchmarks import process, rows
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("crop_size", 65, "height and width of the crops", lower_bound=32)
@@ -48,11 +47,7 @@ flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing 
 
 def main(_: list[str]) -> None:
     result = measure()
-    if FLAGS.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:28} {value}")
+    rows.show(result, FLAGS.json)
 
 
 def measure() -> dict[str, Any]:

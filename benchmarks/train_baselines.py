@@ -19,9 +19,9 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.rows import machine
+from benchmarks import rows
 
-RESULTS = Path(__file__).parent / "results" / "train_baselines.csv"
+RESULTS = rows.RESULTS / "train_baselines.csv"
 AUTO_DEEPLAB = "auto_deeplab_s"
 # 20 steps an epoch: metrics.csv then holds the mean loss of each 20 steps.
 RECIPE = (
@@ -70,7 +70,7 @@ def train(name: str, work_dir: str | None) -> dict[str, Any]:
         "val_miou": round(result["val_miou"], 4),
         "seconds": round(seconds, 1),
         "command": f"python {' '.join(command)}",
-        **machine(),
+        **rows.machine(),
     }
 
 
@@ -81,26 +81,13 @@ def _answer(command: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def _append(row: dict[str, Any]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    is_new = not RESULTS.exists()
-    with open(RESULTS, "a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def main(_: list[str]) -> None:
-    done = set()
-    if RESULTS.exists():
-        with open(RESULTS, encoding="utf-8") as file:
-            done = {row["network"] for row in csv.DictReader(file)}
+    done = {row["network"] for row in rows.read(RESULTS)}
     for name in FLAGS.networks or names():
         if name in done:
             continue
         row = train(name, FLAGS.work_dir)
-        _append(row)
+        rows.put(RESULTS, row)
         print(
             f"{name}: loss {row['loss_first_20_steps']} -> {row['loss_last_20_steps']}, "
             f"val mIoU {row['val_miou']}, {row['seconds']} s",

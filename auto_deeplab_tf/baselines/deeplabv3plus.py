@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from auto_deeplab_tf.baselines.dpc import DensePredictionCell
 from auto_deeplab_tf.baselines.xception import Xception
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
-from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, register
+from auto_deeplab_tf.nn.operations import register
 from auto_deeplab_tf.nn.segmentation_network import (
     SegmentationNetwork,
     checked_count,
@@ -48,21 +47,9 @@ class DeepLabV3Plus(SegmentationNetwork):
         width_multiplier: float = 1.0,
         head_channels: int = 256,
         decoder_channels: int = 48,
-        mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
-        batch_norm_decay: float = BATCH_NORM_DECAY,
-        synchronized: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            input_size,
-            mean=mean,
-            std=std,
-            batch_norm_decay=batch_norm_decay,
-            synchronized=synchronized,
-            **kwargs,
-        )
+        super().__init__(num_classes, input_size, **kwargs)
         if context not in _CONTEXTS:
             raise ValueError(f"context must be 'aspp' or 'dpc'. Received: {context!r}.")
         self.depth = depth

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -242,21 +241,9 @@ class FRRN(SegmentationNetwork):
         *,
         variant: str = "a",
         width_multiplier: float = 1.0,
-        mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
-        batch_norm_decay: float = BATCH_NORM_DECAY,
-        synchronized: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            input_size,
-            mean=mean,
-            std=std,
-            batch_norm_decay=batch_norm_decay,
-            synchronized=synchronized,
-            **kwargs,
-        )
+        super().__init__(num_classes, input_size, **kwargs)
         if variant not in _STAGES:
             raise ValueError(f"variant must be 'a' or 'b'. Received: {variant!r}.")
         self.variant = variant

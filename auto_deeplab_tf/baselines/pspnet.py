@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -186,21 +185,9 @@ class PSPNet(SegmentationNetwork):
         *,
         depth: int = 101,
         width_multiplier: float = 1.0,
-        mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
-        batch_norm_decay: float = BATCH_NORM_DECAY,
-        synchronized: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            input_size,
-            mean=mean,
-            std=std,
-            batch_norm_decay=batch_norm_decay,
-            synchronized=synchronized,
-            **kwargs,
-        )
+        super().__init__(num_classes, input_size, **kwargs)
         if depth not in _BLOCKS:
             raise ValueError(f"depth must be one of 50, 101, 152. Received: {depth!r}.")
         self.depth = depth
