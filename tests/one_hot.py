@@ -46,12 +46,14 @@ def _statistics(kind, values, lane):
     """
     lanes = len(kind.predecessors)
     widths = [("prev", lanes), ("prev_prev", 1)]
-    for source, edges in kind.sources:
-        own = kind.lanes(source)
+    edges_of = dict(kind.sources)
+    for sources in kind.rounds:
         for stage, convolutions in enumerate(kind.stages):
             for operation in convolutions:
-                for target in range(len(edges)):
-                    widths.append(((source, operation.name, stage, target), own))
+                for target in range(len(edges_of[sources[0]])):
+                    for source in sources:
+                        key = (source, operation.name, stage, target)
+                        widths.append((key, kind.lanes(source)))
     found, offset = {}, 0
     for name, own in widths:
         start = offset + min(lane, own - 1) * FILTERS
@@ -62,17 +64,23 @@ def _statistics(kind, values, lane):
 
 
 def _assign_unit(unit, kernels, source, operation, stage, kind, target, lane):
-    kernel = np.asarray(kernels[f"{source}/{operation.name}_{stage}"])
+    place = "inputs" if source in ("prev", "prev_prev") else source
+    kernel = np.asarray(kernels[f"{place}/{operation.name}_{stage}"])
     if not unit.separable:
-        unit.conv.kernel.assign(kernel[:, :, :, target, min(lane, kernel.shape[4] - 1)])
+        # Kernels that the predecessors share stand there once.
+        own = 1 if kind.share_operations else len(kind.predecessors)
+    else:
+        own = kind.lanes(source)
+    prevs = 0 if source != "prev_prev" else kernel.shape[-2] - own
+    lane = prevs + min(lane, own - 1)
+    if not unit.separable:
+        unit.conv.kernel.assign(kernel[:, :, :, target, lane])
         return
-    unit.depthwise.kernel.assign(kernel[:, :, target, min(lane, kernel.shape[3] - 1), :, None])
-    pointwise = np.asarray(kernels[f"{source}/pointwise_{stage}"])
+    unit.depthwise.kernel.assign(kernel[:, :, target, lane, :, None])
+    pointwise = np.asarray(kernels[f"{place}/pointwise_{stage}"])
     separable = [o.name for o in kind.stages[stage] if o.is_separable(kind.atrous)]
-    row = separable.index(operation.name)
-    unit.conv.kernel.assign(
-        pointwise[None, None, :, row, target, min(lane, pointwise.shape[3] - 1)]
-    )
+    row = separable.index(operation.name) * kernel.shape[2] + target
+    unit.conv.kernel.assign(pointwise[None, None, :, row, lane])
 
 
 def decoded_cell(kind, blocks, kernels, moving, lane):
@@ -127,7 +135,7 @@ def check_node_equals_cell(blocks, atrous, *, lane=1, share_operations=True, see
     alpha = one_hot_alpha(kind, blocks)
     beta = np.eye(3, dtype="float32")[lane]
     assert stride(kind.level) == 2 ** kind.predecessors[1].log2_stride
-    cell, layers = decoded_cell(kind, blocks, kind.kernels.unpack(flat), moving, lane)
+    cell, layers = decoded_cell(kind, blocks, kind.unpack(flat), moving, lane)
     prev = inputs[lane] if lane == 1 else resize_bilinear(inputs[lane], SIZE)
     tensors = tuple(keras.ops.convert_to_tensor(image) for image in inputs)
     for training in (False, True):

@@ -71,9 +71,13 @@ class Reference:
         kind, size = name.split("_")
         size = int(size[0])
         repeats, rate = (2, 1) if kind == "sep" else (1, 2)
+        # The inputs' kernels lie side by side, those of `prev` first.
+        inputs = source in ("prev", "prev_prev")
+        place = "inputs" if inputs else source
         for stage in range(repeats):
-            kernel = weights[f"{source}/{name}_{stage}"]
-            lane_of = min(lane, kernel.shape[-2] - 1)
+            kernel = weights[f"{place}/{name}_{stage}"]
+            own = kernel.shape[-2] // (2 if inputs else 1)
+            lane_of = min(lane, own - 1) + own * (source == "prev_prev")
             if kind == "atrous" and self.net.atrous == "full":
                 x = tf.nn.conv2d(
                     tf.nn.relu(x), kernel[:, :, :, target, lane_of], 1, "SAME", dilations=rate
@@ -81,7 +85,8 @@ class Reference:
                 x = self.normalize(x)
                 continue
             row = ["sep_3x3", "sep_5x5", "atrous_3x3", "atrous_5x5"].index(name)
-            pointwise = weights[f"{source}/pointwise_{stage}"][:, row, target, lane_of]
+            row = row * kernel.shape[2] + target
+            pointwise = weights[f"{place}/pointwise_{stage}"][:, row, lane_of]
             x = self.separable_stage(x, kernel[:, :, target, lane_of], pointwise, rate)
         return x
 
@@ -221,5 +226,10 @@ def plain_logits(supernet, x, variables, *architecture, moves=None):
         ):
             if variable is not None:
                 arrays |= layout.unpack(values[id(variable)])
+        for array, (shape, _, pieces) in getattr(segment.kind, "kernel_arrays", {}).items():
+            first, whole = 0, arrays.pop(array)
+            for name, count in pieces:
+                arrays[name] = whole[(slice(None),) * len(shape) + (slice(first, first + count),)]
+                first += count
         weights[segment.name] = arrays
     return Reference(supernet, weights, *architecture, moves=moves).logits(x)

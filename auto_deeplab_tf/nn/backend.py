@@ -73,6 +73,15 @@ def _takes_fast_path(images):
     return not _plain_only.get() and dtype != "float16" and has_fast_cpu_kernels()
 
 
+def read(variable):
+    """Returns the value of a Keras variable as a tensor.
+
+    `keras.ops.convert_to_tensor` leaves a variable as it is; a compiled function that gets one for
+    an argument copies it by way of numpy.
+    """
+    return tf.convert_to_tensor(variable.value) if _TENSORFLOW else variable.value
+
+
 def split(values, sizes, axis):
     """Splits a tensor into parts of the given sizes along an axis.
 
@@ -83,6 +92,13 @@ def split(values, sizes, axis):
     if _TENSORFLOW:
         return tf.split(values, sizes, axis)
     return ops.split(values, np.cumsum(sizes)[:-1].tolist(), axis)
+
+
+def sum_all(terms):
+    """Sums tensors of one shape and dtype."""
+    if _TENSORFLOW:
+        return tf.add_n(terms) if len(terms) > 1 else terms[0]
+    return functools.reduce(ops.add, terms)
 
 
 def grouped_pointwise(images, kernel):

@@ -4,16 +4,18 @@ What the plain formulation computes edge by edge and operation by operation runs
 operations:
 
 - All edges that leave one source state run together, `targets` copies of the state side by side
-  (target-major).
+  (target-major). The node's two inputs are known at once, so their edges run together too.
 - The (up to 3) predecessors of the node lie side by side on the channel axis. Operation kernels are
   the node's (`share_operations`) or each predecessor's own; batch statistics are always the
   predecessor's own.
-- `prev_prev` is the same for every predecessor, so with shared kernels its edges are computed once.
+- `prev_prev` is the same for every predecessor, so with shared kernels its edges are computed once:
+  a lane of its own beside those of the predecessors.
 - One batch normalisation serves all convolutions of a stage. It has no affine part, so normalising
   and weighting by alpha is one multiplication and one addition per channel.
 - Pooling is computed once a source; `none` costs nothing.
 
-Channels are always ordered (operation, target, predecessor, filter).
+Channels are always ordered (operation, target, lane, filter); a lane is a predecessor, or
+`prev_prev`.
 
 Two settings change what is computed (the fast modes of the search): `partial_channels` sends a part
 of the channels through the operations, `mix_predecessors` evaluates one cell for all predecessors.
@@ -22,6 +24,7 @@ of the channels through the operations, `mix_predecessors` evaluates one cell fo
 import dataclasses
 import functools
 import itertools
+import math
 
 import numpy as np
 from keras import ops
@@ -111,6 +114,14 @@ class NodeKind(SegmentKind):
         """The number of cells for which the edges of a source are computed."""
         return 1 if source == "prev_prev" and self.share_operations else self.num_cells
 
+    @property
+    def rounds(self):
+        """The sources that are computed side by side, in order: the inputs, then block by block."""
+        return (("prev", "prev_prev"), *((f"block_{i}",) for i in range(self.num_blocks - 1)))
+
+    def _round_lanes(self, sources):
+        return sum(map(self.lanes, sources))
+
     def _is_separable(self, operation):
         return operation.is_separable(self.atrous)
 
@@ -135,40 +146,85 @@ class NodeKind(SegmentKind):
         )
 
     @functools.cached_property
+    def kernel_arrays(self):
+        """The operations' kernels of all edges: array -> (shape of a kernel, fan_in, pieces).
+
+        Kernels of one form lie side by side, so that what unpacks them is one call for each form.
+        An array is float [*shape, edges, own lanes, filters], cut by edges into pieces (name,
+        number of edges). A piece is "round/operation_stage", or "round/pointwise_stage" with those
+        of all separable operations, operation-major; the round is "inputs" or the block that is
+        read. Own lanes: where predecessors share kernels 1, of the inputs 2 (`prev`, `prev_prev`).
+        """
+        filters, arrays = self.mixed_filters, {}
+
+        def add(array, shape, fan_in, piece):
+            arrays.setdefault(array, (shape, fan_in, []))[2].append(piece)
+
+        for sources in self.rounds:
+            name, targets = _round_name(sources), self._targets(sources)
+            owner = "inputs" if len(sources) > 1 else "blocks"
+            for stage, convolutions in enumerate(self.stages):
+                separable = [c for c in convolutions if self._is_separable(c)]
+                for operation in convolutions:
+                    size = operation.kernel_size
+                    piece = (f"{name}/{operation.name}_{stage}", targets)
+                    if operation in separable:
+                        add(f"{owner}/depthwise_{size}", (size, size), size**2, piece)
+                    else:
+                        shape = (size, size, filters)
+                        add(f"{owner}/full_{size}", shape, size**2 * filters, piece)
+                if separable:
+                    piece = (f"{name}/pointwise_{stage}", len(separable) * targets)
+                    add(f"{owner}/pointwise", (filters,), filters, piece)
+        return arrays
+
+    def _own_lanes(self, array):
+        sources = ("prev", "prev_prev") if array.startswith("inputs/") else ("block_0",)
+        return len(sources) if self.share_operations else self._round_lanes(sources)
+
+    @functools.cached_property
     def kernels(self):
-        filters = self.mixed_filters
+        """Those of the projections, float [channels, filters]; then `kernel_arrays`."""
         shapes = {
             f"prev_{i}": ((state.channels, self.filters), state.channels)
             for i, state in enumerate(self.predecessors)
         }
         shapes["prev_prev"] = ((self.prev_prev.channels, self.filters), self.prev_prev.channels)
-        for source, edges in self.sources:
-            lanes = 1 if self.share_operations else self.lanes(source)
-            for stage, convolutions in enumerate(self.stages):
-                separable = [c for c in convolutions if self._is_separable(c)]
-                for operation in convolutions:
-                    size = operation.kernel_size
-                    window = (size, size)
-                    name = f"{source}/{operation.name}_{stage}"
-                    if operation in separable:
-                        shapes[name] = ((*window, len(edges), lanes, filters), size**2)
-                    else:
-                        shape = (*window, filters, len(edges), lanes, filters)
-                        shapes[name] = (shape, size**2 * filters)
-                if separable:
-                    shapes[f"{source}/pointwise_{stage}"] = (
-                        (filters, len(separable), len(edges), lanes, filters),
-                        filters,
-                    )
+        for array, (shape, fan_in, pieces) in self.kernel_arrays.items():
+            edges = sum(count for _, count in pieces)
+            shapes[array] = ((*shape, edges, self._own_lanes(array), self.mixed_filters), fan_in)
         return kernel_layout(shapes)
+
+    def unpack(self, kernels):
+        """Cuts a flat vector of kernels [kernels.size].
+
+        Returns:
+            name -> kernels: of the projections as they are; of the pieces of `kernel_arrays` float
+                [*shape, edges, lanes, filters], of full kernels with own lanes.
+        """
+        unpacked = self.kernels.unpack(kernels)
+        for array, (shape, _, pieces) in self.kernel_arrays.items():
+            values, lanes = unpacked.pop(array), len(shape) + 1
+            if self.share_operations and len(shape) < 3:
+                first, *once = backend.split(values, [1] * self._own_lanes(array), lanes)
+                values = spread(first, lanes, self.num_cells)
+                if once:
+                    values = ops.concatenate([values, *once], axis=lanes)
+            names, counts = zip(*pieces, strict=True)
+            unpacked |= zip(names, backend.split(values, list(counts), len(shape)), strict=True)
+        return unpacked
 
     @functools.cached_property
     def num_normalized(self):
         channels = (len(self.predecessors) + 1) * self.filters
-        for source, edges in self.sources:
-            lanes = self.lanes(source)
-            channels += sum(map(len, self.stages)) * len(edges) * lanes * self.mixed_filters
+        for sources in self.rounds:
+            edges = self._targets(sources) * self._round_lanes(sources)
+            channels += sum(map(len, self.stages)) * edges * self.mixed_filters
         return channels
+
+    def _targets(self, sources):
+        """The number of blocks that read each source of a round."""
+        return len(dict(self.sources)[sources[0]])
 
     def compute(self, kernels, affine, moving, architecture, inputs, training):
         """See `SegmentKind.compute`.
@@ -179,37 +235,24 @@ class NodeKind(SegmentKind):
         outputs: one map [N, h, w, B * filters].
         """
         alpha, beta, *edge_weights = architecture
-        kernels = self.kernels.unpack(ops.cast(kernels, inputs[0].dtype))
+        kernels = self.unpack(ops.cast(kernels, inputs[0].dtype))
         statistics = BatchStatistics(moving, training)
-        states = self._project(inputs, beta, kernels, statistics)
-
-        rows = alpha
+        images = self._project(inputs, beta, kernels, statistics)
+        rows = ops.transpose(alpha)
         if edge_weights:
-            weights = ops.expand_dims(edge_weights[0], 1)
-            rows = ops.concatenate([alpha * weights, weights], axis=1)
-        order = [edge.index for _, edges in self.sources for edge in edges]
-        counts = [len(edges) for _, edges in self.sources]
-        rows = backend.split(
-            ops.matmul(np.eye(len(order), dtype="float32")[order], rows), counts, axis=0
-        )
+            rows = ops.concatenate([rows * edge_weights[0], ops.expand_dims(edge_weights[0], 0)])
         terms = [[] for _ in range(self.num_blocks)]
         passed = [[] for _ in range(self.num_blocks)]
-        for (source, edges), source_rows in zip(self.sources, rows, strict=True):
-            if source.startswith("block_"):
-                block = int(source.removeprefix("block_"))
-                states[source] = backend.keep(self._join(terms[block], passed[block]))
-            images, alpha_rows = states[source], source_rows
+        blocks = []
+        for sources, weights in zip(self.rounds, self._lane_weights(rows), strict=True):
+            if sources != self.rounds[0]:
+                images = backend.keep(self._join(terms[len(blocks)], passed[len(blocks)]))
+                blocks.append(images)
             if edge_weights:
-                images, rest = self._part(source, images)
-                alpha_rows, weights = backend.split(source_rows, [len(self.operations), 1], 1)
-                for edge, part in zip(edges, self._pass(source, rest, weights), strict=True):
-                    passed[edge.block].append(part)
-            mixed = self._mix(source, images, alpha_rows, kernels, statistics)
-            parts = backend.split(mixed, [1] * len(edges), axis=3)
-            for edge, part in zip(edges, parts, strict=True):
-                terms[edge.block].append(part)
-
-        blocks = [states[source] for source, _ in self.sources if source.startswith("block_")]
+                images, rest = self._part(sources, images)
+                weights, passing = backend.split(weights, [len(self.operations), 1], 0)
+                self._deal(sources, self._pass(rest, passing), passed)
+            self._deal(sources, self._mix(sources, images, weights, kernels, statistics), terms)
         blocks.append(self._join(terms[-1], passed[-1]))
         # [N, h, w, 1, cells, filters] each, side by side on the axis of targets.
         output = ops.concatenate(blocks, axis=3)
@@ -221,7 +264,47 @@ class NodeKind(SegmentKind):
         output = ops.reshape(output, (-1, height, width, self.num_blocks * self.filters))
         return (output,), statistics.moments()
 
-    def _part(self, source, images):
+    def _lane_weights(self, rows):
+        """Spreads the weights of the edges over the lanes of each round.
+
+        Args:
+            rows: float32 [R, num_edges], for each edge alpha's row, and more.
+
+        Returns:
+            For each round float32 [R, targets, lanes].
+        """
+        edges = [[edge.index for edge in edges] for _, edges in self.sources]
+        order = np.eye(rows.shape[1], dtype="float32")[:, list(itertools.chain(*edges))]
+        by_source = dict(
+            zip(
+                [source for source, _ in self.sources],
+                backend.split(ops.matmul(rows, order), list(map(len, edges)), axis=1),
+                strict=True,
+            )
+        )
+        for sources in self.rounds:
+            # [sources, lanes]: 1 where the lane is the source's.
+            lanes = np.repeat(
+                np.eye(len(sources), dtype="float32"), list(map(self.lanes, sources)), axis=1
+            )
+            yield ops.matmul(ops.stack([by_source[source] for source in sources], axis=-1), lanes)
+
+    def _deal(self, sources, mixed, terms):
+        """Hands each block its part of a round: appends float [N, h, w, 1, cells, filters].
+
+        Args:
+            mixed: float [N, h, w, targets, lanes, filters].
+            terms: a list for each block.
+        """
+        if len(sources) > 1:
+            own = list(map(self.lanes, sources))
+            prev, prev_prev = backend.split(mixed, own, axis=4)
+            mixed = prev + spread(prev_prev, 4, own[0] // own[1])
+        edges = dict(self.sources)[sources[0]]
+        for edge, part in zip(edges, backend.split(mixed, [1] * len(edges), axis=3), strict=True):
+            terms[edge.block].append(part)
+
+    def _part(self, sources, images):
         """Parts the channels into those that go through the operations and those that pass.
 
         Args:
@@ -231,23 +314,20 @@ class NodeKind(SegmentKind):
             float [N, h, w, lanes, mixed filters] and [N, h, w, lanes, other filters].
         """
         _, height, width, *_ = images.shape
-        images = ops.reshape(images, (-1, height, width, self.lanes(source), self.filters))
+        images = ops.reshape(images, (-1, height, width, self._round_lanes(sources), self.filters))
         return backend.split(images, [self.mixed_filters, self.filters - self.mixed_filters], 4)
 
-    def _pass(self, source, rest, weights):
+    def _pass(self, rest, weights):
         """Weights the channels that pass by each edge that leaves their source.
 
         Args:
             rest: float [N, h, w, lanes, filters].
-            weights: float32 [targets, 1].
+            weights: float32 [1, targets, lanes].
 
         Returns:
-            For each target float [N, h, w, 1, cells, filters].
+            float [N, h, w, targets, lanes, filters].
         """
-        targets = weights.shape[0]
-        passed = weighted(ops.expand_dims(rest, 3), ops.reshape(weights, (targets, 1, 1)))
-        passed = spread(passed, 4, self.num_cells // self.lanes(source))
-        return backend.split(passed, [1] * targets, axis=3)
+        return weighted(ops.expand_dims(rest, 3), ops.expand_dims(weights, 3))
 
     def _join(self, terms, passed):
         """Sums the edges into a block: float [N, h, w, 1, cells, filters].
@@ -255,10 +335,10 @@ class NodeKind(SegmentKind):
         Channels that passed are joined to the others and shuffled: of K groups the first channels,
         then the second ones, and so on.
         """
-        block = sum_all(terms)
+        block = backend.sum_all(terms)
         if not passed:
             return block
-        block = ops.concatenate([block, sum_all(passed)], axis=5)
+        block = ops.concatenate([block, backend.sum_all(passed)], axis=5)
         _, height, width, _, cells, _ = block.shape
         groups = ops.reshape(block, (-1, self.partial_channels, self.mixed_filters))
         shuffled = ops.transpose(groups, (0, 2, 1))
@@ -268,6 +348,9 @@ class NodeKind(SegmentKind):
         """Brings the inputs to the node's stride and width: ReLU, 1x1, batch normalisation.
 
         Where predecessors are mixed, by beta, that is the normalisation's gamma.
+
+        Returns:
+            float [N, h, w, lanes * filters], `prev` before `prev_prev`.
         """
         log2_stride = self.level + 2
         # Sizes are ceil(H / s): the finest input says them exactly, a coarser one alone could not.
@@ -281,18 +364,18 @@ class NodeKind(SegmentKind):
                 images = resize_bilinear(images, size)
             stride = 2 ** max(log2_stride - state.log2_stride, 0)
             projected.append(project(images, kernels[name], stride))
-        *prevs, prev_prev = projected
-        prev = ops.concatenate(prevs, axis=-1) if len(prevs) > 1 else prevs[0]
-        prev, prev_prev = backend.keep(prev), backend.keep(prev_prev)
-        gamma = None
-        if self.mix_predecessors:
-            gamma = ops.reshape(spread(ops.expand_dims(beta, 1), 1, self.filters), (-1,))
-        prev, prev_prev = statistics.normalize(prev, gamma), statistics.normalize(prev_prev)
-        if self.mix_predecessors:
-            prev = sum_all(backend.split(prev, [self.filters] * len(prevs), axis=-1))
-        if not self.share_operations:
-            prev_prev = ops.tile(prev_prev, (1, 1, 1, self.num_cells))
-        return {"prev": prev, "prev_prev": prev_prev}
+        joined = backend.keep(ops.concatenate(projected, axis=-1))
+        if not self.mix_predecessors:
+            images = statistics.normalize(joined)
+            if self.share_operations or self.num_cells == 1:
+                return images
+            *prevs, prev_prev = backend.split(images, [self.filters] * len(projected), axis=-1)
+            return ops.concatenate([*prevs, *[prev_prev] * self.num_cells], axis=-1)
+        weights = ops.concatenate([beta, ops.ones(1, "float32")])
+        gamma = ops.reshape(spread(ops.expand_dims(weights, 1), 1, self.filters), (-1,))
+        images = statistics.normalize(joined, gamma)
+        *prevs, prev_prev = backend.split(images, [self.filters] * len(projected), axis=-1)
+        return ops.concatenate([backend.sum_all(prevs), prev_prev], axis=-1)
 
     def _size(self, inputs):
         """Returns (h, w) of the node, from an input that is not coarser than it."""
@@ -302,48 +385,53 @@ class NodeKind(SegmentKind):
                 return tuple(-(-extent // stride) for extent in images.shape[1:3])
         raise ValueError("A node has a predecessor or an H^{l-2} at its own stride or a finer one.")
 
-    def _mix(self, source, images, alpha_rows, kernels, statistics):
-        """Sums the alpha-weighted operations of all edges that leave one source (eq. 1).
+    def _mix(self, sources, images, weights, kernels, statistics):
+        """Sums the alpha-weighted operations of all edges that leave the sources (eq. 1).
 
         Args:
             images: float [N, h, w, ..., C], any form of lanes * mixed filters channels.
-            alpha_rows: float32 [targets, num_ops].
+            weights: float32 [num_ops, targets, lanes].
 
         Returns:
-            float [N, h, w, targets, cells, mixed filters].
+            float [N, h, w, targets, lanes, mixed filters].
         """
-        targets, lanes, filters = alpha_rows.shape[0], self.lanes(source), self.mixed_filters
+        _, targets, lanes = weights.shape
         _, height, width, *_ = images.shape
-        images = ops.reshape(images, (-1, height, width, lanes * filters))
+        images = ops.reshape(images, (-1, height, width, lanes * self.mixed_filters))
+        # For each operation [1, targets, C].
+        weights = ops.reshape(
+            spread(ops.expand_dims(weights, 3), 3, self.mixed_filters),
+            (-1, targets, images.shape[-1]),
+        )
         names = [operation.name for operation in self.operations]
-        columns = dict(zip(names, backend.split(alpha_rows, [1] * len(names), axis=1), strict=True))
-        terms = self._convolution_terms(source, images, columns, kernels, statistics)
-        terms.append(self._free_operations(images, columns))
-        mixed = ops.reshape(sum_all(terms), (-1, height, width, targets, lanes, filters))
-        return spread(mixed, 4, self.num_cells // lanes)
+        weights = dict(zip(names, backend.split(weights, [1] * len(names), axis=0), strict=True))
+        terms = self._convolution_terms(sources, images, weights, kernels, statistics)
+        terms.append(self._free_operations(images, weights))
+        return ops.reshape(
+            backend.sum_all(terms), (-1, height, width, targets, lanes, self.mixed_filters)
+        )
 
-    def _free_operations(self, images, columns):
+    def _free_operations(self, images, weights):
         """The weighted sum of the operations without parameters: float [N, h, w, targets * C].
 
         `none` adds nothing.
         """
-        _, height, width, channels = images.shape
-        terms = []
-        for operation in self.operations:
-            if operation.repeats or operation.name == "none":
-                continue
-            result = ops.expand_dims(transformed(operation, images), 3)
-            terms.append(weighted(result, columns[operation.name]))
-        return ops.reshape(sum_all(terms), (-1, height, width, terms[0].shape[3] * channels))
+        _, height, width, _ = images.shape
+        terms = [
+            weighted(ops.expand_dims(transformed(operation, images), 3), weights[operation.name])
+            for operation in self.operations
+            if not operation.repeats and operation.name != "none"
+        ]
+        total = backend.sum_all(terms)
+        return ops.reshape(total, (-1, height, width, total.shape[3] * total.shape[4]))
 
-    def _convolution_terms(self, source, images, columns, kernels, statistics):
+    def _convolution_terms(self, sources, images, weights, kernels, statistics):
         """The weighted convolutions, stage by stage: a list of float [N, h, w, targets * C].
 
         The last normalisation of an operation has alpha for its gamma.
         """
-        channels = images.shape[-1]
-        targets = columns["skip"].shape[0]
-        wide = targets * channels
+        targets = self._targets(sources)
+        wide = targets * images.shape[-1]
         narrow_input = ops.relu(images)
         wide_input = widen(narrow_input, targets)
         stage_inputs, terms = {}, []
@@ -353,15 +441,13 @@ class NodeKind(SegmentKind):
                 stage_inputs[operation.name] = widen(ops.relu(own), targets)
         for stage, convolutions in enumerate(self.stages):
             result = self._convolve(
-                source, stage, convolutions, narrow_input, wide_input, stage_inputs, kernels
+                sources, stage, convolutions, narrow_input, wide_input, stage_inputs, kernels
             )
             going_on = [c.name for c in convolutions if c.repeats > stage + 1]
-            gammas = [
-                ops.ones((targets, 1), "float32") if c.name in going_on else columns[c.name]
-                for c in convolutions
-            ]
-            gamma = spread(ops.stack(gammas), 2, channels)
-            result = statistics.normalize(result, ops.reshape(gamma, (-1,)))
+            one = np.ones((1, targets, images.shape[-1]), "float32")
+            gammas = [one if c.name in going_on else weights[c.name] for c in convolutions]
+            gamma = ops.reshape(ops.concatenate(gammas, axis=0), (-1,))
+            result = statistics.normalize(result, gamma)
             parts = backend.split(result, [wide] * len(convolutions), axis=-1)
             for operation, part in zip(convolutions, parts, strict=True):
                 if operation.name in going_on:
@@ -371,45 +457,37 @@ class NodeKind(SegmentKind):
         return terms
 
     def _convolve(
-        self, source, stage, convolutions, narrow_input, wide_input, stage_inputs, kernels
+        self, sources, stage, convolutions, narrow_input, wide_input, stage_inputs, kernels
     ):
         """Runs one stage before its normalisation.
 
         Returns:
             float [N, h, w, convolutions * targets * lanes * filters].
         """
-        lanes = self.lanes(source)
+        name = _round_name(sources)
         depthwise = []
         separable = [operation for operation in convolutions if self._is_separable(operation)]
         # In the first stage neighbours of one rate share their input; later each has its own.
-        for (rate, name), members in itertools.groupby(
+        for (rate, own), members in itertools.groupby(
             separable, key=lambda o: (o.rate, o.name if o.name in stage_inputs else "")
         ):
             depthwise_kernels = [
-                self._depthwise_kernel(kernels[f"{source}/{operation.name}_{stage}"], lanes)
-                for operation in members
+                _joined(kernels[f"{name}/{operation.name}_{stage}"]) for operation in members
             ]
-            images = stage_inputs[name] if name else wide_input
+            images = stage_inputs[own] if own else wide_input
             depthwise.append(backend.depthwise_convs(images, depthwise_kernels, rate))
         results = []
         if separable:
-            pointwise = kernels[f"{source}/pointwise_{stage}"]
-            filters, count, targets, _, _ = pointwise.shape
-            pointwise = spread(pointwise, 3, lanes // pointwise.shape[3])
-            pointwise = ops.reshape(pointwise, (filters, count * targets * lanes, filters))
+            pointwise = kernels[f"{name}/pointwise_{stage}"]
+            pointwise = ops.reshape(pointwise, (self.mixed_filters, -1, self.mixed_filters))
             depthwise = ops.concatenate(depthwise, axis=-1) if len(depthwise) > 1 else depthwise[0]
             results.append(backend.grouped_pointwise(backend.keep(depthwise), pointwise))
         for operation in convolutions[len(separable) :]:
-            kernel = kernels[f"{source}/{operation.name}_{stage}"]
+            kernel = kernels[f"{name}/{operation.name}_{stage}"]
             images = stage_inputs.get(operation.name, narrow_input)
+            lanes = self._round_lanes(sources)
             results.append(self._full_convolution(images, kernel, lanes, operation.rate))
         return backend.keep(ops.concatenate(results, axis=-1) if len(results) > 1 else results[0])
-
-    def _depthwise_kernel(self, kernel, lanes):
-        """[k, k, targets, 1 or lanes, filters] -> [k, k, targets * lanes * filters]."""
-        size, _, targets, own, filters = kernel.shape
-        kernel = spread(kernel, 3, lanes // own)
-        return ops.reshape(kernel, (size, size, targets * lanes * filters))
 
     def _full_convolution(self, images, kernel, lanes, rate):
         """A full atrous convolution of every lane to all targets.
@@ -417,24 +495,25 @@ class NodeKind(SegmentKind):
         Args:
             images: float [N, h, w, lanes * filters], or with an input for each target, [N, h, w,
                 targets * lanes * filters].
-            kernel: float [k, k, filters, targets, 1 or lanes, filters].
+            kernel: float [k, k, filters, targets, own lanes, filters].
 
         Returns:
             float [N, h, w, targets * lanes * filters].
         """
         size, _, filters, targets, own, _ = kernel.shape
+        sharing = 1 if own == lanes else self.num_cells
         _, height, width, channels = images.shape
         parts = backend.split(images, [filters] * (channels // filters), -1)
         results = []
         if len(parts) > lanes:
             for index, part in enumerate(parts):
                 target, lane = divmod(index, lanes)
-                weights = kernel[:, :, :, target, lane if own > 1 else 0]
+                weights = kernel[:, :, :, target, lane // sharing]
                 results.append(ops.conv(part, weights, padding="same", dilation_rate=rate))
             return ops.concatenate(results, axis=-1)
         for lane, part in enumerate(parts):
             weights = ops.reshape(
-                kernel[:, :, :, :, lane if own > 1 else 0], (size, size, filters, targets * filters)
+                kernel[:, :, :, :, lane // sharing], (size, size, filters, targets * filters)
             )
             result = ops.conv(part, weights, padding="same", dilation_rate=rate)
             results.append(ops.reshape(result, (-1, height, width, targets, filters)))
@@ -442,12 +521,13 @@ class NodeKind(SegmentKind):
         return ops.reshape(stacked, (-1, height, width, targets * lanes * filters))
 
 
-def sum_all(terms):
-    """Sums a list of tensors of one shape."""
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+def _round_name(sources):
+    return "inputs" if len(sources) > 1 else sources[0]
+
+
+def _joined(kernels):
+    """Depthwise kernels in a row: float [k, k, edges, lanes, C] -> [k, k, edges * lanes * C]."""
+    return ops.reshape(kernels, (*kernels.shape[:2], math.prod(kernels.shape[2:])))
 
 
 def weighted(images, weights):

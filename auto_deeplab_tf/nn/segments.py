@@ -219,15 +219,20 @@ class Segment(keras.layers.Layer):
             name=name, shape=(layout.size,), initializer=layout.initializer(seed), dtype="float32"
         )
 
-    def arguments(self, states):
+    def read(self):
+        """Returns the values of its variables, None for none: (kernels, affine, moving)."""
+        weights = (self.kernels, self.affine, self.moving)
+        return tuple(None if variable is None else backend.read(variable) for variable in weights)
+
+    def arguments(self, weights, states):
         """Returns what the kind computes with: (kernels, affine, moving, architecture, inputs).
 
         Args:
+            weights: of `read`.
             states: tensors by name.
         """
-        weights = (self.kernels, self.affine, self.moving)
         return (
-            *(None if v is None else ops.convert_to_tensor(v) for v in weights),
+            *weights,
             tuple(states[name] for name in self.reads_architecture),
             tuple(states[name] for name in self.reads),
         )

@@ -283,7 +283,7 @@ class Supernet(keras.Model):
         check_images(images, len(self.mean))
         states = {"images": ops.cast(images, "float32")}
         for name, variable in self._architecture.items():
-            states[name] = ops.convert_to_tensor(variable)
+            states[name] = backend.read(variable)
         if self.sampled_paths:
             if training and sampling is None:
                 raise ValueError(
@@ -299,11 +299,12 @@ class Supernet(keras.Model):
                 states[segment.writes[0]] = self._zeros(segment, images.shape)
                 moments.append(ops.zeros_like(segment.moving))
                 continue
+            weights = segment.read()
             outputs, segment_moments, residuals = runner(segment.kind, self.execution).forward(
-                *segment.arguments(states), training=training
+                *segment.arguments(weights, states), training=training
             )
             states.update(zip(segment.writes, outputs, strict=True))
-            states[_residuals_of(segment)] = residuals
+            states[_weights_of(segment)], states[_residuals_of(segment)] = weights, residuals
             moments.append(segment_moments)
         return states, moments
 
@@ -341,12 +342,12 @@ class Supernet(keras.Model):
         Returns:
             The gradients of `trainable_variables`, or of `architecture_variables`, in their order.
         """
-        gradients = {"logits": logits_gradient}
+        gradients = {"logits": [logits_gradient]}
         weight_gradients = {}
 
         def accumulate(names, values):
             for name, value in zip(names, values, strict=True):
-                gradients[name] = gradients[name] + value if name in gradients else value
+                gradients.setdefault(name, []).append(value)
 
         for segment in reversed(self.segments):
             is_first = not segment.kind.input_gradients
@@ -361,9 +362,12 @@ class Supernet(keras.Model):
                 for name in segment.reads_architecture:
                     accumulate([name], [ops.zeros_like(states[name])])
                 continue
-            upstream = tuple(gradients.pop(name) for name in segment.writes)
+            upstream = tuple(backend.sum_all(gradients.pop(name)) for name in segment.writes)
             parameters, inputs = runner(segment.kind, self.execution).pullback(
-                wrt, *segment.arguments(states), states[_residuals_of(segment)], upstream
+                wrt,
+                *segment.arguments(states[_weights_of(segment)], states),
+                states[_residuals_of(segment)],
+                upstream,
             )
             if wrt == "architecture":
                 accumulate(segment.reads_architecture, parameters)
@@ -372,7 +376,7 @@ class Supernet(keras.Model):
             if segment.kind.input_gradients:
                 accumulate(segment.reads, inputs)
         if wrt == "architecture":
-            return [gradients[name] for name in self._architecture]
+            return [backend.sum_all(gradients[name]) for name in self._architecture]
         return [
             gradient
             for segment in self.segments
@@ -399,8 +403,12 @@ class Supernet(keras.Model):
         }
 
 
+def _weights_of(segment):
+    return f"weights/{segment.name}"
+
+
 def _residuals_of(segment):
-    return f"{segment.name}/residuals"
+    return f"residuals/{segment.name}"
 
 
 def build_supernet(num_classes=19, num_layers=12, num_blocks=5, filter_multiplier=8, **kwargs):

@@ -101,7 +101,7 @@ def test_no_kernel_that_xla_lacks_or_runs_slowly_is_in_what_it_compiles():
     images = {"stem_2": tf.zeros((1, 25, 35, 64)), "stem_4": tf.zeros((1, 13, 18, 128))}
     states = {**images, "alpha": tf.zeros((2, 8)), "beta_0": tf.ones(1)}
     function = runner(segment.kind, Execution(jit_compile=True))._forward[True]
-    graph = function.get_concrete_function(*segment.arguments(states)).graph
+    graph = function.get_concrete_function(*segment.arguments(segment.read(), states)).graph
     types = {op.type for op in graph.get_operations()}
     assert "DepthwiseConv2dNative" in types
     assert not types & {"MaxPool", "FusedBatchNormV3"}
@@ -112,13 +112,13 @@ def test_only_a_segment_that_is_not_recomputed_keeps_tensors():
 
     def kept():
         states, _ = net.forward(tf.constant(X), training=True)
-        return [t for name in states if name.endswith("/residuals") for t in states[name]]
+        return [t for name in states if name.startswith("residuals/") for t in states[name]]
 
     assert kept() == []
     net.execution = Execution(remat=False)
-    # In each of two nodes: two projections; a depthwise and a pointwise result of two stages for
-    # three sources; the first block.
-    assert len(kept()) == 2 * (2 + 2 * 2 * 3 + 1)
+    # In each of two nodes: the projections; a depthwise and a pointwise result of two stages for
+    # the inputs and for the first block; that block.
+    assert len(kept()) == 2 * (1 + 2 * 2 * 2 + 1)
 
 
 def test_the_pullback_of_a_segment_that_keeps_computes_no_convolution_again():

@@ -238,7 +238,7 @@ def test_one_hot_alpha_makes_the_relaxed_cell_the_plain_cell(op, atrous):
     x = images((2, 49, 70, 3))
     states, _ = supernet.forward(x, training=True)
     segment = next(s for s in supernet.segments if s.name == "layer_0_level_0")
-    kernels = segment.kind.kernels.unpack(segment.kernels.value)
+    kernels = segment.kind.unpack(segment.kernels.value)
     stem = (states["stem_4"], states["stem_2"][:, ::2, ::2])
     prev, prev_prev = (
         tf.nn.conv2d(tf.nn.relu(t), kernels[n][None, None], 1, "SAME")
@@ -253,18 +253,19 @@ def test_one_hot_alpha_makes_the_relaxed_cell_the_plain_cell(op, atrous):
         layer = operation_layer_class(op)(op, 3, atrous=atrous)
         layer.build(value.shape)
         assigned = []
+        # With one predecessor the lanes of the inputs are `prev` and `prev_prev`.
+        place, lane = {"prev": ("inputs", 0), "prev_prev": ("inputs", 1)}.get(source, (source, 0))
         for stage in range(2):
-            name = f"{source}/{op}_{stage}"
+            name = f"{place}/{op}_{stage}"
             if name not in kernels:
                 break
             if atrous == "full" and op.startswith("atrous"):
-                assigned.append(kernels[name][:, :, :, target, 0])
+                assigned.append(kernels[name][:, :, :, target, lane])
             else:
                 row = [o for o in ("sep_3x3", "sep_5x5", "atrous_3x3", "atrous_5x5")].index(op)
-                assigned.append(kernels[name][:, :, target, 0][..., None])
-                assigned.append(
-                    kernels[f"{source}/pointwise_{stage}"][:, row, target, 0][None, None]
-                )
+                assigned.append(kernels[name][:, :, target, lane][..., None])
+                row = row * kernels[name].shape[2] + target
+                assigned.append(kernels[f"{place}/pointwise_{stage}"][:, row, lane][None, None])
         own = [variable for variable in layer.trainable_variables if len(variable.shape) == 4]
         for variable, kernel in zip(own, assigned, strict=True):
             variable.assign(kernel)
