@@ -50,8 +50,13 @@ def main(_: list[str]) -> None:
     rows.show(result, FLAGS.json)
 
 
-def measure() -> dict[str, Any]:
-    """Builds the search at the flags' setting and times its iterations."""
+def prepare() -> tuple[Any, Any, float]:
+    """Builds the search at the flags' setting.
+
+    Returns:
+        (model, data, resident): the compiled `BilevelModel`, a batch of each half, and the resident
+            size in MiB when the supernet stood and nothing was compiled.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras
     import numpy as np
@@ -93,10 +98,20 @@ def measure() -> dict[str, Any]:
         labels = generator.integers(0, FLAGS.num_classes, shape).astype("int32")
         return tf.constant(images), tf.constant(labels)
 
-    data = (batch(), batch())
+    return model, (batch(), batch()), prediction.resident_mib()
+
+
+def measure() -> dict[str, Any]:
+    """Times the iterations of the search at the flags' setting."""
     if FLAGS.formulation == "plain" and FLAGS.sampled_paths:
         raise ValueError("--formulation=plain has no --sampled_paths")
-    resident = prediction.resident_mib()
+    model, data, resident = prepare()
+    supernet, size = model.supernet, (FLAGS.crop_size, FLAGS.crop_size)
+    import numpy as np
+    import tensorflow as tf
+
+    from auto_deeplab_tf.training import prediction
+
     if FLAGS.formulation == "plain":
         step = _plain_step(model)
     elif FLAGS.step_mode == "traced":
