@@ -271,9 +271,17 @@ class ArchitectureSearch:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the search space: what a checkpoint of this search belongs to."""
+        """SHA-256 of the search space and of how the weights lie in their vectors.
+
+        It is what a checkpoint of this search belongs to: a vector of the same size in another
+        order would be read without a word.
+        """
         config = self.model.supernet.get_config()
         space = {name: config[name] for name in _SEARCH_SPACE} | self.fast_modes
+        space["layouts"] = [
+            [segment.name, *(list(layout.shapes.items()) for layout in segment.kind.layouts)]
+            for segment in self.model.supernet.segments
+        ]
         return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()
 
     def checkpoints(self, directory: Any, keep: int = 3) -> Checkpoints:

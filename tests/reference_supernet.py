@@ -226,10 +226,11 @@ def plain_logits(supernet, x, variables, *architecture, moves=None):
         ):
             if variable is not None:
                 arrays |= layout.unpack(values[id(variable)])
-        for array, (shape, _, pieces) in getattr(segment.kind, "kernel_arrays", {}).items():
-            first, whole = 0, arrays.pop(array)
-            for name, count in pieces:
-                arrays[name] = whole[(slice(None),) * len(shape) + (slice(first, first + count),)]
+        for array_name, array in getattr(segment.kind, "kernel_arrays", {}).items():
+            first, whole = 0, arrays.pop(array_name)
+            before = (slice(None),) * len(array.shape)
+            for name, count in array.pieces:
+                arrays[name] = whole[(*before, slice(first, first + count))]
                 first += count
         weights[segment.name] = arrays
     return Reference(supernet, weights, *architecture, moves=moves).logits(x)

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from auto_deeplab_tf import searcher
+from auto_deeplab_tf.nn.segments import Layout
 
 
 def numbered(first, count):
@@ -66,3 +67,18 @@ def test_an_epoch_is_the_shorter_half_once_unless_said():
 def test_data_of_another_form_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
         searcher._as_function(data, 2, None)
+
+
+def test_checkpoints_belong_to_the_order_of_the_weights_in_their_vectors():
+    """Another order has the same sizes, and would be read without an error."""
+    search = searcher.ArchitectureSearch(
+        num_classes=3, num_layers=1, num_blocks=1, filter_multiplier=1
+    )
+    before = search.fingerprint
+    assert search.fingerprint == before
+    kind = next(s.kind for s in search.model.supernet.segments if s.name == "layer_0_level_0")
+    layout = kind.kernels
+    shapes = dict(reversed(layout.shapes.items()))
+    vars(kind)["kernels"] = Layout(shapes, layout._initial)
+    assert kind.kernels.size == layout.size
+    assert search.fingerprint != before

@@ -25,6 +25,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
@@ -53,6 +54,25 @@ class StateShape:
 
     log2_stride: int
     channels: int
+
+
+class KernelArray(NamedTuple):
+    """Kernels of one form, side by side: float [*shape, edges, own lanes, filters].
+
+    Attributes:
+        shape: of a kernel without its last axis.
+        fan_in: the number of inputs that one output sums.
+        own_lanes: lanes with kernels of their own: where predecessors share them 1, of the node's
+            inputs 2 (`prev`, `prev_prev`).
+        pieces: (name, number of edges) of what the array is cut into by edges. The name is
+            "round/operation_stage", or "round/pointwise_stage" with those of all separable
+            operations, operation-major; the round is "inputs" or the block that is read.
+    """
+
+    shape: tuple[int, ...]
+    fan_in: int
+    own_lanes: int
+    pieces: list[tuple[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,40 +167,33 @@ class NodeKind(SegmentKind):
 
     @functools.cached_property
     def kernel_arrays(self):
-        """The operations' kernels of all edges: array -> (shape of a kernel, fan_in, pieces).
+        """The operations' kernels of all edges by name, a `KernelArray` for each form.
 
-        Kernels of one form lie side by side, so that what unpacks them is one call for each form.
-        An array is float [*shape, edges, own lanes, filters], cut by edges into pieces (name,
-        number of edges). A piece is "round/operation_stage", or "round/pointwise_stage" with those
-        of all separable operations, operation-major; the round is "inputs" or the block that is
-        read. Own lanes: where predecessors share kernels 1, of the inputs 2 (`prev`, `prev_prev`).
+        So what unpacks them is one call for each form.
         """
         filters, arrays = self.mixed_filters, {}
 
-        def add(array, shape, fan_in, piece):
-            arrays.setdefault(array, (shape, fan_in, []))[2].append(piece)
+        def add(sources, form, shape, fan_in, piece):
+            own = len(sources) if self.share_operations else self._round_lanes(sources)
+            name = f"{'inputs' if len(sources) > 1 else 'blocks'}/{form}"
+            arrays.setdefault(name, KernelArray(shape, fan_in, own, [])).pieces.append(piece)
 
         for sources in self.rounds:
-            name, targets = _round_name(sources), self._targets(sources)
-            owner = "inputs" if len(sources) > 1 else "blocks"
+            name, targets = _round_name(sources), len(self._edges(sources))
             for stage, convolutions in enumerate(self.stages):
                 separable = [c for c in convolutions if self._is_separable(c)]
                 for operation in convolutions:
                     size = operation.kernel_size
                     piece = (f"{name}/{operation.name}_{stage}", targets)
                     if operation in separable:
-                        add(f"{owner}/depthwise_{size}", (size, size), size**2, piece)
+                        add(sources, f"depthwise_{size}", (size, size), size**2, piece)
                     else:
                         shape = (size, size, filters)
-                        add(f"{owner}/full_{size}", shape, size**2 * filters, piece)
+                        add(sources, f"full_{size}", shape, size**2 * filters, piece)
                 if separable:
                     piece = (f"{name}/pointwise_{stage}", len(separable) * targets)
-                    add(f"{owner}/pointwise", (filters,), filters, piece)
+                    add(sources, "pointwise", (filters,), filters, piece)
         return arrays
-
-    def _own_lanes(self, array):
-        sources = ("prev", "prev_prev") if array.startswith("inputs/") else ("block_0",)
-        return len(sources) if self.share_operations else self._round_lanes(sources)
 
     @functools.cached_property
     def kernels(self):
@@ -190,9 +203,10 @@ class NodeKind(SegmentKind):
             for i, state in enumerate(self.predecessors)
         }
         shapes["prev_prev"] = ((self.prev_prev.channels, self.filters), self.prev_prev.channels)
-        for array, (shape, fan_in, pieces) in self.kernel_arrays.items():
-            edges = sum(count for _, count in pieces)
-            shapes[array] = ((*shape, edges, self._own_lanes(array), self.mixed_filters), fan_in)
+        for name, array in self.kernel_arrays.items():
+            edges = sum(count for _, count in array.pieces)
+            shape = (*array.shape, edges, array.own_lanes, self.mixed_filters)
+            shapes[name] = (shape, array.fan_in)
         return kernel_layout(shapes)
 
     def unpack(self, kernels):
@@ -203,28 +217,30 @@ class NodeKind(SegmentKind):
                 [*shape, edges, lanes, filters], of full kernels with own lanes.
         """
         unpacked = self.kernels.unpack(kernels)
-        for array, (shape, _, pieces) in self.kernel_arrays.items():
-            values, lanes = unpacked.pop(array), len(shape) + 1
-            if self.share_operations and len(shape) < 3:
-                first, *once = backend.split(values, [1] * self._own_lanes(array), lanes)
-                values = spread(first, lanes, self.num_cells)
+        for name, array in self.kernel_arrays.items():
+            values, edges_axis = unpacked.pop(name), len(array.shape)
+            is_full = edges_axis == 3
+            if self.share_operations and not is_full:
+                lanes_axis = edges_axis + 1
+                first, *once = backend.split(values, [1] * array.own_lanes, lanes_axis)
+                values = spread(first, lanes_axis, self.num_cells)
                 if once:
-                    values = ops.concatenate([values, *once], axis=lanes)
-            names, counts = zip(*pieces, strict=True)
-            unpacked |= zip(names, backend.split(values, list(counts), len(shape)), strict=True)
+                    values = ops.concatenate([values, *once], axis=lanes_axis)
+            names, counts = zip(*array.pieces, strict=True)
+            unpacked |= zip(names, backend.split(values, list(counts), edges_axis), strict=True)
         return unpacked
 
     @functools.cached_property
     def num_normalized(self):
         channels = (len(self.predecessors) + 1) * self.filters
         for sources in self.rounds:
-            edges = self._targets(sources) * self._round_lanes(sources)
+            edges = len(self._edges(sources)) * self._round_lanes(sources)
             channels += sum(map(len, self.stages)) * edges * self.mixed_filters
         return channels
 
-    def _targets(self, sources):
-        """The number of blocks that read each source of a round."""
-        return len(dict(self.sources)[sources[0]])
+    def _edges(self, sources):
+        """The edges that leave the first source of a round; the others lead to the same blocks."""
+        return dict(self.sources)[sources[0]]
 
     def compute(self, kernels, affine, moving, architecture, inputs, training):
         """See `SegmentKind.compute`.
@@ -300,7 +316,7 @@ class NodeKind(SegmentKind):
             own = list(map(self.lanes, sources))
             prev, prev_prev = backend.split(mixed, own, axis=4)
             mixed = prev + spread(prev_prev, 4, own[0] // own[1])
-        edges = dict(self.sources)[sources[0]]
+        edges = self._edges(sources)
         for edge, part in zip(edges, backend.split(mixed, [1] * len(edges), axis=3), strict=True):
             terms[edge.block].append(part)
 
@@ -365,17 +381,17 @@ class NodeKind(SegmentKind):
             stride = 2 ** max(log2_stride - state.log2_stride, 0)
             projected.append(project(images, kernels[name], stride))
         joined = backend.keep(ops.concatenate(projected, axis=-1))
-        if not self.mix_predecessors:
-            images = statistics.normalize(joined)
-            if self.share_operations or self.num_cells == 1:
-                return images
-            *prevs, prev_prev = backend.split(images, [self.filters] * len(projected), axis=-1)
-            return ops.concatenate([*prevs, *[prev_prev] * self.num_cells], axis=-1)
-        weights = ops.concatenate([beta, ops.ones(1, "float32")])
-        gamma = ops.reshape(spread(ops.expand_dims(weights, 1), 1, self.filters), (-1,))
+        gamma = None
+        if self.mix_predecessors:
+            weights = ops.concatenate([beta, ops.ones(1, "float32")])
+            gamma = ops.reshape(spread(ops.expand_dims(weights, 1), 1, self.filters), (-1,))
         images = statistics.normalize(joined, gamma)
+        if self.share_operations and not self.mix_predecessors:
+            return images
         *prevs, prev_prev = backend.split(images, [self.filters] * len(projected), axis=-1)
-        return ops.concatenate([backend.sum_all(prevs), prev_prev], axis=-1)
+        if self.mix_predecessors:
+            prevs = [backend.sum_all(prevs)]
+        return ops.concatenate([*prevs, *[prev_prev] * self.lanes("prev_prev")], axis=-1)
 
     def _size(self, inputs):
         """Returns (h, w) of the node, from an input that is not coarser than it."""
@@ -430,7 +446,7 @@ class NodeKind(SegmentKind):
 
         The last normalisation of an operation has alpha for its gamma.
         """
-        targets = self._targets(sources)
+        targets = len(self._edges(sources))
         wide = targets * images.shape[-1]
         narrow_input = ops.relu(images)
         wide_input = widen(narrow_input, targets)

@@ -154,6 +154,11 @@ class SegmentKind:
     num_normalized = 0
     input_gradients = True
 
+    @property
+    def layouts(self):
+        """How the trainable weights lie in their flat vectors: a `Layout` of each vector."""
+        return self.kernels, self.affine
+
     def compute(self, kernels, affine, moving, architecture, inputs, training):
         """Computes the outputs.
 
