@@ -25,7 +25,6 @@ overlap. Everything else is "not shown": so few short searches cannot tell it fr
 import itertools
 import os
 import statistics
-import time
 from typing import Any
 
 from absl import app, flags
@@ -77,7 +76,6 @@ def search(mode: str, seed: int) -> dict[str, Any]:
         keras.optimizers.SGD(Cosine(0.05, 0.001, steps), momentum=0.9),
         keras.optimizers.Adam(0.125),
     )
-    start, start_cpu = time.perf_counter(), time.process_time()
     found.fit(
         lambda step, pairs: pipeline.search_batches(
             train,
@@ -95,16 +93,12 @@ def search(mode: str, seed: int) -> dict[str, Any]:
         arch_start_epoch=1,
         verbose=0,
     )
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     score = found.model.score(pipeline.validation_batches(validation, 2, 16))
     report = found.report()
     return {
         "mode": mode,
         "seed": seed,
         "val_miou": round(score["val_miou"], 4),
-        # The first search of a process compiles.
-        "fit_seconds": round(seconds, 1),
-        "fit_cpu_seconds": round(cpu_seconds, 1),
         "levels": report["levels"],
         "cell": report["cell"],
         "command": f"python -m benchmarks.fast_modes --mode={mode}",

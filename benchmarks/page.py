@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import app
 
+from benchmarks import mixed_precision
 from benchmarks.rows import RESULTS, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -128,11 +129,11 @@ def _mixed() -> str:
     rows = read(RESULTS / "mixed_precision.csv")
     if not rows:
         return ""
-    columns = ["seed", "policy", "levels as float32", "edges as float32", "loss", "arch loss"]
+    columns = ["seed", "variant", "levels as float32", "edges as float32", "loss", "arch loss"]
     cells = [
         [
             row["seed"],
-            row["dtype_policy"],
+            row["variant"],
             row["same_levels"],
             f"{row['same_edges']} of {row['edges']}",
             row["loss"],
@@ -142,7 +143,7 @@ def _mixed() -> str:
     ]
     text = (
         "Short searches on generated scenes, each against float32 with the same seed; the protocol "
-        "is in `benchmarks/mixed_precision.py`."
+        "is in `benchmarks/mixed_precision.py`. " + "; ".join(mixed_precision.verdicts(rows)) + "."
     )
     return _table("Mixed precision", text, columns, cells)
 
