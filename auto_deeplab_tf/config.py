@@ -599,6 +599,20 @@ class SearchConfig(RunConfig):
         group="device",
         on_resume="free",
     )
+    intra_op_threads: int = flag(
+        0,
+        "threads that share one operation on CPU (0: all cores); at small crops 1 is faster",
+        minimum=0,
+        group="device",
+        on_resume="free",
+    )
+    inter_op_threads: int = flag(
+        0,
+        "operations that run at a time on CPU (0: as many as cores)",
+        minimum=0,
+        group="device",
+        on_resume="free",
+    )
     dtype_policy: str = flag(
         "float32",
         "precision of the features",

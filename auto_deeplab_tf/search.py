@@ -56,6 +56,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
 
     started = time.monotonic()
     distribution.prepare(options.seed, options.deterministic)
+    distribution.set_threads(options.intra_op_threads, options.inter_op_threads)
     train = source.open_for(options, "train")
     validation = source.open_for(options, "val")
     halves = split.source_halves(train)
@@ -123,8 +124,9 @@ def _needs(options: config.SearchConfig) -> dict[str, Any]:
     """Predicts what the run needs; prepares the records of the data set where there are none."""
     from auto_deeplab_tf.data import source, split
     from auto_deeplab_tf.nn.execution import Execution
-    from auto_deeplab_tf.training import prediction
+    from auto_deeplab_tf.training import distribution, prediction
 
+    distribution.set_threads(options.intra_op_threads, options.inter_op_threads)
     train = source.open_for(options, "train")
     halves = split.source_halves(train)
     steps_per_epoch = options.steps_per_epoch or max(1, min(map(len, halves)) // options.batch_size)

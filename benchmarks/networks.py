@@ -72,9 +72,17 @@ def settings() -> list[str]:
     return [f"{network} {mode} --threads=2" for mode in modes for network in networks]
 
 
+def crop_settings() -> list[str]:
+    """Forward and training at 513x513 of S and of networks of like size."""
+    compared = [f"--network={AUTO_DEEPLAB} --filter_multiplier=20"]
+    others = ("deeplabv3plus_xception65", "keras_hub_deeplabv3plus", "tf_models_official_resnet50")
+    compared += [f"--network={name}" for name in others]
+    return [s for s in settings() if CROP in s and s.startswith(tuple(f"{c} " for c in compared))]
+
+
 def quick_settings() -> list[str]:
     """Those that `make bench` has time for: S, forward and training at 513x513."""
-    return [setting for setting in settings()[:1] + settings()[len(settings()) // 3 :][:1]]
+    return [setting for setting in crop_settings() if AUTO_DEEPLAB in setting]
 
 
 def measure() -> dict[str, Any]:

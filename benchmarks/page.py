@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import app
 
-from benchmarks import mixed_precision
+from benchmarks import dry_run, fast_modes, mixed_precision, networks, xla
 from benchmarks.rows import RESULTS, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -20,7 +20,17 @@ MARK = (
 
 def generated() -> str:
     """What stands below the mark."""
-    return "\n".join(filter(None, (_search_step(), _prediction(), _roofline(), _mixed())))
+    parts = (
+        _search_step(),
+        _profile(),
+        _prediction(),
+        _networks(),
+        _xla(),
+        _roofline(),
+        _mixed(),
+        _fast_modes(),
+    )
+    return "\n".join(filter(None, parts))
 
 
 def write() -> None:
@@ -38,22 +48,30 @@ def _table(title: str, text: str, columns: list[str], rows: list[list[str]]) -> 
 def _setting(row: dict[str, str]) -> str:
     """The flags of a command that differ from row to row."""
     parts = row["command"].split()[3:]
-    hidden = ("--json", "--batch_size=2")
+    hidden = ("--json", "--predict", "--batch_size=2")
     return " ".join(
-        p.removeprefix("--") for p in parts if p not in hidden and "iterations" not in p
+        p.removeprefix("--")
+        for p in parts
+        if p not in hidden and not p.startswith(("--iterations", "--warmup"))
     )
+
+
+def _machine(row: dict[str, str]) -> str:
+    return f"{row['cpu']}; {row['versions']}"
 
 
 def _search_step() -> str:
     rows = read(RESULTS / "search_step.csv")
     if not rows:
         return ""
-    columns = ["setting", "s an iteration", "CPU s", "peak MiB", "first iteration after s", "graph"]
+    columns = ["setting", "s an iteration", "CPU s", "s of each run", "peak MiB"]
+    columns += ["first iteration after s", "graph"]
     cells = [
         [
             f"`{_setting(row)}`",
-            row["seconds_per_iteration"],
-            row["cpu_seconds_per_iteration"],
+            row["seconds_per_iteration"] or "-",
+            row["cpu_seconds_per_iteration"] or "-",
+            row["seconds_of_runs"] or "-",
             row["peak_rss_mib"],
             row["seconds_to_first_iteration"],
             row["num_graph_ops"] or "-",
@@ -63,30 +81,114 @@ def _search_step() -> str:
     first = rows[0]
     text = (
         "Whole bilevel iterations by the product's `train_step`, batch 2, 19 classes, float32; "
-        "L 12, F 8, B 5 unless said. `graph` counts the operations of everything compiled. "
-        f"{first['cpu']}, matrix products at {first['matmul_gflops']} GFLOP/s in the first row; "
-        f"commit {first['commit']}; {first['versions']}. `python -m benchmarks.search_step "
-        "--batch_size=2` with the flags of a row repeats it."
+        "L 12, F 8, B 5 unless said. `threads` share one operation; `inter_op_threads` run that "
+        "many at a time (not said: the same number). Runs of one setting alternated with those of "
+        "the others; all else in a row is of its median run. `graph` counts the operations of "
+        f"everything compiled. {_machine(first)}, matrix products at {first['matmul_gflops']} "
+        "GFLOP/s in the first row; the commit of each row is in search_step.csv. `python -m "
+        "benchmarks.search_step --batch_size=2` with the flags of a row repeats it."
     )
     return _table("A bilevel iteration on CPU", text, columns, cells)
 
 
+def _profile() -> str:
+    rows = read(RESULTS / "search_profile.csv")
+    if not rows:
+        return ""
+    row = rows[0]
+    hidden = ("command", "commit", "cpu", "versions")
+    cells = [[name.replace("_", " "), value] for name, value in row.items() if name not in hidden]
+    text = (
+        f"One iteration under TensorFlow's profiler, `{row['command']}`, commit {row['commit']}; "
+        f"{_machine(row)}. `calls` is what no operation accounts for: the executor, the eager "
+        "calls, Python; the profiler itself is slowest there."
+    )
+    return _table("Where the time and the memory go", text, ["what", "how much"], cells)
+
+
 def _prediction() -> str:
-    rows = [row for row in read(RESULTS / "search_step.csv") if row.get("predicted_seconds")]
+    rows = read(dry_run.RESULTS)
     if not rows:
         return ""
     columns = ["setting", "predicted / measured s", "ratio", "predicted / measured MiB", "ratio"]
     cells = []
     for row in rows:
-        line = [f"`{_setting(row)}`"]
-        for ours, theirs in (
-            ("predicted_seconds", "seconds_per_iteration"),
-            ("predicted_rss_mib", "peak_rss_mib"),
-        ):
-            line += [f"{row[ours]} / {row[theirs]}", f"{float(row[ours]) / float(row[theirs]):.2f}"]
-        cells.append(line)
-    text = "What `search --dry_run` predicts at these settings, beside what was measured."
+        seconds, memory = dry_run.ratios(row)
+        cells.append(
+            [
+                f"`{_setting(row)}`",
+                f"{row['predicted_seconds']} / {row['seconds_per_iteration']}",
+                f"{seconds:.2f}",
+                f"{row['predicted_rss_mib']} / {row['peak_rss_mib']}",
+                f"{memory:.2f}",
+            ]
+        )
+    held = sum(map(dry_run.holds, rows))
+    text = (
+        "What `search --dry_run` predicts, beside what was measured, at settings that its "
+        f"constants were not fitted to (`python -m benchmarks.dry_run`): {held} of {len(rows)} are "
+        f"within {dry_run.TOLERANCE:.0%} in both."
+    )
     return _table("Predicted and measured", text, columns, cells)
+
+
+def _networks() -> str:
+    rows = [row for row in read(networks.RESULTS) if row["input_size"] == networks.CROP]
+    if not rows:
+        return ""
+    columns = ["network", "mode", "batch", "images/s", "peak MiB", "GFLOP/s", "of matmul peak"]
+    cells = [
+        [
+            " F ".join(filter(None, (row["network"], row["filter_multiplier"]))),
+            row["mode"],
+            row["batch_size"],
+            row["images_per_second"],
+            row["peak_rss_mib"],
+            row["gflops"] or "-",
+            row["share_of_matmul"] or "-",
+        ]
+        for row in rows
+    ]
+    text = (
+        f"At {networks.CROP}, float32, 2 threads; {_machine(rows[0])} (`python -m "
+        "benchmarks.networks`; whole images: model_zoo.md). GFLOP/s count two operations a "
+        "multiply-add, of training three times the forward's; those of tf-models-official are not "
+        "counted."
+    )
+    return _table("Decoded networks and references", text, columns, cells)
+
+
+def _xla() -> str:
+    rows = read(xla.RESULTS)
+    if not rows:
+        return ""
+    columns = ["command", "function", "kinds", "s to compile", "slowest", "kernels, one call each"]
+    columns += ["transposes alone", "within others", "estimated ms"]
+    cells = [
+        [
+            f"`{row['command'].removeprefix('python -m ')}`",
+            row["function"],
+            row["kinds"],
+            row["compile_seconds"],
+            row["slowest_seconds"],
+            row["kernels_of_segments"],
+            row["transposes_of_segments"],
+            row["with_transposes_of_segments"],
+            _tpu_milliseconds(row["estimated_cycles"]),
+        ]
+        for row in rows
+    ]
+    text = (
+        "What XLA makes of the functions of each kind of segment (`benchmarks/xla.py` says how, "
+        "and what the counts mean). Kernels and transposes are of one call of every segment. "
+        "Nothing here ran on an accelerator."
+    )
+    return _table("XLA", text, columns, cells)
+
+
+def _tpu_milliseconds(cycles: str) -> str:
+    """At the 1.05 GHz of a TPU v4."""
+    return f"{int(cycles) / 1.05e6:.1f}" if cycles else "-"
 
 
 def _roofline() -> str:
@@ -146,6 +248,30 @@ def _mixed() -> str:
         "is in `benchmarks/mixed_precision.py`. " + "; ".join(mixed_precision.verdicts(rows)) + "."
     )
     return _table("Mixed precision", text, columns, cells)
+
+
+def _fast_modes() -> str:
+    rows = fast_modes.read()
+    if not rows:
+        return ""
+    columns = ["mode", "seed", "supernet mIoU", "levels", "cell"]
+    cells = [
+        [
+            row["mode"],
+            str(row["seed"]),
+            row["val_miou"],
+            row["levels"],
+            "`" + row["cell"].replace(" | ", "; ") + "`",
+        ]
+        for row in rows
+    ]
+    text = (
+        "What short searches on generated scenes decode; the protocol and the rule of the verdicts "
+        "are in `benchmarks/fast_modes.py`, time and memory in the first table. "
+        + "; ".join(fast_modes.verdicts(rows))
+        + "."
+    )
+    return _table("Fast modes", text, columns, cells)
 
 
 def main(_: list[str]) -> None:

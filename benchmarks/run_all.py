@@ -1,60 +1,102 @@
-"""Reruns the measurements that fit in a quarter of an hour; generates docs/performance.md.
+"""Reruns the measurements that fit in ten minutes; generates docs/performance.md.
 
     python -m benchmarks.run_all
 
-Writes search_step.csv, input_pipeline.csv, large_set.csv and roofline.csv of benchmarks/results.
-Every row of the first three names its command, the commit, the processor and the versions, and is
-measured in a process of its own. Run it on a machine that does nothing else. `--traced_paper` adds
-the paper's supernet in one traced graph, which takes four minutes a row.
+Every row of benchmarks/results names its command, the commit, the processor and the versions, and
+is measured in a process of its own. Run it on a machine that does nothing else. `--rounds=3` goes
+through the settings three times, so that those that are compared alternate, and keeps of each the
+row of median time. `--long` adds what takes an hour: the search at crop 321 and at the largest
+batch that 20 GB hold, in one traced graph, its fast modes, the predictions, the networks at
+513x513, the input pipeline and large sets.
 """
+
+import statistics
 
 from absl import app, flags
 
-from benchmarks import page, roofline, rows
+from benchmarks import dry_run, networks, page, roofline, rows
 
 FLAGS = flags.FLAGS
-flags.DEFINE_boolean("traced_paper", False, "also the paper's supernet in one traced graph")
+flags.DEFINE_integer("rounds", 1, "how often each setting is measured", lower_bound=1)
+flags.DEFINE_boolean("long", False, "also what takes longer than ten minutes in all")
 
-# The paper's supernet, its nodes recomputed and kept, at three crops; a small one in one graph;
-# then the fused formulation beside the plain one, where that one can be run.
+# The paper's supernet, its nodes recomputed and kept; on two threads; a small one, and the same in
+# the plain formulation.
 SETTINGS = (
-    "--crop_size=65 --batch_size=2 --threads=1 --iterations=5",
-    "--crop_size=65 --batch_size=2 --threads=1 --iterations=5 --remat=false",
-    "--crop_size=65 --batch_size=2 --threads=2 --iterations=5",
-    "--crop_size=129 --batch_size=2 --threads=1 --iterations=3",
-    "--crop_size=129 --batch_size=2 --threads=1 --iterations=3 --remat=false",
-    "--crop_size=321 --batch_size=2 --threads=2 --iterations=1",
-    "--crop_size=321 --batch_size=2 --threads=2 --iterations=1 --remat=false",
-    "--crop_size=129 --batch_size=2 --threads=1 --num_layers=3 --iterations=3 --step_mode=traced",
-    "--crop_size=129 --batch_size=2 --threads=1 --num_layers=3 --iterations=3 --step_mode=traced "
-    "--remat=true",
-    "--crop_size=65 --batch_size=2 --threads=1 --num_layers=2 --iterations=5",
+    "--crop_size=65 --batch_size=2 --threads=1 --iterations=6",
+    "--crop_size=65 --batch_size=2 --threads=1 --iterations=6 --remat=false",
+    "--crop_size=65 --batch_size=2 --threads=2 --iterations=6",
+    "--crop_size=65 --batch_size=2 --threads=1 --inter_op_threads=2 --iterations=6",
+    "--crop_size=129 --batch_size=2 --threads=1 --iterations=4",
+    "--crop_size=129 --batch_size=2 --threads=1 --iterations=4 --remat=false",
+    "--crop_size=65 --batch_size=2 --threads=1 --num_layers=2 --iterations=10",
+)
+PLAIN = (
     "--crop_size=65 --batch_size=2 --threads=1 --num_layers=2 --iterations=1 --formulation=plain",
 )
-TRACED_PAPER = (
-    "--crop_size=65 --batch_size=2 --threads=1 --iterations=2 --step_mode=traced",
-    "--crop_size=65 --batch_size=2 --threads=1 --iterations=2 --step_mode=traced --remat=true",
+LONG = (
+    "--crop_size=65 --batch_size=2 --threads=1 --iterations=6 --partial_channels=4",
+    "--crop_size=65 --batch_size=2 --threads=1 --iterations=6 --mix_predecessors",
+    "--crop_size=65 --batch_size=2 --threads=1 --iterations=20 --warmup=15 --sampled_paths=2",
+    "--crop_size=321 --batch_size=2 --threads=2 --iterations=2",
+    "--crop_size=321 --batch_size=2 --threads=2 --iterations=2 --remat=false",
+    "--crop_size=321 --batch_size=2 --threads=1 --inter_op_threads=2 --iterations=2",
 )
+# Each takes four minutes to trace; the largest batches are run once.
+ONCE = (
+    "--crop_size=65 --batch_size=2 --threads=1 --iterations=4 --step_mode=traced",
+    "--crop_size=65 --batch_size=2 --threads=1 --iterations=4 --step_mode=traced --remat=true",
+    "--crop_size=321 --batch_size=6 --threads=2 --iterations=0 --remat=false --predict",
+    "--crop_size=321 --batch_size=64 --threads=2 --iterations=0 --predict",
+)
+PROFILE = "--crop_size=65 --batch_size=2 --threads=1"
 INPUTS = ("pairs", "pairs_resize_whole", "pairs_tf_models", "records", "pngs", "search_wait")
 LARGE_SETS = ("--num_examples=1000", "--num_examples=1000000")
 
 
+def measure(settings: tuple[str, ...], rounds: int) -> None:
+    """Measures settings of `search_step` in turn; of each the row of median time is kept."""
+    found: dict[str, list[dict]] = {setting: [] for setting in settings}
+    for _ in range(rounds):
+        for setting, measured in found.items():
+            row = rows.measure("benchmarks.search_step", setting)
+            measured.append(row)
+            print(
+                f"{setting}\n    {row['seconds_per_iteration']} s an iteration, "
+                f"{row['peak_rss_mib']} MiB, first after {row['seconds_to_first_iteration']} s",
+                flush=True,
+            )
+            rows.put(rows.RESULTS / "search_step.csv", median(measured))
+
+
+def median(measured: list[dict]) -> dict:
+    """The row of median seconds (of two the faster), with all of them."""
+    seconds = [row["seconds_per_iteration"] for row in measured]
+    if None in seconds:
+        return measured[0]
+    middle = measured[seconds.index(statistics.median_low(seconds))]
+    return {**middle, "seconds_of_runs": " ".join(map(str, seconds))}
+
+
 def main(_: list[str]) -> None:
-    measured = []
-    for setting in SETTINGS + (TRACED_PAPER if FLAGS.traced_paper else ()):
-        row = rows.measure("benchmarks.search_step", setting)
-        measured.append(row)
-        print(
-            f"{setting}\n    {row['seconds_per_iteration']} s an iteration, "
-            f"{row['peak_rss_mib']} MiB, first after {row['seconds_to_first_iteration']} s",
-            flush=True,
-        )
-    rows.write(rows.RESULTS / "search_step.csv", measured)
-    for name in INPUTS:
-        row = rows.measure("benchmarks.input_pipeline", f"--measurement={name}")
-        rows.put(rows.RESULTS / "input_pipeline.csv", row)
-    for setting in LARGE_SETS:
-        rows.put(rows.RESULTS / "large_set.csv", rows.measure("benchmarks.large_set", setting))
+    measure(SETTINGS, FLAGS.rounds)
+    measure(PLAIN, 1)
+    rows.put(
+        rows.RESULTS / "search_profile.csv", rows.measure("benchmarks.search_profile", PROFILE)
+    )
+    for setting in networks.quick_settings():
+        rows.put(networks.RESULTS, rows.measure(networks.MODULE, setting))
+    if FLAGS.long:
+        measure(LONG, FLAGS.rounds)
+        measure(ONCE, 1)
+        dry_run.main([])
+        for setting in networks.crop_settings():
+            rows.put(networks.RESULTS, rows.measure(networks.MODULE, setting))
+        for name in INPUTS:
+            row = rows.measure("benchmarks.input_pipeline", f"--measurement={name}")
+            rows.put(rows.RESULTS / "input_pipeline.csv", row)
+        for setting in LARGE_SETS:
+            rows.put(rows.RESULTS / "large_set.csv", rows.measure("benchmarks.large_set", setting))
     rows.write(roofline.PATH, roofline.rows_of_devices())
     page.write()
     print(f"written: {rows.RESULTS}, {page.PAGE}")

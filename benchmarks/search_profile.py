@@ -97,6 +97,26 @@ def profiled(run: Any) -> dict[str, tuple[float, int]]:
     return found
 
 
+def account(found: dict[str, tuple[float, int]], wall: float) -> dict[str, str]:
+    """Sums what `profiled` found by kind of work, the longest first; then what is left of `wall`.
+
+    Args:
+        found: operation -> (seconds, calls).
+        wall: seconds of the whole.
+    """
+    kinds: dict[str, list[float]] = {}
+    for name, (seconds, count) in found.items():
+        total = kinds.setdefault(kind_of(name), [0.0, 0])
+        total[0] += seconds
+        total[1] += count
+    result = {
+        kind: f"{1000 * seconds:.0f} ms in {count} calls"
+        for kind, (seconds, count) in sorted(kinds.items(), key=lambda item: -item[1][0])
+    }
+    own = sum(seconds for seconds, _ in found.values())
+    return result | {"calls": f"{1000 * (wall - own):.0f} ms"}
+
+
 def measure() -> dict[str, Any]:
     """The account of one iteration, and the resident size at each stage before it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -114,22 +134,17 @@ def measure() -> dict[str, Any]:
     start = time.perf_counter()
     found = profiled(lambda: model.train_step(data))
     wall = time.perf_counter() - start
-    kinds: dict[str, list[float]] = {}
-    for name, (seconds, count) in found.items():
-        total = kinds.setdefault(kind_of(name), [0.0, 0])
-        total[0] += seconds
-        total[1] += count
-    result: dict[str, Any] = {"seconds": round(plain, 3), "profiled_seconds": round(wall, 3)}
-    for kind, (seconds, count) in sorted(kinds.items(), key=lambda item: -item[1][0]):
-        result[kind] = f"{1000 * seconds:.0f} ms in {count} calls"
-    own = sum(seconds for seconds, _ in found.values())
-    result["calls"] = f"{1000 * (wall - own):.0f} ms"
-    return result | {
-        "imported_rss_mib": round(imported, 1),
-        "built_rss_mib": round(built, 1),
-        "first_iteration_rss_mib": round(first, 1),
-        "peak_rss_mib": round(process.peak_rss_mib(), 1),
-    }
+    result = {"seconds": round(plain, 3), "profiled_seconds": round(wall, 3)}
+    return (
+        result
+        | account(found, wall)
+        | {
+            "imported_rss_mib": round(imported, 1),
+            "built_rss_mib": round(built, 1),
+            "first_iteration_rss_mib": round(first, 1),
+            "peak_rss_mib": round(process.peak_rss_mib(), 1),
+        }
+    )
 
 
 def main(_: list[str]) -> None:

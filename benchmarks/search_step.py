@@ -3,7 +3,8 @@
     python -m benchmarks.search_step --crop_size=65 --batch_size=2 --threads=1 --iterations=3 --json
 
 One process measures one setting: a second one would find caches warm, or spoiled. Iterations are
-timed after the first, which compiles; the median is reported. `--formulation=plain` measures the
+timed after the first, which compiles, and `--warmup` more: sampled paths need some until every kind
+of node has been on one. The median is reported. `--formulation=plain` measures the
 reference of the tests (one call per operation, edge and predecessor, not compiled), where its size
 allows.
 """
@@ -22,8 +23,10 @@ from benchmarks import process, rows
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("crop_size", 65, "height and width of the crops", lower_bound=32)
 flags.DEFINE_integer("batch_size", 2, "crops of each half", lower_bound=1)
-flags.DEFINE_integer("threads", 1, "threads of TensorFlow", lower_bound=1)
-flags.DEFINE_integer("iterations", 3, "iterations that are timed", lower_bound=1)
+flags.DEFINE_integer("threads", 1, "threads that share one operation", lower_bound=1)
+flags.DEFINE_integer("inter_op_threads", None, "operations at a time; none: threads", lower_bound=1)
+flags.DEFINE_integer("iterations", 3, "iterations that are timed", lower_bound=0)
+flags.DEFINE_integer("warmup", 0, "iterations before them, beside the first", lower_bound=0)
 flags.DEFINE_integer("num_layers", 12, "L", lower_bound=1)
 flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
 flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
@@ -42,6 +45,7 @@ flags.DEFINE_enum(
     "precision of the features",
 )
 flags.DEFINE_enum("formulation", "fused", ["fused", "plain"], "the product's, or the tests'")
+flags.DEFINE_boolean("predict", False, "also what `search --dry_run` would say")
 flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
 
 
@@ -62,13 +66,12 @@ def prepare() -> tuple[Any, Any, float]:
     import numpy as np
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(FLAGS.threads)
     from auto_deeplab_tf.nn.execution import Execution
     from auto_deeplab_tf.nn.supernet import build_supernet
-    from auto_deeplab_tf.training import prediction
+    from auto_deeplab_tf.training import distribution, prediction
     from auto_deeplab_tf.training.bilevel import BilevelModel
 
+    distribution.set_threads(FLAGS.threads, FLAGS.inter_op_threads or FLAGS.threads)
     size = (FLAGS.crop_size, FLAGS.crop_size)
     supernet = build_supernet(
         FLAGS.num_classes,
@@ -124,8 +127,10 @@ def measure() -> dict[str, Any]:
         model.completed_steps.assign_add(1)  # sampled paths are those of the step
         return logs
 
-    iterate()
+    losses = iterate()
     seconds_to_first = process.seconds_since_start()
+    for _ in range(FLAGS.warmup):
+        iterate()
     wall, cpu = [], []
     for _ in range(FLAGS.iterations):
         start, start_cpu = time.perf_counter(), time.process_time()
@@ -137,9 +142,9 @@ def measure() -> dict[str, Any]:
     traced = FLAGS.step_mode == "traced"
     setting = (supernet, size, FLAGS.batch_size, supernet.execution.recomputes(eager=not traced))
     peak = process.peak_rss_mib()
-    return {
-        "seconds_per_iteration": round(statistics.median(wall), 4),
-        "cpu_seconds_per_iteration": round(statistics.median(cpu), 4),
+    result = {
+        "seconds_per_iteration": round(statistics.median(wall), 4) if wall else None,
+        "cpu_seconds_per_iteration": round(statistics.median(cpu), 4) if cpu else None,
         "peak_rss_mib": round(peak, 1),
         "seconds_to_first_iteration": round(seconds_to_first, 2),
         "num_variables": len(supernet.variables),
@@ -147,11 +152,13 @@ def measure() -> dict[str, Any]:
         "matmul_gflops": round(process.matmul_gflops(), 1),
         "num_parameters": prediction.num_parameters(supernet),
         "built_rss_mib": round(resident, 1),
-        "predicted_seconds": round(
-            prediction.step_seconds(*setting, prediction.measure_speeds()), 4
-        ),
-        "predicted_rss_mib": round(prediction.peak_memory_mib(*setting, traced, resident), 1),
     }
+    if FLAGS.predict:
+        seconds = prediction.step_seconds(*setting, prediction.measure_speeds())
+        memory = prediction.peak_memory_mib(*setting, traced, resident)
+        result["predicted_seconds"] = round(seconds, 4)
+        result["predicted_rss_mib"] = round(memory, 1)
+    return result
 
 
 def _plain_step(model: Any) -> Any:
@@ -201,7 +208,8 @@ def _num_graph_ops(step: Any, model: Any) -> int | None:
         functions = [step]
     else:
         kinds = {segment.kind for segment in model.supernet.segments}
-        functions = [f for kind in kinds for f in runner(kind, model.supernet.execution).functions]
+        runners = [runner(kind, model.supernet.execution) for kind in kinds]
+        functions = [function for run in runners for function in run.functions.values()]
         functions += [model._eager_loss, *model._eager_apply.values()]
     graphs = [
         concrete.graph

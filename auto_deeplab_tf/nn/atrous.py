@@ -2,13 +2,14 @@
 
 from keras import ops
 
+from auto_deeplab_tf.nn import backend
+
 
 def atrous_conv(images, kernel, rate, strides=1, padding="same"):
     """An atrous convolution that leaves out taps which fall on padding at every position.
 
     At a rate of the map's height or more the rows above and below the middle of a 3x3 window never
-    touch the map; columns likewise. On CPU TensorFlow runs an atrous convolution as rate * rate
-    padded phases: at rate 36 on 23x30 that is 1,296 positions of 9 taps in place of 690 of one.
+    touch the map; columns likewise.
 
     A strided 1x1 takes its pixels first. TensorFlow 2.20 on CPU (oneDNN) corrupts memory in the
     filter gradient of a 1x1 at stride 2, seen at [1, 28, 28, 8] with 8 filters.
@@ -29,7 +30,7 @@ def atrous_conv(images, kernel, rate, strides=1, padding="same"):
         rate = 1
         rows, columns = (strides, strides) if isinstance(strides, int) else strides
         images, strides = images[:, ::rows, ::columns], 1
-    return ops.conv(images, kernel, strides=strides, padding=padding, dilation_rate=rate)
+    return backend.conv(images, kernel, strides, padding, rate)
 
 
 def atrous_depthwise_conv(images, kernel, rates, strides=1, padding="same"):

@@ -73,6 +73,22 @@ def _takes_fast_path(images):
     return not _plain_only.get() and dtype != "float16" and has_fast_cpu_kernels()
 
 
+def _compiles_for_xla():
+    return _TENSORFLOW and _plain_only.get()
+
+
+def _has_dilated_kernels(images):
+    """Tells whether TensorFlow dilates a convolution, and its gradients, by the kernel itself.
+
+    XLA, cuDNN and oneDNN do; TensorFlow's own CPU kernels have no such gradient.
+    """
+    return _TENSORFLOW and (
+        _plain_only.get()
+        or bool(tf.config.list_physical_devices("GPU"))
+        or _takes_fast_path(images)
+    )
+
+
 def read(variable):
     """Returns the value of a Keras variable as a tensor.
 
@@ -99,6 +115,17 @@ def sum_all(terms):
     if _TENSORFLOW:
         return tf.add_n(terms) if len(terms) > 1 else terms[0]
     return functools.reduce(ops.add, terms)
+
+
+def combine(matrix, values):
+    """Multiplies each matrix by one from the left: [M, K], [..., K, C] -> [..., M, C].
+
+    XLA makes one product of all, and transposes the result, unless each has a matrix of its own.
+    """
+    matrix = ops.cast(matrix, values.dtype)
+    if _compiles_for_xla():
+        matrix = ops.broadcast_to(matrix, (*ops.shape(values)[:-2], *ops.shape(matrix)))
+    return ops.matmul(matrix, values)
 
 
 def grouped_pointwise(images, kernel):
@@ -161,16 +188,81 @@ def depthwise_convs(images, kernels, rate=1):
 
 def plain_depthwise_convs(images, kernels, rate=1):
     """The default of `depthwise_convs`."""
+    conv = _dilated_depthwise_conv if _compiles_for_xla() else ops.depthwise_conv
     return ops.concatenate(
-        [
-            ops.depthwise_conv(images, kernel[..., None], padding="same", dilation_rate=rate)
-            for kernel in kernels
-        ],
+        [conv(images, kernel[..., None], padding="same", dilation_rate=rate) for kernel in kernels],
         axis=-1,
     )
 
 
+def conv(images, kernel, strides=1, padding="same", rate=1):
+    """`keras.ops.conv` in two dimensions; an atrous one without phases where the kernel allows.
+
+    On TensorFlow `keras.ops.conv` rearranges images and results into rate * rate padded phases;
+    at rate 24 on 33x33 these hold 576 * 9 positions of 9 taps.
+
+    Args:
+        images: float [N, h, w, C].
+        kernel: float [k, k, C, D].
+        strides: int or pair; 1 where `rate` is not 1.
+        padding: "same" or "valid".
+        rate: the atrous rate.
+
+    Returns:
+        float [N, h', w', D].
+    """
+    if rate > 1 and _has_dilated_kernels(images):
+        return tf.nn.conv2d(images, kernel, 1, padding.upper(), dilations=rate)
+    return ops.conv(images, kernel, strides=strides, padding=padding, dilation_rate=rate)
+
+
 if _TENSORFLOW:
+
+    def _dilated_depthwise_conv(images, kernel, padding, dilation_rate):
+        """For XLA: dilated by the kernel; `tf.nn.depthwise_conv2d` would move values into phases.
+
+        The filter gradient alone is taken of the phases: of a dilated one XLA makes, for a GPU, a
+        grouped convolution with both maps transposed before it.
+        """
+        settings = {
+            "strides": [1, 1, 1, 1],
+            "padding": padding.upper(),
+            "dilations": [1, dilation_rate, dilation_rate, 1],
+        }
+        if dilation_rate == 1:
+            return tf.raw_ops.DepthwiseConv2dNative(input=images, filter=kernel, **settings)
+
+        @tf.custom_gradient
+        def convolve(images, kernel):
+            def gradient(upstream):
+                images_gradient = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+                    input_sizes=tf.shape(images), filter=kernel, out_backprop=upstream, **settings
+                )
+                kernel_gradient = tf.nn.depthwise_conv2d_backprop_filter(
+                    _phases(images, dilation_rate),
+                    kernel.shape,
+                    _phases(upstream, dilation_rate),
+                    [1, 1, 1, 1],
+                    padding.upper(),
+                )
+                return images_gradient, kernel_gradient
+
+            result = tf.raw_ops.DepthwiseConv2dNative(input=images, filter=kernel, **settings)
+            return result, gradient
+
+        return convolve(images, kernel)
+
+    def _phases(images, rate):
+        """Every rate-th row and column from each of the first, one behind the other in the batch.
+
+        float [N, h, w, C] -> [rate * rate * N, ceil(h / rate), ceil(w / rate), C], 0 where a phase
+        has ended.
+        """
+        _, height, width, _ = images.shape
+        images = tf.pad(images, [[0, 0], [0, -height % rate], [0, -width % rate], [0, 0]])
+        return tf.concat(
+            [images[:, i::rate, j::rate] for i in range(rate) for j in range(rate)], axis=0
+        )
 
     def _depthwise_conv(images, kernel):
         return tf.nn.depthwise_conv2d(images, kernel, [1, 1, 1, 1], "SAME")

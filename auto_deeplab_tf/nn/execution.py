@@ -130,8 +130,14 @@ class CompiledSegment:
 
     @property
     def functions(self):
-        """All compiled functions, for those who count what they hold."""
-        return [*self._forward.values(), *self._pullback.values()]
+        """name -> compiled function, for those who count what they hold: "inference", "forward",
+        "weights" and "architecture".
+        """
+        return {
+            "inference": self._forward[False],
+            "forward": self._forward[True],
+            **self._pullback,
+        }
 
     def forward(self, kernels, affine, moving, architecture, inputs, training):
         """See `runner`."""

@@ -525,13 +525,13 @@ class NodeKind(SegmentKind):
             for index, part in enumerate(parts):
                 target, lane = divmod(index, lanes)
                 weights = kernel[:, :, :, target, lane // sharing]
-                results.append(ops.conv(part, weights, padding="same", dilation_rate=rate))
+                results.append(backend.conv(part, weights, rate=rate))
             return ops.concatenate(results, axis=-1)
         for lane, part in enumerate(parts):
             weights = ops.reshape(
                 kernel[:, :, :, :, lane // sharing], (size, size, filters, targets * filters)
             )
-            result = ops.conv(part, weights, padding="same", dilation_rate=rate)
+            result = backend.conv(part, weights, rate=rate)
             results.append(ops.reshape(result, (-1, height, width, targets, filters)))
         stacked = ops.stack(results, axis=-2)
         return ops.reshape(stacked, (-1, height, width, targets * lanes * filters))

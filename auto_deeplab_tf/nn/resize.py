@@ -8,6 +8,8 @@ no special gradient.
 import numpy as np
 from keras import ops
 
+from auto_deeplab_tf.nn import backend
+
 
 def interpolation_matrix(size_out, size_in):
     """Returns the matrix of linear interpolation with aligned corners along one axis.
@@ -51,12 +53,18 @@ def resize_bilinear(images, size):
     _, height_in, width_in, _ = ops.shape(images)
     height, width = size
     if not (isinstance(height, int) and isinstance(height_in, int) and height == height_in):
-        rows = ops.cast(interpolation_matrix(height, height_in), images.dtype)
-        images = ops.einsum("oh,nhwc->nowc", rows, images)
+        images = _combine_rows(interpolation_matrix(height, height_in), images)
     if not (isinstance(width, int) and isinstance(width_in, int) and width == width_in):
-        columns = ops.cast(interpolation_matrix(width, width_in), images.dtype)
-        images = ops.einsum("ow,nhwc->nhoc", columns, images)
+        images = backend.combine(interpolation_matrix(width, width_in), images)
     return images
+
+
+def _combine_rows(matrix, images):
+    """[H, h], [N, h, w, C] -> [N, H, w, C]."""
+    _, height, width, channels = ops.shape(images)
+    rows = ops.reshape(images, (-1, height, width * channels))
+    new_height = matrix.shape[0] or ops.shape(matrix)[0]
+    return ops.reshape(backend.combine(matrix, rows), (-1, new_height, width, channels))
 
 
 def average_bins(images, bins):
@@ -73,10 +81,9 @@ def average_bins(images, bins):
         float [N, bins, bins, C] in the dtype of `images`.
     """
     _, height, width, _ = ops.shape(images)
-    rows = ops.cast(_bin_matrix(bins, height), images.dtype)
-    images = ops.einsum("bh,nhwc->nbwc", rows, images)
-    columns = ops.cast(_bin_matrix(bins, width), images.dtype)
-    return ops.einsum("bw,nhwc->nhbc", columns, images)
+    return backend.combine(
+        _bin_matrix(bins, width), _combine_rows(_bin_matrix(bins, height), images)
+    )
 
 
 def _bin_matrix(bins, size):

@@ -41,3 +41,14 @@ def prepare(seed: int, deterministic: bool) -> None:
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def set_threads(intra_op: int, inter_op: int) -> None:
+    """Sets how TensorFlow uses the cores; before it runs its first operation.
+
+    Args:
+        intra_op: threads that share one operation; 0: all cores.
+        inter_op: operations that run at a time; 0: as many as cores.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(intra_op)
+    tf.config.threading.set_inter_op_parallelism_threads(inter_op)
