@@ -2,7 +2,7 @@
 # demo    the whole chain on generated street scenes: search, decode, train, evaluate, export, predict
 # test    all tests that fit in CI; test-slow runs the others
 # check   formatting, lint, types
-# bench   seconds, memory and graph size of a step of the search, into benchmarks/results and docs/performance.md
+# bench   ten minutes of measurements, into benchmarks/results and docs/performance.md
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

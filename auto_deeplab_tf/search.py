@@ -135,7 +135,7 @@ def _needs(options: config.SearchConfig) -> dict[str, Any]:
     remat = Execution(_flag_or_auto(options.remat)).recomputes(eager=not traced)
     setting = (search.model.supernet, options.crop_size, options.batch_size, remat)
     memory = prediction.peak_memory_mib(*setting, traced, prediction.resident_mib())
-    seconds = prediction.step_seconds(*setting, prediction.measure_speeds())
+    seconds = prediction.step_seconds(*setting, traced, prediction.measure_speeds())
     weights_only = min(options.arch_start_epoch, options.epochs)
     steps = options.epochs - (1 - prediction.WEIGHT_STEP_SHARE) * weights_only
     return {

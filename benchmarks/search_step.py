@@ -154,7 +154,7 @@ def measure() -> dict[str, Any]:
         "built_rss_mib": round(resident, 1),
     }
     if FLAGS.predict:
-        seconds = prediction.step_seconds(*setting, prediction.measure_speeds())
+        seconds = prediction.step_seconds(*setting, traced, prediction.measure_speeds())
         memory = prediction.peak_memory_mib(*setting, traced, resident)
         result["predicted_seconds"] = round(seconds, 4)
         result["predicted_rss_mib"] = round(memory, 1)

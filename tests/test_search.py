@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -105,6 +107,23 @@ def test_a_dry_run_says_what_is_needed_and_leaves_nothing(cache, tmp_path):
     # The first of three epochs is without architecture steps.
     assert needs["total_seconds"] == pytest.approx(12 * needs["seconds_per_step"], rel=0.5, abs=2)
     assert 0.001 < needs["seconds_per_step"] < 2
+
+
+@pytest.mark.parametrize("more", [("--dry_run",), ("--epochs=1", "--steps_per_epoch=1")])
+def test_the_threads_asked_for_are_those_of_tensorflow(cache, tmp_path, more):
+    program = (
+        "import sys, tensorflow as tf\n"
+        "from auto_deeplab_tf import cli, search\n"
+        "try: cli.run(search.main)\n"
+        "finally: print('threads', tf.config.threading.get_intra_op_parallelism_threads(),\n"
+        "    tf.config.threading.get_inter_op_parallelism_threads())\n"
+    )
+    flags = [*SMALL, *more, "--arch_start_epoch=1", "--intra_op_threads=1", "--inter_op_threads=3"]
+    command = [sys.executable, "-c", program, *flags, f"--run_dir={tmp_path}/run"]
+    done = subprocess.run(
+        [*command, f"--cache_dir={cache}"], capture_output=True, text=True, check=True
+    )
+    assert "threads 1 3" in done.stdout
 
 
 def test_a_run_directory_of_another_configuration_is_refused(finished, cache):

@@ -1,11 +1,12 @@
 """What a search will need: memory and seconds a step, predicted before anything starts.
 
-    seconds = CALL_SHARE * calls * (seconds of a small call)
-        + WORK_SHARE * (multiply-adds / their speed + bytes / bandwidth)
+    seconds = share * (CALL_SHARE * calls * (seconds of a small call)
+        + WORK_SHARE * (multiply-adds / their speed + bytes / bandwidth))
 
-with calls, multiply-adds and bytes of `nn.cost`, and the speeds measured here in about two seconds.
-The two shares, and what a graph takes in memory, are fitted to `benchmarks.search_step` on one
-thread of one machine; `benchmarks.dry_run` compares predictions with measurements.
+with calls, multiply-adds and bytes of `nn.cost`, and the speeds measured here in about two seconds;
+`share` is 1 but for other ways to run the step and for sampled paths. The constants, and what a
+graph takes in memory, are fitted to `benchmarks.search_step` on one and two threads of one machine;
+`benchmarks.dry_run` compares predictions with measurements at other settings.
 """
 
 import dataclasses
@@ -21,12 +22,18 @@ from auto_deeplab_tf.nn import cost
 from auto_deeplab_tf.nn.node import NodeKind
 from auto_deeplab_tf.nn.supernet import Supernet
 
-CALL_SHARE = 4.0
-WORK_SHARE = 1.36
+CALL_SHARE = 0.15
+WORK_SHARE = 1.48
+# Of the seconds of an eager step that recomputes its nodes: of one that keeps their insides, and of
+# a step that is one graph.
+KEPT_SHARE = 0.95
+TRACED_SHARE = 0.72
 # MiB of a compiled kind of node for each of its counted calls, forward and two pullbacks.
 GRAPH_MIB_PER_CALL = 0.071
 # MiB of a whole traced step for each counted call of each of its segments.
-TRACED_MIB_PER_CALL = 0.089
+TRACED_MIB_PER_CALL = 0.075
+# A forward pass, computed twice, in both halves; backward by inputs in both, by weights in one.
+CALLS_OF_A_STEP = 9
 # Of the seconds of a bilevel step those of the weights' half.
 WEIGHT_STEP_SHARE = 0.57
 # Copies of the weights: value, momentum, gradient, the one being made.
@@ -41,8 +48,8 @@ class Speeds:
         convolution: multiply-adds a second of a matrix product.
         depthwise: multiply-adds a second of a 3x3 depthwise convolution.
         elementwise: bytes a second, read or written.
-        call_seconds: of a kernel with little to do. Where several threads share an operation, that
-            is mostly the time to wake them: at two threads three times that of one was seen.
+        call_seconds: of a depthwise convolution with little to do. Where several threads share it,
+            that is mostly the time to wake them: shared by two, twice that of one was seen.
     """
 
     convolution: float
@@ -61,22 +68,16 @@ def measure_speeds() -> Speeds:
         return tf.nn.depthwise_conv2d(values, kernel, [1, 1, 1, 1], "SAME")
 
     @tf.function(autograph=False)
-    def convolutions(values):
+    def chain(values):
         for _ in range(20):
             values = depthwise(values)
         return values
 
-    @tf.function(autograph=False)
-    def calls(values):
-        for _ in range(60):
-            values = tf.concat(tf.split(depthwise(values), 4, axis=-1), axis=-1)
-        return values
-
     return Speeds(
         convolution=768**3 / _seconds(tf.linalg.matmul, square, square),
-        depthwise=20 * 9 * images.shape.num_elements() / _seconds(convolutions, images),
+        depthwise=20 * 9 * images.shape.num_elements() / _seconds(chain, images),
         elementwise=3 * 4 * 8_000_000 / _seconds(tf.add, large, large),
-        call_seconds=_seconds(calls, small) / 180,
+        call_seconds=_seconds(chain, small) / 20,
     )
 
 
@@ -93,7 +94,7 @@ def _seconds(function: Callable[..., Any], *arguments: Any, limit: float = 0.4) 
 
 
 def step_seconds(supernet: Supernet, size: tuple[int, int], batch_size: int, remat: bool,
-                 speeds: Speeds) -> float:  # fmt: skip
+                 traced: bool, speeds: Speeds) -> float:  # fmt: skip
     """Predicts the seconds of a weight step and an architecture step together, on CPU.
 
     Args:
@@ -101,16 +102,21 @@ def step_seconds(supernet: Supernet, size: tuple[int, int], batch_size: int, rem
         size: (height, width) of the crops.
         batch_size: crops of each half.
         remat: whether nodes are recomputed.
+        traced: whether the whole step is one graph.
         speeds: of this machine.
     """
     counts = cost.count(supernet, size)
     bytes_of_value = tf.as_dtype(supernet.compute_dtype).size
-    works = cost.iteration(counts, batch_size, remat)
-    calls = sum(count.calls for count in counts) * (9 if remat else 7)
+    works = cost.iteration(counts, batch_size, remat=True)
+    calls = CALLS_OF_A_STEP * sum(count.calls for count in counts)
     seconds = sum(work.values for work in works.values()) * bytes_of_value / speeds.elementwise
     seconds += works["depthwise"].multi_adds / speeds.depthwise
     seconds += works["convolution"].multi_adds / speeds.convolution
-    return CALL_SHARE * calls * speeds.call_seconds + WORK_SHARE * seconds
+    share = (1.0 if remat else KEPT_SHARE) * (TRACED_SHARE if traced else 1.0)
+    if supernet.sampled_paths and not traced:
+        nodes = sum(isinstance(segment.kind, NodeKind) for segment in supernet.segments)
+        share *= min(1.0, supernet.sampled_paths * supernet.num_layers / nodes)
+    return share * (CALL_SHARE * calls * speeds.call_seconds + WORK_SHARE * seconds)
 
 
 def peak_memory_mib(supernet: Supernet, size: tuple[int, int], batch_size: int, remat: bool,

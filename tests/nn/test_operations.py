@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from auto_deeplab_tf.architecture import DECODABLE_OPERATIONS
+from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.operations import (
     AtrousConv2D,
     BatchNormalization,
@@ -156,6 +157,37 @@ def test_taps_on_padding_are_left_out_without_a_difference(rate):
     close(layer(x), expected)
     any_size = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, FILTERS))])
     close(any_size(x), expected)
+
+
+def value_and_gradients(convolution, *arguments):
+    upstream = tf.constant(images((2, 13, 16, 5), seed=7))
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        result = convolution(*arguments)
+    return [result, *tape.gradient(result, arguments, output_gradients=upstream)]
+
+
+@pytest.mark.parametrize("rate", [2, 3, 12])
+def test_a_convolution_that_the_kernel_dilates_equals_the_one_by_phases(rate):
+    arguments = tf.constant(images((2, 13, 16, 4), seed=1)), tf.constant(images((3, 3, 4, 5)))
+    ours = value_and_gradients(lambda x, k: backend.conv(x, k, rate=rate), *arguments)
+    by_phases = value_and_gradients(
+        lambda x, k: ops.conv(x, k, padding="same", dilation_rate=rate), *arguments
+    )
+    for one, other in zip(ours, by_phases, strict=True):
+        close(one, other)
+    traced = tf.function(lambda x, k: backend.conv(x, k, rate=rate)).get_concrete_function(
+        *arguments
+    )
+    types = {op.type for op in traced.graph.get_operations()}
+    assert ("SpaceToBatchND" in types) != backend.has_fast_cpu_kernels()
+
+
+def test_no_kernel_is_asked_to_dilate_where_it_has_no_gradient():
+    """TensorFlow's own CPU kernels refuse it; float16 has no others."""
+    arguments = tf.ones((1, 9, 9, 2), tf.float16), tf.ones((3, 3, 2, 2), tf.float16)
+    graph = tf.function(lambda x, k: backend.conv(x, k, rate=2)).get_concrete_function(*arguments)
+    assert "SpaceToBatchND" in {op.type for op in graph.graph.get_operations()}
 
 
 def test_relu_stands_where_it_is_asked_for():

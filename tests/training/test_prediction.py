@@ -1,5 +1,7 @@
 """What a search is predicted to need, as a function of its settings."""
 
+import pytest
+
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training import prediction
 
@@ -9,17 +11,21 @@ SPEEDS = prediction.Speeds(5e10, 1e10, 2e10, 1e-6)
 def test_seconds_grow_with_crop_batch_and_recomputation():
     supernet = build_supernet(5, 3, 2, 4)
 
-    def seconds(size=(65, 65), batch_size=2, remat=False):
-        return prediction.step_seconds(supernet, size, batch_size, remat, SPEEDS)
+    def seconds(size=(65, 65), batch_size=2, remat=True, traced=False, supernet=supernet):
+        return prediction.step_seconds(supernet, size, batch_size, remat, traced, SPEEDS)
 
-    calls = 7 * prediction.CALL_SHARE * SPEEDS.call_seconds
+    call = prediction.CALLS_OF_A_STEP * prediction.CALL_SHARE * SPEEDS.call_seconds
     small, large = seconds(batch_size=2), seconds(batch_size=4)
     # What does not grow with the batch are the calls.
-    constant = 2 * small - large
-    assert constant > 0
-    assert constant % calls < 1e-9 * calls or calls - constant % calls < 1e-6 * calls
+    calls = (2 * small - large) / call
+    assert calls > 100 and abs(calls - round(calls)) < 1e-6 * calls
     assert seconds(size=(129, 129)) > large > small
-    assert seconds(remat=True) > small
+    assert seconds(traced=True) < seconds(remat=False) < small
+    # Two paths lie on 2 * 3 nodes at most.
+    sampled = build_supernet(5, 3, 2, 4, sampled_paths=2)
+    nodes = len([s for s in sampled.segments if s.name.startswith("layer")])
+    assert seconds(supernet=sampled) == pytest.approx(small * 6 / nodes)
+    assert seconds(supernet=sampled, traced=True) == seconds(traced=True)
 
 
 def test_memory_adds_up():
