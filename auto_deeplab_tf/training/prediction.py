@@ -3,10 +3,10 @@
     seconds = share * (CALL_SHARE * calls * (seconds of a small call)
         + WORK_SHARE * (multiply-adds / their speed + bytes / bandwidth))
 
-with calls, multiply-adds and bytes of `nn.cost`, and the speeds measured here in about three seconds;
-`share` is 1 but for other ways to run the step and for sampled paths. The constants, and what a
-graph takes in memory, are fitted to `benchmarks.search_step` on one and two threads of one machine;
-`benchmarks.dry_run` compares predictions with measurements at other settings.
+with calls, multiply-adds and bytes of `nn.cost`, and the speeds measured here in about three
+seconds; `share` is 1 but for other ways to run the step and for sampled paths. The constants, and
+what a graph takes in memory, are fitted to `benchmarks.search_step` on one and two threads of one
+machine; `benchmarks.dry_run` compares predictions with measurements at other settings.
 """
 
 import dataclasses
