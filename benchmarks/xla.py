@@ -12,8 +12,9 @@ every forward twice and every pullback once).
 No accelerator is needed: `cpu` is TensorFlow's own XLA; the others are XLA's compile-only clients,
 which take the lowered functions. They need `pip install "jax[cuda12]==0.10.2"` or
 `"jax[tpu]==0.10.2"`, in an environment of its own that is put on the path. What they compile was
-lowered for a CPU (the plain kernels of `nn/backend.py`), autotuning is off, and nothing of it runs:
-the figures are counts, and a TPU's cycles XLA's estimate. A TPU's functions take minutes each.
+lowered for a CPU (the plain kernels of `nn/backend.py`), without autotuning and without Triton's
+products; nothing of it runs: the figures are counts, and a TPU's cycles XLA's estimate. A TPU's
+functions take minutes each.
 
 `transposes` counts kernels that do nothing but bring a map (of the batch, with its rows and
 columns) into another order; `with_transposes` those that also do something else, which costs no
@@ -213,7 +214,10 @@ def compile_only_client() -> Any:
     os.environ["JAX_PLATFORMS"] = {"h100": "cpu,cuda", "tpu_v4": "cpu,tpu"}[FLAGS.target]
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+    # Without a device to try them on, XLA finds no tiles for some of Triton's products.
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    )
     from jax.experimental import topologies
 
     if FLAGS.target == "h100":
