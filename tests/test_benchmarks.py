@@ -5,7 +5,7 @@ import sys
 
 import tensorflow as tf
 
-from benchmarks import dry_run, page, roofline, run_all, search_profile, xla
+from benchmarks import dry_run, mixed_precision, page, roofline, run_all, search_profile, xla
 from benchmarks.rows import RESULTS, read
 
 
@@ -64,6 +64,24 @@ def test_of_several_runs_the_median_is_kept():
     assert run_all.median(measured[:2])["seconds_per_iteration"] == 1
     nothing_timed = {"seconds_per_iteration": None}
     assert run_all.median([nothing_timed]) == nothing_timed
+
+
+def test_a_mixed_policy_ends_where_float32_does_if_it_keeps_as_much_as_the_yardstick():
+    def row(variant, same_levels, same_edges):
+        found = {"variant": variant, "same_levels": str(same_levels)}
+        return found | {"same_edges": str(same_edges), "edges": "4"}
+
+    rows = [
+        row(mixed_precision.YARDSTICK, True, 2),
+        row("mixed_bfloat16", True, 2),
+        row("mixed_float16", True, 1),
+    ]
+    yardstick, as_much, less = mixed_precision.verdicts(rows)
+    assert "1 of 1 seeds and 2 of 4 edges" in yardstick and "ends" not in yardstick
+    assert "not shown" not in as_much and "it ends where float32 does" in as_much
+    assert "not shown that it ends" in less
+    fewer_levels = mixed_precision.verdicts([rows[0], row("mixed_bfloat16", False, 4)])[1]
+    assert "not shown" in fewer_levels
 
 
 MODULE = """HloModule jit_f, is_scheduled=true
