@@ -6,8 +6,9 @@ Every row of benchmarks/results names its command, the commit, the processor and
 is measured in a process of its own. Run it on a machine that does nothing else. `--rounds=3` goes
 through the settings three times, so that those that are compared alternate, and keeps of each the
 row of median time. `--long` adds what takes an hour: the search at crop 321 and at larger batches,
-in one traced graph, its fast modes, the predictions, the networks at
-513x513, the input pipeline and large sets.
+in one traced graph, its fast modes, the predictions, other networks at 513x513, the input pipeline
+and large sets. What XLA compiles and what mixed precision and the fast modes decode have commands
+of their own: `benchmarks.xla`, `.mixed_precision`, `.fast_modes`.
 """
 
 import statistics
@@ -84,14 +85,12 @@ def main(_: list[str]) -> None:
     rows.put(
         rows.RESULTS / "search_profile.csv", rows.measure("benchmarks.search_profile", PROFILE)
     )
-    for setting in networks.quick_settings():
+    for setting in networks.crop_settings() if FLAGS.long else networks.quick_settings():
         rows.put(networks.RESULTS, rows.measure(networks.MODULE, setting))
     if FLAGS.long:
         measure(LONG, FLAGS.rounds)
         measure(ONCE, 1)
         dry_run.main([])
-        for setting in networks.crop_settings():
-            rows.put(networks.RESULTS, rows.measure(networks.MODULE, setting))
         for name in INPUTS:
             row = rows.measure("benchmarks.input_pipeline", f"--measurement={name}")
             rows.put(rows.RESULTS / "input_pipeline.csv", row)

@@ -1,7 +1,7 @@
 """What XLA makes of the search's functions: kernels, compile time, and transposes that are left.
 
     python -m benchmarks.xla --target=cpu --crop_size=65
-    python -m benchmarks.xla --target=h100 --dtype_policy=mixed_bfloat16
+    python -m benchmarks.xla --target=h100 --dtype_policy=mixed_bfloat16 --crop_size=321
     python -m benchmarks.xla --target=tpu_v4 --segment=layer_2_level_1 --functions=forward
 
 One forward and two pullbacks of every kind of segment, as `--jit_compile` compiles them in the
@@ -183,7 +183,7 @@ def map_positions(batch_size: int, size: tuple[int, int]) -> list[int]:
 
 
 def lowered(model: Any, images: Any) -> Iterator[tuple[Any, int, dict[str, Any]]]:
-    """Yields each kind, the number of its segments, and name -> `get_compiler_ir` of its functions.
+    """Yields of each kind a segment, their number, and function name -> what gives its HLO.
 
     The arguments are those of a forward pass.
     """
@@ -248,9 +248,7 @@ def measure() -> list[dict[str, Any]]:
     device = None if FLAGS.target == "cpu" else compile_only_client()
     model, ((images, _), _), _ = search_step.prepare()
     positions = map_positions(FLAGS.batch_size, images.shape[1:3])
-    seconds = collections.Counter[str]()
-    slowest = collections.Counter[str]()
-    kinds = collections.Counter[str]()
+    seconds: dict[str, list[float]] = {name: [] for name in FLAGS.functions}
     of_kinds = {name: Account() for name in FLAGS.functions}
     of_segments = {name: Account() for name in FLAGS.functions}
     for segment, count, functions in lowered(model, images):
@@ -263,18 +261,16 @@ def measure() -> list[dict[str, Any]]:
             took = time.perf_counter() - start
             found = account(module, positions)
             print(f"{segment.name} {name}: {took:.1f} s, {found}", flush=True)
-            kinds[name] += 1
-            seconds[name] += took
-            slowest[name] = max(slowest[name], took)
+            seconds[name].append(took)
             of_kinds[name] = of_kinds[name].plus(found)
             of_segments[name] = of_segments[name].plus(found, count)
     return [
         {
             "command": command(),
             "function": name,
-            "kinds": kinds[name],
-            "compile_seconds": round(seconds[name], 1),
-            "slowest_seconds": round(slowest[name], 1),
+            "kinds": len(seconds[name]),
+            "compile_seconds": round(sum(seconds[name]), 1),
+            "slowest_seconds": round(max(seconds[name], default=0.0), 1),
             "kernels_of_kinds": of_kinds[name].kernels,
             "kernels_of_segments": of_segments[name].kernels,
             "transposes_of_segments": of_segments[name].transposes,

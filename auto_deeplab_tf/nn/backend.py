@@ -82,10 +82,10 @@ def _has_dilated_kernels(images):
 
     XLA, cuDNN and oneDNN do; TensorFlow's own CPU kernels have no such gradient.
     """
-    return _TENSORFLOW and (
-        _plain_only.get()
-        or bool(tf.config.list_physical_devices("GPU"))
+    return (
+        _compiles_for_xla()
         or _takes_fast_path(images)
+        or (_TENSORFLOW and bool(tf.config.list_physical_devices("GPU")))
     )
 
 
