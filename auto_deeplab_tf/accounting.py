@@ -17,51 +17,19 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from auto_deeplab_tf.architecture import Architecture, Operation, operation, stride
-
-MINIMUM_SIZE = 32
-# How many channels the images of a network may have: grey, RGB, RGB and one more.
-INPUT_CHANNELS = (1, 3, 4)
-STEM_FILTERS = (64, 64, 128)
-STEM_STRIDES = (2, 1, 2)
-# ASPP's rates at stride s are these divided by s: 6, 12, 18 at stride 16.
-ASPP_EXTENTS = (96, 192, 288)
-
-
-class ConvUnit(NamedTuple):
-    """One convolution with the batch normalisation behind it.
-
-    Args:
-        kernel_size: Width of the square window.
-        stride: 1 or 2.
-        rate: Atrous rate.
-        separable: A depthwise window, then a pointwise 1x1, in place of the full convolution.
-    """
-
-    kernel_size: int = 1
-    stride: int = 1
-    rate: int = 1
-    separable: bool = False
-
-
-def operation_units(row: Operation, stride: int, atrous: str) -> list[ConvUnit]:
-    """Returns the convolutions of a decoded operation in their order.
-
-    nn/operations.py builds from them, and nn/node.py from those of stride 1. A stride is in the
-    first; an atrous operation has none: its input is resized to half beforehand, and its rate is 1.
-
-    Args:
-        row: Its row of `architecture.OPERATION_TABLE`.
-        stride: 2 where the path goes down and the operation reads an input of the cell, else 1.
-        atrous: `"full"` or `"separable"`.
-    """
-    separable = row.is_separable(atrous)
-    first, rate = (stride, 1) if row.rate == 1 else (1, row.rate if stride == 1 else 1)
-    units = [
-        ConvUnit(row.kernel_size, 1 if index else first, rate, separable)
-        for index in range(row.repeats)
-    ]
-    return [*units, ConvUnit(stride=2)] if row.projects and stride == 2 else units
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.search_space import (
+    ASPP_EXTENTS,
+    INPUT_CHANNELS,
+    MINIMUM_SIZE,
+    STEM_FILTERS,
+    STEM_STRIDES,
+    ConvUnit,
+    operation,
+    operation_units,
+    stride,
+)
 
 
 class LayerCount(NamedTuple):
@@ -132,9 +100,9 @@ def count(
     num_classes, filter_multiplier = int(num_classes), int(filter_multiplier)
     head_channels, decoder_channels = int(head_channels), int(decoder_channels)
     if input_channels not in INPUT_CHANNELS:
-        raise ValueError(f"input_channels must be 1, 3 or 4. Received: {input_channels!r}.")
+        raise UserError(f"input_channels must be 1, 3 or 4. Received: {input_channels!r}.")
     if len(input_size) != 2:
-        raise ValueError(f"input_size must be (height, width). Received: {input_size!r}.")
+        raise UserError(f"input_size must be (height, width). Received: {input_size!r}.")
     for name, value in zip(("height", "width"), input_size, strict=True):
         _check_integer(f"the {name} of input_size", value, minimum=MINIMUM_SIZE)
 
@@ -256,4 +224,4 @@ class _Rows:
 
 def _check_integer(name: str, value: Any, minimum: int) -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name} must be an integer of {minimum} or more. Received: {value!r}.")
+        raise UserError(f"{name} must be an integer of {minimum} or more. Received: {value!r}.")

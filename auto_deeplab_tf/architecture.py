@@ -1,213 +1,29 @@
-"""The search space's tables, and `Architecture`: the validated hand-over between all stages.
-
-One table of operations, relaxed edges and moves serves the supernet, the decoding, the drawing and
-the tests; nothing else does index arithmetic on alpha or beta. Pure Python and NumPy.
-"""
+"""`Architecture`: the validated hand-over between all stages. Pure Python and NumPy."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 
-SCHEMA_VERSION = 1
-NUM_LEVELS = 4
-NUM_MOVES = 3
-ATROUS_KINDS = ("full", "separable")
-
-_T = TypeVar("_T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """One row of the table of operations (paper, sec. 3.1).
-
-    The row says which convolutions the operation has, so that it can be counted without a
-    framework; the class that `nn.operations.OPERATION_LAYERS` holds for its kind says the rest.
-
-    Args:
-        name: Its name in files and drawings.
-        kind: Names its class: `separable`, `atrous`, `pool`, `skip`, or that of a new class.
-        kernel_size: Width of its square window.
-        rate: Atrous rate at stride 1; in a stride-2 position it is 1.
-        repeats: Number of ReLU-convolution-BN stages; 0 for the operations without parameters.
-        separable: Whether a stage is a depthwise convolution and a pointwise one, not a full
-            convolution; None: as the architecture's `atrous` says.
-        pooling: `"average"`, `"max"` or None.
-        projects: Whether a stride-2 position adds ReLU, 1x1 with stride 2, BN.
-    """
-
-    name: str
-    kind: str
-    kernel_size: int = 1
-    rate: int = 1
-    repeats: int = 0
-    separable: bool | None = False
-    pooling: str | None = None
-    projects: bool = False
-
-    def is_separable(self, atrous: str) -> bool:
-        """Tells the form of its convolutions in an architecture of that kind of `atrous`."""
-        return atrous == "separable" if self.separable is None else self.separable
-
-
-_TABLE = [
-    Operation("sep_3x3", "separable", kernel_size=3, repeats=2, separable=True),
-    Operation("sep_5x5", "separable", kernel_size=5, repeats=2, separable=True),
-    Operation("atrous_3x3", "atrous", kernel_size=3, rate=2, repeats=1, separable=None),
-    Operation("atrous_5x5", "atrous", kernel_size=5, rate=2, repeats=1, separable=None),
-    Operation("avg_pool_3x3", "pool", kernel_size=3, pooling="average"),
-    Operation("max_pool_3x3", "pool", kernel_size=3, pooling="max"),
-    Operation("skip", "skip", projects=True),
-    Operation("none", "none"),
-]
-
-
-class _Column(Sequence[_T]):
-    """A column of the table of operations as a tuple that `register_operation` makes longer."""
-
-    def __init__(self, read: Callable[[], tuple[_T, ...]]) -> None:
-        self._read = read
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._read()[index]
-
-    def __len__(self) -> int:
-        return len(self._read())
-
-    def __eq__(self, other: object) -> bool:
-        return self._read() == (other._read() if isinstance(other, _Column) else other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return repr(self._read())
-
-
-OPERATION_TABLE: Sequence[Operation] = _Column(lambda: tuple(_TABLE))
-OPERATIONS: Sequence[str] = _Column(lambda: tuple(row.name for row in _TABLE))
-# What a decoded edge may hold: all but `none`, in the same order.
-DECODABLE_OPERATIONS: Sequence[str] = _Column(
-    lambda: tuple(row.name for row in _TABLE if row.name != "none")
+from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.files import write_atomically
+from auto_deeplab_tf.search_space import (
+    ATROUS_KINDS,
+    CELL_INPUTS,
+    DECODABLE_OPERATIONS,
+    NUM_LEVELS,
+    block_sources,
 )
 
-_CELL_INPUTS = ("prev", "prev_prev")
-
-
-def register_operation(row: Operation) -> None:
-    """Adds a row to the table of operations, and with it a column to alpha, behind all others.
-
-    A row of a kind that is there needs nothing else. One of a new kind needs its class,
-    `nn.operations.operation_layer`. Files and models that hold the operation can be read only
-    where it was registered before.
-
-    Raises:
-        ValueError: where the name is taken.
-    """
-    if row.name in OPERATIONS:
-        raise ValueError(
-            f"an operation {row.name!r} is there already: the operations are "
-            f"{', '.join(OPERATIONS)}."
-        )
-    _TABLE.append(row)
-
-
-def operation(name: str) -> Operation:
-    """Returns the table's row of that name."""
-    for row in _TABLE:
-        if row.name == name:
-            return row
-    raise ValueError(f"unknown operation {name!r}: the operations are {', '.join(OPERATIONS)}.")
-
-
-def stride(level: int) -> int:
-    """Returns the stride of a level: 4 * 2**level."""
-    return 4 * 2**level
-
-
-def block_sources(block: int) -> tuple[str, ...]:
-    """Returns what a block may read, in the order of the table: cell inputs, earlier blocks."""
-    return _CELL_INPUTS + tuple(f"block_{earlier}" for earlier in range(block))
-
-
-class RelaxedEdge(NamedTuple):
-    """One row of alpha: block `block` reads `source` through the mix of all operations."""
-
-    index: int  # type: ignore[assignment]
-    block: int
-    source: str
-
-    @property
-    def source_index(self) -> int:
-        """0 for `prev`, 1 for `prev_prev`, 2 + j for `block_j`."""
-        return block_sources(self.block).index(self.source)
-
-
-@functools.cache
-def relaxed_edges(num_blocks: int) -> tuple[RelaxedEdge, ...]:
-    """Returns the rows of alpha: block by block; inside a block `prev`, `prev_prev`, `block_0`, ...
-
-    A cell of B blocks has 2 + 3 + ... + (B + 1) = B (B + 3) / 2 of them.
-    """
-    _check_positive("num_blocks", num_blocks)
-    pairs = [(block, source) for block in range(num_blocks) for source in block_sources(block)]
-    return tuple(RelaxedEdge(index, *pair) for index, pair in enumerate(pairs))
-
-
-class Transition(NamedTuple):
-    """One entry of beta: into `layer` from `from_level` by `move` - 1 to `to_level`.
-
-    Moves are 0 (finer), 1 (same level), 2 (coarser): the last axis of beta.
-    """
-
-    layer: int
-    from_level: int
-    move: int
-    to_level: int
-
-
-@functools.cache
-def transitions(num_layers: int) -> tuple[Transition, ...]:
-    """Returns the moves that some path from the stem (level 0) takes, layer by layer."""
-    _check_positive("num_layers", num_layers)
-    mask = move_mask(num_layers)
-    return tuple(
-        Transition(layer, level, move, level + move - 1)
-        for layer in range(num_layers)
-        for level in range(min(layer + 1, NUM_LEVELS))
-        for move in range(NUM_MOVES)
-        if mask[layer, level, move]
-    )
-
-
-def move_mask(num_layers: int) -> np.ndarray:
-    """Returns bool [num_layers, 4, 3]: True where the move stays inside the trellis."""
-    _check_positive("num_layers", num_layers)
-    to_level = np.arange(NUM_LEVELS)[:, None] + np.arange(NUM_MOVES) - 1
-    return np.tile((to_level >= 0) & (to_level < NUM_LEVELS), (num_layers, 1, 1))
-
-
-@functools.cache
-def reachable_levels(num_layers: int) -> tuple[tuple[int, ...], ...]:
-    """Returns, for each layer, the levels that some path from the stem reaches, ascending."""
-    rows = transitions(num_layers)
-    return tuple(
-        tuple(sorted({row.to_level for row in rows if row.layer == layer}))
-        for layer in range(num_layers)
-    )
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1. Received: {value}.")
+SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +41,9 @@ class Edge:
     @property
     def source_index(self) -> int:
         """0 for `prev`, 1 for `prev_prev`, 2 + j for `block_j`."""
-        if self.source in _CELL_INPUTS:
-            return _CELL_INPUTS.index(self.source)
-        return len(_CELL_INPUTS) + int(self.source.removeprefix("block_"))
+        if self.source in CELL_INPUTS:
+            return CELL_INPUTS.index(self.source)
+        return len(CELL_INPUTS) + int(self.source.removeprefix("block_"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -256,7 +72,7 @@ class Architecture:
         object.__setattr__(self, "levels", _checked_levels(self.levels))
         object.__setattr__(self, "cell", _checked_cell(self.cell))
         if not isinstance(self.atrous, str) or self.atrous not in ATROUS_KINDS:
-            raise ValueError(f"atrous must be 'full' or 'separable'. Received: {self.atrous!r}.")
+            raise UserError(f"atrous must be 'full' or 'separable'. Received: {self.atrous!r}.")
         object.__setattr__(self, "provenance", _checked_provenance(self.provenance))
 
     @property
@@ -317,7 +133,7 @@ class Architecture:
         _check_keys("the architecture", content, required, optional=("provenance",))
         version = content["schema_version"]
         if type(version) is not int or version != SCHEMA_VERSION:
-            raise ValueError(
+            raise UserError(
                 f"schema_version must be {SCHEMA_VERSION}, the version this release reads. "
                 f"Received: {version!r}."
             )
@@ -353,11 +169,11 @@ class Architecture:
         try:
             content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
         except RecursionError:
-            raise ValueError("not an architecture: nested too deeply.") from None
+            raise UserError("not an architecture: nested too deeply.") from None
         except _RepeatedKeyError:
             raise
         except ValueError as error:
-            raise ValueError(f"not a JSON file: {error}.") from None
+            raise UserError(f"not a JSON file: {error}.") from None
         return cls.from_dict(content)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -369,13 +185,13 @@ class Architecture:
         """Reads a JSON file; errors begin with its name."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} is not a file: give an architecture.json, as `decode` writes it."
             )
         try:
             return cls.from_json(path.read_bytes())
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise UserError(f"{path}: {error}") from None
 
     @classmethod
     def preset(cls, name: str) -> Architecture:
@@ -383,7 +199,7 @@ class Architecture:
         try:
             return dataclasses.replace(PRESETS[name])
         except KeyError:
-            raise ValueError(
+            raise UserError(
                 f"unknown architecture {name!r}: the presets are {', '.join(PRESETS)}."
             ) from None
 
@@ -393,26 +209,11 @@ class Architecture:
         if argument in PRESETS:
             return cls.preset(argument)
         if not Path(argument).exists():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"--architecture={argument} is neither a file nor a preset: give an "
                 f"architecture.json, as `decode` writes it, or one of {', '.join(PRESETS)}."
             )
         return cls.load(argument)
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file that holds its old content or the new at any moment; makes its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class _RepeatedKeyError(ValueError):
@@ -429,23 +230,23 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+    raise UserError(f"{name} is not a JSON number")
 
 
 def _check_keys(
     where: str, content: Any, required: Sequence[str], optional: Sequence[str] = ()
 ) -> None:
     if not isinstance(content, Mapping):
-        raise ValueError(
+        raise UserError(
             f"{where} must be an object with the keys {', '.join(required)}. "
             f"Received: {_shown(content)}."
         )
     missing = [key for key in required if key not in content]
     if missing:
-        raise ValueError(f"{where} lacks the key {missing[0]!r}.")
+        raise UserError(f"{where} lacks the key {missing[0]!r}.")
     unknown = [key for key in content if key not in (*required, *optional)]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{where} has the unknown key {unknown[0]!r}: the keys are "
             f"{', '.join((*required, *optional))}."
         )
@@ -463,7 +264,7 @@ def _is_list(value: Any) -> bool:
 
 def _checked_levels(levels: Any) -> tuple[int, ...]:
     if not _is_list(levels) or not len(levels):
-        raise ValueError(
+        raise UserError(
             f"levels must be a list with one level (0..3) for each layer. "
             f"Received: {_shown(levels)}."
         )
@@ -475,7 +276,7 @@ def _checked_levels(levels: Any) -> tuple[int, ...]:
         except TypeError:
             level = -1
         if isinstance(value, (bool, np.bool_)) or not 0 <= level < NUM_LEVELS:
-            raise ValueError(
+            raise UserError(
                 f"{field} must be an integer 0, 1, 2 or 3 (stride 4, 8, 16, 32). "
                 f"Received: {_shown(value)}."
             )
@@ -484,7 +285,7 @@ def _checked_levels(levels: Any) -> tuple[int, ...]:
             rule = "a layer keeps the level or moves by one"
             if not checked:
                 rule = "the stem ends at level 0, and " + rule
-            raise ValueError(f"{field} = {level} cannot follow level {before} ({rule}).")
+            raise UserError(f"{field} = {level} cannot follow level {before} ({rule}).")
         checked.append(level)
     return tuple(checked)
 
@@ -508,16 +309,16 @@ def _edges_from(cell: Any) -> Any:
 
 def _checked_cell(cell: Any) -> tuple[tuple[Edge, Edge], ...]:
     if not _is_list(cell) or not len(cell):
-        raise ValueError(
+        raise UserError(
             f"cell must be a list of blocks, each of two edges. Received: {_shown(cell)}."
         )
     for index, block in enumerate(cell):
         if not _is_list(block) or len(block) != 2:
-            raise ValueError(f"cell[{index}] must hold two edges. Received: {_shown(block)}.")
+            raise UserError(f"cell[{index}] must hold two edges. Received: {_shown(block)}.")
         for side, edge in enumerate(block):
             _check_edge(f"cell[{index}][{side}]", index, edge)
         if block[0].source == block[1].source:
-            raise ValueError(
+            raise UserError(
                 f"cell[{index}] reads {block[0].source!r} twice: the two sources of a block differ."
             )
     return tuple((block[0], block[1]) for block in cell)
@@ -525,20 +326,20 @@ def _checked_cell(cell: Any) -> tuple[tuple[Edge, Edge], ...]:
 
 def _check_edge(field: str, block: int, edge: Any) -> None:
     if not isinstance(edge, Edge):
-        raise ValueError(f"{field} must be an Edge. Received: {_shown(edge)}.")
+        raise UserError(f"{field} must be an Edge. Received: {_shown(edge)}.")
     sources = block_sources(block)
     if not isinstance(edge.source, str) or edge.source not in sources:
-        raise ValueError(
+        raise UserError(
             f"{field}.source = {_shown(edge.source)} cannot be read by block {block} (its sources "
             f"are {', '.join(sources)}: the cell's inputs and earlier blocks)."
         )
     if edge.op == "none":
-        raise ValueError(
+        raise UserError(
             f"{field}.op = 'none' is not allowed: a decoded edge carries one of "
             f"{', '.join(DECODABLE_OPERATIONS)}."
         )
     if not isinstance(edge.op, str) or edge.op not in DECODABLE_OPERATIONS:
-        raise ValueError(
+        raise UserError(
             f"{field}.op = {_shown(edge.op)} is unknown: the operations are "
             f"{', '.join(DECODABLE_OPERATIONS)}."
         )
@@ -547,13 +348,13 @@ def _check_edge(field: str, block: int, edge: Any) -> None:
 def _checked_provenance(provenance: Any) -> dict[str, Any]:
     """Returns a copy that no caller can reach, as JSON would give it back."""
     if not isinstance(provenance, Mapping):
-        raise ValueError(f"provenance must be an object. Received: {_shown(provenance)}.")
+        raise UserError(f"provenance must be an object. Received: {_shown(provenance)}.")
     if not all(isinstance(key, str) for key in provenance):
-        raise ValueError(f"provenance must have strings as keys. Received: {_shown(provenance)}.")
+        raise UserError(f"provenance must have strings as keys. Received: {_shown(provenance)}.")
     try:
         return json.loads(json.dumps(dict(provenance), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"provenance must hold what JSON can hold: {error}.") from None
+        raise UserError(f"provenance must hold what JSON can hold: {error}.") from None
 
 
 def _published() -> Architecture:

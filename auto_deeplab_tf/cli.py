@@ -35,6 +35,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from auto_deeplab_tf import config as config_lib
+from auto_deeplab_tf.errors import RunError, UserError
 
 # TensorFlow's C++ start-up lines would stand between the user and the one line that matters. It
 # reads the variable when it is imported, and never again.
@@ -42,7 +43,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 flags_text = config_lib.flags_text
 
-_MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, config_lib.RunError)
+_FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError, RunError)
 _COMMON = (
     ("--flagfile=FILE", "read flags from a file, one per line; later ones win"),
     ("--verbosity=N", "1 also shows the traceback of an error"),
@@ -53,7 +54,7 @@ _config_of_module: dict[str, type] = {}
 _result_stream: Any = None
 
 
-class FlagsError(ValueError):
+class FlagsError(UserError):
     """Flags that do not fit: `run` exits with 2."""
 
 
@@ -133,7 +134,7 @@ def _guard(main: Callable[[], Any]) -> int:
     except BrokenPipeError:
         _close_stdout()
         return 141  # what a shell gives for SIGPIPE
-    except _MENDABLE as error:
+    except _FOR_USERS as error:
         if flags.FLAGS.verbosity >= 1:
             traceback.print_exc()
         _complain(error)

@@ -17,15 +17,12 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.fast_modes import EXACT, check_fast_modes
 
 Size = tuple[int, int]  # (height, width) in pixels; HEIGHTxWIDTH in text
 
 _REQUIRED = dataclasses.MISSING
-
-
-class RunError(RuntimeError):
-    """A run had to stop for a reason its user can mend: the message says which, and how."""
 
 
 def flag(
@@ -60,9 +57,9 @@ def flag(
         A `dataclasses.field`.
     """
     if not help or "\n" in help:
-        raise ValueError(f"the help of a flag is one line of text. Received: {help!r}")
+        raise UserError(f"the help of a flag is one line of text. Received: {help!r}")
     if on_resume not in ("same", "grow", "free"):
-        raise ValueError(f"on_resume is same, grow or free. Received: {on_resume!r}")
+        raise UserError(f"on_resume is same, grow or free. Received: {on_resume!r}")
     metadata = {
         "help": help,
         "group": group,
@@ -126,7 +123,7 @@ def _parse_element(element: type, text: str) -> Any:
     if element is bool:
         words = {"true": True, "1": True, "false": False, "0": False}
         if text.lower() not in words:
-            raise ValueError("expected true or false")
+            raise UserError("expected true or false")
         return words[text.lower()]
     if element is int:
         try:
@@ -136,15 +133,15 @@ def _parse_element(element: type, text: str) -> Any:
         try:  # 3e11 for a budget is easier to read than its twelve digits
             value = float(text)
         except ValueError:
-            raise ValueError("expected a whole number") from None
+            raise UserError("expected a whole number") from None
         if not value.is_integer():
-            raise ValueError("expected a whole number")
+            raise UserError("expected a whole number")
         return int(value)
     if element is float:
         try:
             return float(text)
         except ValueError:
-            raise ValueError("expected a number") from None
+            raise UserError("expected a number") from None
     return text
 
 
@@ -157,13 +154,13 @@ def parse_value(kind: Kind, text: str) -> Any:
         ValueError: says what was expected, without naming the flag.
     """
     if "\n" in text or "\r" in text or text != text.strip():
-        raise ValueError("expected text without line breaks and without spaces at its ends")
+        raise UserError("expected text without line breaks and without spaces at its ends")
     if text == "" and kind.optional:
         return None
     if kind.form == "size":
         match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
         if not match:
-            raise ValueError("expected HEIGHTxWIDTH in pixels, such as 321x513")
+            raise UserError("expected HEIGHTxWIDTH in pixels, such as 321x513")
         return int(match[1]), int(match[2] or match[1])
     if kind.form == "list":
         return tuple(_parse_element(kind.element, part.strip()) for part in text.split(","))
@@ -212,7 +209,7 @@ def from_flags_text(config_class: type, text: str) -> Any:
             continue
         match = re.fullmatch(r"--(\w+)=(.*)", line)
         if not match or match[1] not in known:
-            raise ValueError(
+            raise UserError(
                 f"line {number} is no flag of {config_class.__name__}: {line!r} "
                 "(expected --name=value, as the command that wrote the file wrote it)"
             )
@@ -220,7 +217,7 @@ def from_flags_text(config_class: type, text: str) -> Any:
         try:
             values[name] = parse_value(known[name], match[2])
         except ValueError as error:
-            raise ValueError(f"--{name}={match[2]}: {error} (line {number})") from None
+            raise UserError(f"--{name}={match[2]}: {error} (line {number})") from None
     return config_class(**values)
 
 
@@ -253,7 +250,7 @@ def _check_type(name: str, kind: Kind, value: Any) -> Any:
         if kind.element is float and isinstance(item, int) and not isinstance(item, bool):
             return float(item)
         if type(item) is not kind.element:
-            raise ValueError(f"--{name} takes {kind.metavar}. Received: {value!r}")
+            raise UserError(f"--{name} takes {kind.metavar}. Received: {value!r}")
         return item
 
     if value is None and kind.optional:
@@ -261,7 +258,7 @@ def _check_type(name: str, kind: Kind, value: Any) -> Any:
     if kind.form == "one":
         return element(value)
     if not isinstance(value, (tuple, list)) or (kind.form == "size" and len(value) != 2):
-        raise ValueError(f"--{name} takes {kind.metavar}. Received: {value!r}")
+        raise UserError(f"--{name} takes {kind.metavar}. Received: {value!r}")
     return tuple(element(item) for item in value)
 
 
@@ -270,26 +267,26 @@ def _check_range(field: dataclasses.Field, kind: Kind, value: Any) -> None:
     text = f"--{field.name}={format_value(kind, value)}"
     items = (value,) if kind.form == "one" else value
     if not items:
-        raise ValueError(f"{text}: needs at least one value")
+        raise UserError(f"{text}: needs at least one value")
     for item in items:
         if isinstance(item, str):
             if rules["choices"] and item not in rules["choices"]:
-                raise ValueError(f"{text}: expected one of {', '.join(rules['choices'])}")
+                raise UserError(f"{text}: expected one of {', '.join(rules['choices'])}")
             try:
                 parse_value(Kind(str, "one", False), item)
             except ValueError as error:
-                raise ValueError(f"--{field.name}={item!r}: {error}") from None
+                raise UserError(f"--{field.name}={item!r}: {error}") from None
             continue
         if isinstance(item, float) and not math.isfinite(item):
-            raise ValueError(f"{text}: must be finite")
+            raise UserError(f"{text}: must be finite")
         if rules["minimum"] is not None and item < rules["minimum"]:
-            raise ValueError(f"{text}: must be at least {rules['minimum']}")
+            raise UserError(f"{text}: must be at least {rules['minimum']}")
         if rules["maximum"] is not None and item > rules["maximum"]:
-            raise ValueError(f"{text}: must be at most {rules['maximum']}")
+            raise UserError(f"{text}: must be at most {rules['maximum']}")
         if rules["above"] is not None and not item > rules["above"]:
-            raise ValueError(f"{text}: must be greater than {rules['above']}")
+            raise UserError(f"{text}: must be greater than {rules['above']}")
         if rules["below"] is not None and not item < rules["below"]:
-            raise ValueError(f"{text}: must be smaller than {rules['below']}")
+            raise UserError(f"{text}: must be smaller than {rules['below']}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -309,7 +306,7 @@ class Config:
             if value is None:
                 continue
             if is_required(field) and value == "":
-                raise ValueError(f"--{field.name} is required: it must not be empty")
+                raise UserError(f"--{field.name} is required: it must not be empty")
             _check_range(field, kind, value)
         self._check()
 
@@ -374,7 +371,7 @@ class DatasetConfig(DataFilesConfig):
     def _check(self) -> None:
         super()._check()
         if self.image_size is not None and self.max_image_side is not None:
-            raise ValueError("--image_size and --max_image_side both say the size: give one")
+            raise UserError("--image_size and --max_image_side both say the size: give one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -407,7 +404,7 @@ class DataConfig(DatasetConfig):
     def _check(self) -> None:
         super()._check()
         if self.scale_min > self.scale_max:
-            raise ValueError(
+            raise UserError(
                 f"--scale_min={self.scale_min} must not be greater than "
                 f"--scale_max={self.scale_max}"
             )
@@ -623,29 +620,29 @@ class SearchConfig(RunConfig):
     def _check(self) -> None:
         super()._check()
         if self.arch_start_epoch > self.epochs:
-            raise ValueError(
+            raise UserError(
                 f"--arch_start_epoch={self.arch_start_epoch} must not be greater than "
                 f"--epochs={self.epochs}: alpha and beta would never be updated"
             )
         if self.jit_compile == "true" and self.distribution_strategy != "one_device":
-            raise ValueError(
+            raise UserError(
                 "--jit_compile=true needs --distribution_strategy=one_device: inside a function "
                 "that XLA compiles the replicas cannot share the statistics of a batch"
             )
         if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
+            raise UserError(
                 f"--min_learning_rate={self.min_learning_rate} must not be greater than "
                 f"--learning_rate={self.learning_rate}"
             )
         if self.min_path_temperature > self.path_temperature:
-            raise ValueError(
+            raise UserError(
                 f"--min_path_temperature={self.min_path_temperature} must not be greater than "
                 f"--path_temperature={self.path_temperature}"
             )
         try:
             check_fast_modes(self.filter_multiplier, {name: getattr(self, name) for name in EXACT})
         except ValueError as error:
-            raise ValueError(f"--{error}") from None
+            raise UserError(f"--{error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -698,19 +695,19 @@ class DecodeConfig(Config):
     def _check(self) -> None:
         super()._check()
         if (self.run_dir is None) == (self.logits is None):
-            raise ValueError("exactly one of --run_dir and --logits is needed")
+            raise UserError("exactly one of --run_dir and --logits is needed")
         if self.logits is not None and self.output is None:
-            raise ValueError("--logits needs --output: the architecture file to write")
+            raise UserError("--logits needs --output: the architecture file to write")
         if self.output is not None and not self.output.endswith(".json"):
-            raise ValueError(f"--output={self.output}: expected a name that ends in .json")
+            raise UserError(f"--output={self.output}: expected a name that ends in .json")
         budget = self.max_multi_adds is not None or self.max_params is not None
         if budget and self.filter_multiplier is None:
-            raise ValueError("--max_multi_adds and --max_params need --filter_multiplier")
+            raise UserError("--max_multi_adds and --max_params need --filter_multiplier")
 
 
 def _check_one_network(options: Any) -> None:
     if (options.architecture is None) == (options.network is None):
-        raise ValueError("exactly one of --architecture and --network is needed")
+        raise UserError("exactly one of --architecture and --network is needed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -944,9 +941,9 @@ class TFLiteConfig(Config):
     def _check(self) -> None:
         super()._check()
         if self.precision == "int8" and self.calibration_dir is None:
-            raise ValueError("--precision=int8 needs --calibration_dir: a folder of typical images")
+            raise UserError("--precision=int8 needs --calibration_dir: a folder of typical images")
         if self.precision != "int8" and self.calibration_dir is not None:
-            raise ValueError(
+            raise UserError(
                 f"--calibration_dir is for --precision=int8 only. Received: {self.precision}"
             )
 

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from auto_deeplab_tf import accounting, cli, config, decoding, visualize
-from auto_deeplab_tf.architecture import Architecture, Transition, stride, write_atomically
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.files import write_atomically
+from auto_deeplab_tf.search_space import Transition, stride
 
 cli.define(config.DecodeConfig)
 
@@ -71,19 +74,19 @@ def _read(options: config.DecodeConfig) -> tuple[decoding.Logits, Path]:
     else:
         path = Path(options.run_dir) / "logits.npz"
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"--run_dir={options.run_dir} has no logits.npz: it is not the folder of a search, "
                 "or the search has not ended; the same search command goes on with it."
             )
     logits = decoding.load_logits(path)
     if options.atrous and logits.atrous and options.atrous != logits.atrous:
-        raise ValueError(
+        raise UserError(
             f"--atrous={options.atrous}: the search in {path} had the {logits.atrous} atrous "
             "operation; leave the flag out."
         )
     atrous = logits.atrous or options.atrous
     if atrous is None and options.run_dir is not None:
-        raise ValueError(
+        raise UserError(
             f"{path} does not say which atrous operation the search had: give --atrous."
         )
     return logits._replace(atrous=atrous or "separable"), path
@@ -116,7 +119,7 @@ def choose(logits: decoding.Logits, cell: Any, options: config.DecodeConfig) -> 
         paths = decoding.best_paths(log_beta, functools.partial(_can_keep, limits, of_paths))
         found |= dict(itertools.islice(paths, wanted))
     if not found:
-        raise ValueError(_nothing_fits(limits, *next(iter(costs.items()))))
+        raise UserError(_nothing_fits(limits, *next(iter(costs.items()))))
     choices = []
     for levels, log_prob in sorted(found.items(), key=lambda item: (-item[1], item[0]))[:wanted]:
         counted = {m: Cost(*of_paths.of(levels).tolist()) for m, of_paths in costs.items()}

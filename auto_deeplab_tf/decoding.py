@@ -20,20 +20,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from auto_deeplab_tf.architecture import (
+from auto_deeplab_tf.architecture import Architecture, Edge
+from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.files import write_atomically
+from auto_deeplab_tf.search_space import (
     ATROUS_KINDS,
     DECODABLE_OPERATIONS,
     NUM_LEVELS,
     NUM_MOVES,
     OPERATIONS,
-    Architecture,
-    Edge,
     Transition,
     block_sources,
     move_mask,
     relaxed_edges,
     transitions,
-    write_atomically,
 )
 
 
@@ -81,35 +81,35 @@ def load_logits(path: str | os.PathLike[str]) -> Logits:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file: expected an .npz of alpha and beta.")
+        raise MissingFileError(f"{path} is not a file: expected an .npz of alpha and beta.")
     try:
         # Opened as an archive first: NumPy would read a single array as well.
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-        raise ValueError(f"{path} is not a complete .npz file of numbers.") from None
+        raise UserError(f"{path} is not a complete .npz file of numbers.") from None
     for name in ("alpha", "beta"):
         if name not in arrays:
-            raise ValueError(
+            raise UserError(
                 f"{path} has no array {name!r}: alpha and beta are expected. "
                 f"Received: {', '.join(arrays) or 'no arrays'}."
             )
     atrous = str(arrays["atrous"]) if "atrous" in arrays else None
     if atrous is not None and atrous not in ATROUS_KINDS:
-        raise ValueError(f"{path}: atrous must be 'full' or 'separable'. Received: {atrous!r}.")
+        raise UserError(f"{path}: atrous must be 'full' or 'separable'. Received: {atrous!r}.")
     try:
         alpha, beta = checked_alpha(arrays["alpha"]), checked_beta(arrays["beta"])
         edge = checked_edge(arrays["edge"], alpha) if "edge" in arrays else None
         return Logits(alpha, beta, atrous, edge)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def checked_alpha(alpha_logits: Any) -> np.ndarray:
     """Returns alpha's logits as float64 [B (B + 3) / 2, 8], or says what is wrong with them."""
     logits = _as_floats("alpha", alpha_logits)
     if logits.ndim != 2 or logits.shape[1] != len(OPERATIONS) or not _blocks_of(len(logits)):
-        raise ValueError(
+        raise UserError(
             f"alpha must have the shape [B (B + 3) / 2, {len(OPERATIONS)}] for some number of "
             f"blocks B: [20, {len(OPERATIONS)}] for 5. Received: {list(logits.shape)}."
         )
@@ -132,7 +132,7 @@ def checked_edge(edge_logits: Any, alpha_logits: Any) -> np.ndarray:
     """Returns the edges' logits as float64 [B (B + 3) / 2], or says what is wrong with them."""
     logits = _as_floats("edge", edge_logits)
     if logits.shape != (len(alpha_logits),):
-        raise ValueError(
+        raise UserError(
             f"edge must have the shape [{len(alpha_logits)}], a number for each row of alpha. "
             f"Received: {list(logits.shape)}."
         )
@@ -228,7 +228,7 @@ def k_best_paths(log_beta: Any, k: int) -> list[tuple[tuple[int, ...], float]]:
     Fewer come back where the trellis holds fewer (`number_of_paths`).
     """
     if k < 1:
-        raise ValueError(f"k, the number of paths, must be at least 1. Received: {k}.")
+        raise UserError(f"k, the number of paths, must be at least 1. Received: {k}.")
     return list(itertools.islice(best_paths(log_beta), k))
 
 
@@ -252,7 +252,7 @@ def best_paths(
     to_go = _log_prob_to_go(log_beta)
     best = float(to_go[0, 0])
     if best == -math.inf:
-        raise ValueError("log_beta leaves no path: each one has a move of probability 0.")
+        raise UserError("log_beta leaves no path: each one has a move of probability 0.")
     leaving = _moves_leaving(num_layers)
     queue: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     while queue:
@@ -410,12 +410,12 @@ def _as_floats(name: str, values: Any) -> np.ndarray:
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an array of real numbers.") from None
+        raise UserError(f"{name} must be an array of real numbers.") from None
 
 
 def _check_beta_shape(name: str, values: np.ndarray) -> None:
     if values.ndim != 3 or values.shape[1:] != (NUM_LEVELS, NUM_MOVES) or not len(values):
-        raise ValueError(
+        raise UserError(
             f"{name} must have the shape [layers, {NUM_LEVELS}, {NUM_MOVES}]. "
             f"Received: {list(values.shape)}."
         )
@@ -425,7 +425,7 @@ def _check_finite(name: str, values: np.ndarray, where: np.ndarray) -> None:
     bad = np.argwhere(~np.isfinite(values) & where)
     if len(bad):
         place = tuple(int(index) for index in bad[0])
-        raise ValueError(
+        raise UserError(
             f"{name} must be finite: {name}{list(place)} is {values[place]} (and {len(bad) - 1} "
             "more such values); the search that wrote it has diverged."
         )
@@ -435,7 +435,7 @@ def _checked_log_beta(log_beta: Any) -> np.ndarray:
     log_beta = _as_floats("log_beta", log_beta)
     _check_beta_shape("log_beta", log_beta)
     if np.isnan(log_beta).any() or np.isposinf(log_beta).any():
-        raise ValueError("log_beta must hold logarithms of probabilities: it has NaN or +inf.")
+        raise UserError("log_beta must hold logarithms of probabilities: it has NaN or +inf.")
     return log_beta
 
 

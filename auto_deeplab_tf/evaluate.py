@@ -14,6 +14,8 @@ import json
 from typing import Any
 
 from auto_deeplab_tf import cli, config
+from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import write_text
 
 cli.define(config.EvaluateConfig)
 
@@ -33,13 +35,12 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
 
     from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.served import load_model
-    from auto_deeplab_tf.training.run_dir import write_text
 
     model = load_model(options.model)
     info = source.describe(options)
     names = _class_names(model, info)
     if options.write_label_ids and (options.image_size or options.max_image_side):
-        raise ValueError(
+        raise UserError(
             "--write_label_ids writes at the size of the files: leave --image_size and "
             "--max_image_side out "
             "(--input_size makes what the network sees smaller)"
@@ -86,7 +87,7 @@ def _class_names(model: Any, info: Any) -> tuple[str, ...]:
         ValueError: where model and data set have other classes.
     """
     if model.num_classes not in (None, len(info.class_names)):
-        raise ValueError(
+        raise UserError(
             f"--model has {model.num_classes} classes, --dataset={info.name} has "
             f"{len(info.class_names)}: evaluate it on the data set that it was trained for"
         )
@@ -96,7 +97,7 @@ def _class_names(model: Any, info: Any) -> tuple[str, ...]:
             for index, pair in enumerate(zip(model.class_names, info.class_names, strict=True))
             if pair[0] != pair[1]
         )
-        raise ValueError(
+        raise UserError(
             f"class {index} of --model is {names[0]}, that of --dataset={info.name} is {names[1]}: "
             "evaluate it on the data set that it was trained for"
         )
@@ -128,7 +129,7 @@ def _score(
             flip=options.flip,
         )
         if predictions.max() >= num_classes:
-            raise ValueError(
+            raise UserError(
                 f"--model answers class {predictions.max()}, --dataset={info.name} has the classes "
                 f"0..{num_classes - 1}"
             )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from auto_deeplab_tf.errors import UserError
+
 EXACT = {"partial_channels": 1, "mix_predecessors": False, "sampled_paths": 0}
 
 
@@ -31,17 +33,17 @@ def check_fast_modes(filter_multiplier: int, settings: dict[str, Any]) -> None:
     """
     partial, paths = settings["partial_channels"], settings["sampled_paths"]
     if partial < 1 or filter_multiplier % partial:
-        raise ValueError(
+        raise UserError(
             f"partial_channels={partial} must divide filter_multiplier={filter_multiplier}: one in "
             "so many channels goes through the operations."
         )
     if paths < 0 or paths == 1:
-        raise ValueError(
+        raise UserError(
             f"sampled_paths={paths} must be 0 (all paths) or at least 2: the weight of a lone path "
             "is a mere scale that normalisation cancels, and beta would learn nothing."
         )
     if paths and settings["mix_predecessors"]:
-        raise ValueError(
+        raise UserError(
             f"sampled_paths={paths} cannot go with mix_predecessors: a node on no path would not "
             "be 0. Leave one of them out."
         )

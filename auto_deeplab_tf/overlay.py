@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from auto_deeplab_tf.architecture import write_atomically
 from auto_deeplab_tf.data.label_tables import voc_colors
+from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import write_atomically
 
 VOID_COLOR = (0, 0, 0)
 _GAP = 6
@@ -63,7 +64,7 @@ def overlay(
     """
     image, class_ids = np.asarray(image), np.asarray(class_ids)
     if image.shape != (*class_ids.shape, 3):
-        raise ValueError(
+        raise UserError(
             "an overlay needs an image [H, W, 3] and class ids [H, W] of one size. "
             f"Received: image {list(image.shape)}, class ids {list(class_ids.shape)}"
         )
@@ -115,7 +116,7 @@ def contact_sheet(
     """
     for row in rows:
         if len(row) != len(titles):
-            raise ValueError(
+            raise UserError(
                 f"every row of a sheet needs one picture per title ({len(titles)}). "
                 f"Received: {len(row)}"
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from auto_deeplab_tf import cli, config
+from auto_deeplab_tf.errors import MissingFileError, UserError
 
 cli.define(config.PredictConfig)
 
@@ -30,7 +31,7 @@ def main() -> None:
         )
     if result["failures"]:
         sys.stdout.flush()
-        raise ValueError(
+        raise UserError(
             f"{len(result['failures'])} images could not be segmented: "
             f"{'; '.join(result['failures'])}"
         )
@@ -78,7 +79,7 @@ def find_images(argument: str) -> list[Path]:
         rule = "no file has that name or matches that pattern"
     found = sorted(entry for entry in found if entry.is_file())
     if not found:
-        raise FileNotFoundError(f"--image={argument}: {rule}")
+        raise MissingFileError(f"--image={argument}: {rule}")
     return found
 
 
@@ -105,7 +106,7 @@ def _check_names(paths: Sequence[Path], output_dir: Path) -> None:
     by_stem: dict[str, Path] = {}
     for path in paths:
         if path.stem in by_stem:
-            raise ValueError(
+            raise UserError(
                 f"{by_stem[path.stem]} and {path} would both be written as {path.stem}_mask.png: "
                 "segment them into different folders"
             )
@@ -114,7 +115,7 @@ def _check_names(paths: Sequence[Path], output_dir: Path) -> None:
     for stem in by_stem:
         for result in _results(output_dir, stem):
             if result.resolve() in inputs:
-                raise ValueError(
+                raise UserError(
                     f"{result} is one of the images and would be overwritten: name another "
                     "--output_dir"
                 )

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf import decoding
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.training import loop
@@ -296,7 +297,7 @@ def _as_function(
     """Brings every form of data to (step, pairs) -> dataset, and finds the steps of an epoch."""
     if callable(data) and not isinstance(data, tf.data.Dataset):
         if steps_per_epoch is None:
-            raise ValueError("steps_per_epoch must be given with a function of batches.")
+            raise UserError("steps_per_epoch must be given with a function of batches.")
         return data, steps_per_epoch
     if isinstance(data, tf.data.Dataset):
         pairs = data
@@ -306,7 +307,7 @@ def _as_function(
             return _from_step(pairs, step)
     else:
         if not isinstance(data, (tuple, list)) or len(data) != 2:
-            raise ValueError(
+            raise UserError(
                 "data must be (train_a, train_b), a dataset of pairs, or a function "
                 f"(step, pairs) -> dataset. Received: {type(data).__name__}"
             )
@@ -320,7 +321,7 @@ def _as_function(
     if steps_per_epoch is None:
         steps_per_epoch = int(pairs.cardinality())
         if steps_per_epoch < 1:
-            raise ValueError(
+            raise UserError(
                 "steps_per_epoch must be given where the number of batches is unknown or endless."
             )
     return (
@@ -341,11 +342,11 @@ def _as_batches(half: Any, batch_size: int) -> tf.data.Dataset:
     images, masks = half
     images, masks = np.asarray(images, "float32"), np.asarray(masks)
     if len(images) != len(masks) or len(images) < batch_size:
-        raise ValueError(
+        raise UserError(
             "each half needs as many masks as images, and at least one batch of them. "
             f"Received: {len(images)} images, {len(masks)} masks, batch_size {batch_size}"
         )
     if not np.issubdtype(masks.dtype, np.integer):
-        raise ValueError(f"masks must be integers. Received: dtype {masks.dtype}")
+        raise UserError(f"masks must be integers. Received: dtype {masks.dtype}")
     dataset = tf.data.Dataset.from_tensor_slices((images, masks.astype("int32")))
     return dataset.batch(batch_size, drop_remainder=True)

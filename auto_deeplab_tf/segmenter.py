@@ -13,6 +13,7 @@ import tensorflow as tf
 from auto_deeplab_tf import baselines
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.data.records import resize_image
+from auto_deeplab_tf.errors import MissingFileError, UserError
 from auto_deeplab_tf.nn.network import build_network
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.training import whole_images
@@ -98,7 +99,7 @@ class Segmenter(SupervisedModel):
             network = architecture
         else:
             if num_classes is None:
-                raise ValueError("num_classes must be given with an architecture. Received: None")
+                raise UserError("num_classes must be given with an architecture. Received: None")
             if not isinstance(architecture, Architecture):
                 architecture = Architecture.from_argument(os.fspath(architecture))
             network = build_network(
@@ -115,7 +116,7 @@ class Segmenter(SupervisedModel):
                 dtype=dtype,
             )
         if num_classes is not None and num_classes != network.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"num_classes must be that of the network ({network.num_classes}). "
                 f"Received: {num_classes}"
             )
@@ -244,7 +245,7 @@ class Segmenter(SupervisedModel):
             return [self.predict_class_ids(image, **options) for image in images]
         images, channels = np.asarray(images), self.input_channels
         if images.ndim not in (3, 4) or images.shape[-1] != channels:
-            raise ValueError(
+            raise UserError(
                 f"predict_class_ids takes images [H, W, {channels}] or [N, H, W, {channels}], or a "
                 f"list of [H, W, {channels}]. Received: shape {list(images.shape)}"
             )
@@ -382,16 +383,16 @@ def load_segmenter(path: str | os.PathLike, flag: str = "--model") -> Segmenter:
     """
     rule = "give the model.keras that `python -m auto_deeplab_tf.train` or Segmenter.save wrote"
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{flag}={path}: no such file; {rule}")
+        raise MissingFileError(f"{flag}={path}: no such file; {rule}")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{flag}={path} is no .keras file; {rule}")
+        raise UserError(f"{flag}={path} is no .keras file; {rule}")
     try:
         model = keras.saving.load_model(path)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{flag}={path} cannot be read: {reason}") from error
+        raise UserError(f"{flag}={path} cannot be read: {reason}") from error
     if not isinstance(model, Segmenter):
-        raise ValueError(f"{flag}={path} holds a {type(model).__name__}, not a Segmenter; {rule}")
+        raise UserError(f"{flag}={path} holds a {type(model).__name__}, not a Segmenter; {rule}")
     return model
 
 
@@ -407,11 +408,11 @@ def _checked_class_names(class_names, num_classes):
         return None
     names = tuple(str(name) for name in class_names)
     if len(names) != num_classes:
-        raise ValueError(
+        raise UserError(
             f"class_names must be one name per class ({num_classes}). Received: {len(names)} names"
         )
     if len(set(names)) != len(names):
-        raise ValueError(f"class_names must differ from one another. Received: {names}")
+        raise UserError(f"class_names must differ from one another. Received: {names}")
     return names
 
 
@@ -420,7 +421,7 @@ def _checked_palette(palette, num_classes):
         return None
     palette = np.asarray(palette)
     if palette.shape != (num_classes, 3) or not np.all((palette >= 0) & (palette <= 255)):
-        raise ValueError(
+        raise UserError(
             f"palette must be one colour (red, green, blue), 0..255, per class ({num_classes}). "
             f"Received: {palette.tolist()}"
         )

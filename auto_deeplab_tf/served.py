@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf.data.records import resize_image
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.segmenter import load_segmenter, with_area_of
 
 _NEEDED = "serving_default: images float32 [N, H, W, C] -> class_ids int32 [N, H, W]"
@@ -43,7 +44,7 @@ class ServedModel:
             self._loaded = tf.saved_model.load(str(folder))
         except (OSError, ValueError, tf.errors.OpError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"--model={path} cannot be read as a SavedModel: {reason}") from error
+            raise UserError(f"--model={path} cannot be read as a SavedModel: {reason}") from error
         self._signatures = self._loaded.signatures
         self._fixed_size = self._checked_signature()
         metadata = self._metadata()
@@ -61,7 +62,7 @@ class ServedModel:
         """Refuses another signature; returns the height and width where they are fixed."""
         found = self._signatures.get("serving_default")
         if found is None:
-            raise ValueError(
+            raise UserError(
                 f"--model={self._path} has no signature serving_default; needed is {_NEEDED}"
             )
         inputs, outputs = found.structured_input_signature[1], found.structured_outputs
@@ -74,7 +75,7 @@ class ServedModel:
             and (class_ids.dtype, class_ids.shape.rank) == (tf.int32, 3)
         )
         if not fits:
-            raise ValueError(
+            raise UserError(
                 f"--model={self._path} takes {_shown(inputs)} and answers {_shown(outputs)}; "
                 f"needed is {_NEEDED}"
             )
@@ -99,7 +100,7 @@ class ServedModel:
             return input_size or seen
         if input_size not in (None, self._fixed_size):
             height, width = self._fixed_size
-            raise ValueError(f"--model={self._path} takes images of {height}x{width} only")
+            raise UserError(f"--model={self._path} takes images of {height}x{width} only")
         return self._fixed_size
 
     def predict_class_ids(
@@ -120,7 +121,7 @@ class ServedModel:
             ValueError: for scales and flip: they average what a SavedModel does not answer.
         """
         if tuple(scales) != (1.0,) or flip:
-            raise ValueError(
+            raise UserError(
                 f"--scales and --flip need a .keras file: --model={self._path} is a SavedModel, "
                 "which answers class ids only"
             )
@@ -148,7 +149,7 @@ class ServedModel:
     def _checked(self, class_ids: np.ndarray) -> np.ndarray:
         limit = self.num_classes
         if class_ids.min() < 0 or (limit is not None and class_ids.max() >= limit):
-            raise ValueError(
+            raise UserError(
                 f"--model={self._path} answers class ids {class_ids.min()}..{class_ids.max()}, "
                 f"outside of 0..{'' if limit is None else limit - 1}"
             )
@@ -171,7 +172,7 @@ def load_model(path: str | os.PathLike) -> Any:
         versions = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
         versions = [entry for entry in versions if (entry / "saved_model.pb").is_file()]
         if not versions:
-            raise ValueError(
+            raise UserError(
                 f"--model={path} is a folder without a SavedModel (saved_model.pb, there or in a "
                 "numbered folder); give one, or a .keras file"
             )

@@ -14,6 +14,8 @@ import time
 from typing import Any
 
 from auto_deeplab_tf import cli, config
+from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import write_text
 
 cli.define(config.TrainConfig)
 
@@ -87,7 +89,6 @@ class _Training:
         """Trains up to the last step."""
         from auto_deeplab_tf.data import source
         from auto_deeplab_tf.training import distribution
-        from auto_deeplab_tf.training.run_dir import write_text
 
         options, run = self._options, self._run
         started = time.monotonic()
@@ -320,7 +321,7 @@ def _architecture(options: config.TrainConfig, run: Any) -> Any:
     architecture = Architecture.from_argument(options.architecture)
     path = run / ARCHITECTURE_FILE
     if path.exists() and Architecture.load(path) != architecture:
-        raise ValueError(
+        raise UserError(
             f"{run.path} trains another architecture than the file that --architecture names now: "
             "name another --run_dir, or bring the old file back"
         )

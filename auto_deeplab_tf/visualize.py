@@ -21,20 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.patheffects import Stroke, withStroke
 
-from auto_deeplab_tf.architecture import (
-    NUM_LEVELS,
-    OPERATIONS,
-    Architecture,
-    Edge,
-    block_sources,
-    move_mask,
-    operation,
-    reachable_levels,
-    relaxed_edges,
-    stride,
-    transitions,
-    write_atomically,
-)
+from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.decoding import (
     decode_cell,
     log_softmax_beta,
@@ -44,6 +31,19 @@ from auto_deeplab_tf.decoding import (
     softmax_alpha,
     unidentified_transitions,
     viterbi,
+)
+from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import write_atomically
+from auto_deeplab_tf.search_space import (
+    NUM_LEVELS,
+    OPERATIONS,
+    block_sources,
+    move_mask,
+    operation,
+    reachable_levels,
+    relaxed_edges,
+    stride,
+    transitions,
 )
 
 _INK = "#222222"
@@ -84,7 +84,7 @@ def architecture_figure(architecture: Architecture, beta_logits: Any = None) -> 
     """
     beta = None if beta_logits is None else masked_softmax_beta(beta_logits)
     if beta is not None and len(beta) != architecture.num_layers:
-        raise ValueError(
+        raise UserError(
             f"beta has {len(beta)} layers and the architecture {architecture.num_layers}: "
             "they are not of the same search."
         )
@@ -124,7 +124,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     kind = path.suffix.removeprefix(".")
     if kind not in ("svg", "png", "pdf"):
-        raise ValueError(f"{path}: a drawing is written as .svg, .png or .pdf.")
+        raise UserError(f"{path}: a drawing is written as .svg, .png or .pdf.")
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     dpi = min(_DPI, _MAX_PIXELS / max(figure.get_size_inches()))
     content = io.BytesIO()

@@ -12,8 +12,9 @@ counted any whole number of times).
 
 from absl import app
 
-from auto_deeplab_tf.accounting import ASPP_EXTENTS, count
-from auto_deeplab_tf.architecture import Architecture, operation, stride
+from auto_deeplab_tf.accounting import count
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.search_space import ASPP_EXTENTS, operation, stride
 
 # Of the paper's table for Cityscapes, in 1e9.
 PAPER = {20: 333.25, 32: 460.93, 48: 695.03}

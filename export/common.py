@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from auto_deeplab_tf import cli
+from auto_deeplab_tf.errors import MissingFileError, UserError
 
 MIN_SIZE = 32
 """The least height and width of an input, in pixels: one position at stride 32."""
@@ -61,18 +62,18 @@ def check_model_file(path: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(path)
     rule = "give the model.keras that `python -m auto_deeplab_tf.train` or Segmenter.save wrote"
     if not path.is_file():
-        raise FileNotFoundError(f"--model={path}: no such file; {rule}.")
+        raise MissingFileError(f"--model={path}: no such file; {rule}.")
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
-        raise ValueError(f"--model={path} is no .keras file ({error}); {rule}.") from error
+        raise UserError(f"--model={path} is no .keras file ({error}); {rule}.") from error
     if damaged:
-        raise ValueError(f"--model={path} is damaged (in {damaged}); copy or save it again.")
+        raise UserError(f"--model={path} is damaged (in {damaged}); copy or save it again.")
     found = config.get("registered_name") if isinstance(config, dict) else None
     if found != SEGMENTER_CLASS:
-        raise ValueError(
+        raise UserError(
             f"--model={path} holds a Keras model of class {found!r}, not {SEGMENTER_CLASS!r}; "
             f"{rule}."
         )
@@ -87,7 +88,7 @@ def check_input_size(size: Sequence[int]) -> tuple[int, int]:
     """
     height, width = (int(side) for side in size)
     if min(height, width) < MIN_SIZE:
-        raise ValueError(
+        raise UserError(
             f"--input_size={height}x{width}: height and width must each be at least {MIN_SIZE}."
         )
     return height, width
@@ -103,9 +104,9 @@ def check_output_file(path: str | os.PathLike, suffix: str) -> pathlib.Path:
     """
     path = pathlib.Path(path)
     if path.suffix != suffix:
-        raise ValueError(f"--output={path} must end in {suffix}.")
+        raise UserError(f"--output={path} must end in {suffix}.")
     if path.is_dir():
-        raise ValueError(f"--output={path} is a folder; give the name of a {suffix} file.")
+        raise UserError(f"--output={path} is a folder; give the name of a {suffix} file.")
     return path
 
 
@@ -146,14 +147,14 @@ def find_images(folder: str | os.PathLike, limit: int) -> list[pathlib.Path]:
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"--calibration_dir={folder}: no such folder.")
+        raise MissingFileError(f"--calibration_dir={folder}: no such folder.")
     found = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--calibration_dir={folder} holds no image ({', '.join(IMAGE_SUFFIXES)})."
         )
     if len(found) <= limit:

@@ -11,6 +11,8 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
+from auto_deeplab_tf.errors import UserError
+
 METADATA_NAME = "auto_deeplab_tf"
 """Name of the metadata entry; its buffer holds JSON."""
 
@@ -37,7 +39,7 @@ def read_metadata(content: bytes) -> str:
     for entry in model.metadata or []:
         if _text(entry.name) == METADATA_NAME:
             return bytes(bytearray(model.buffers[entry.buffer].data)).decode()
-    raise ValueError(
+    raise UserError(
         f"the file has no metadata entry {METADATA_NAME!r}: it is not from this exporter."
     )
 
@@ -58,7 +60,7 @@ def with_logits_as_output(content: bytes) -> bytes:
     (graph,) = model.subgraphs
     argmax = [op for op in graph.operators if _is(model, op, schema.BuiltinOperator.ARG_MAX)]
     if len(argmax) != 1:
-        raise ValueError(f"the file has {len(argmax)} ARG_MAX, not one.")
+        raise UserError(f"the file has {len(argmax)} ARG_MAX, not one.")
     graph.outputs = [*graph.outputs, argmax[0].inputs[0]]
     # A signature would have to name the new output; the interpreter runs without one.
     model.signatureDefs = []

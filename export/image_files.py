@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf.data import records
+from auto_deeplab_tf.errors import UserError
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -118,7 +119,7 @@ def read(path: pathlib.Path, size: tuple[int, int], channels: int = 3) -> np.nda
         image = decode(tf.constant(path.read_bytes()), max_pixels=2**28, channels=channels)
     except tf.errors.InvalidArgumentError as error:
         reason = " ".join(error.message.split())[:200]
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as an image ({reason}); mend or remove it."
         ) from error
     return records.resize_image(image.numpy(), size).astype(np.float32)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import auto_deeplab_tf
 from auto_deeplab_tf.data import records
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.segmentation_network import CHANNEL_NAMES
 from auto_deeplab_tf.segmenter import Segmenter, load_segmenter
 from export import common
@@ -30,7 +31,7 @@ def load(path: str | os.PathLike) -> Segmenter:
     segmenter = load_segmenter(common.check_model_file(path))
     for variable in segmenter.network.variables:
         if not np.isfinite(variable.value.numpy()).all():
-            raise ValueError(
+            raise UserError(
                 f"--model={path}: its variable {variable.path} is not finite; train again."
             )
     if segmenter.network.compute_dtype == "float32":
@@ -87,7 +88,7 @@ def reference(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
     ]
     probabilities = common.softmax(np.concatenate(logits))
     if not np.isfinite(probabilities).all():
-        raise ValueError("the Keras model itself answers values that are not finite; train again.")
+        raise UserError("the Keras model itself answers values that are not finite; train again.")
     return probabilities
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from auto_deeplab_tf.errors import UserError
 from export import common
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def convert(graph: pathlib.Path, metadata: Mapping[str, str]) -> onnx.ModelProto
     # tf2onnx raises whatever its handlers come across.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"ONNX cannot hold this network: {reason}") from error
+        raise UserError(f"ONNX cannot hold this network: {reason}") from error
     onnx.helper.set_model_props(model, dict(metadata))
     return model
 

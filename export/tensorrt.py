@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from auto_deeplab_tf import cli, config
+from auto_deeplab_tf.errors import RunError, UserError
 from export import common
 
 cli.define(config.TensorRTConfig)
@@ -54,11 +55,11 @@ def export_tensorrt(
     Raises:
         FileNotFoundError, ValueError: for what cannot be exported.
         ImportError: where a package of the ONNX route is not installed.
-        config.RunError: where this machine cannot do TF-TRT.
+        RunError: where this machine cannot do TF-TRT.
         common.Disagreement: where the export does not answer like the Keras model.
     """
     if route not in ROUTES:
-        raise ValueError(f"--route={route} must be one of {', '.join(ROUTES)}.")
+        raise UserError(f"--route={route} must be one of {', '.join(ROUTES)}.")
     size = common.check_input_size(input_size)
     model = common.check_model_file(model)
     output = pathlib.Path(output)
@@ -110,7 +111,7 @@ def check_tf_trt() -> None:
     proves nothing, and asking for the version of a library that is missing ends the process.
 
     Raises:
-        config.RunError: with the reason, and what to use instead.
+        RunError: with the reason, and what to use instead.
     """
     import tensorflow as tf
 
@@ -125,7 +126,7 @@ def check_tf_trt() -> None:
         elif not tf.config.list_physical_devices("GPU"):
             reason = "TensorFlow sees no GPU here"
     if reason:
-        raise config.RunError(
+        raise RunError(
             f"--route=tf_trt cannot work: {reason}. Use --route=onnx and build the engine with "
             "trtexec; TF-TRT itself is in TensorFlow up to 2.17 with NVIDIA's libraries (their "
             "container), and its models need a TensorFlow Serving of that version or earlier."

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from auto_deeplab_tf import cli, config
+from auto_deeplab_tf.errors import UserError
 from export import common
 
 cli.define(config.TFLiteConfig)
@@ -63,9 +64,9 @@ def export_tflite(
         common.Disagreement: where the file does not answer like the Keras model.
     """
     if precision not in DEMANDS:
-        raise ValueError(f"--precision={precision} must be one of {', '.join(DEMANDS)}.")
+        raise UserError(f"--precision={precision} must be one of {', '.join(DEMANDS)}.")
     if (precision == "int8") != (calibration_dir is not None):
-        raise ValueError(
+        raise UserError(
             f"a calibration_dir goes with int8, and only with it. Received: {precision}"
         )
     output = common.check_output_file(output, ".tflite")
@@ -137,7 +138,7 @@ def convert(
     # The converter's own exception class is not public, and passes come with others.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"TFLite cannot hold this network in {precision}: {reason}") from error
+        raise UserError(f"TFLite cannot hold this network in {precision}: {reason}") from error
     return flatbuffer.requantize_broadcasts(content)
 
 

@@ -12,14 +12,9 @@ from keras import ops
 
 from auto_deeplab_tf import ArchitectureSearch, Segmenter
 from auto_deeplab_tf.accounting import count
-from auto_deeplab_tf.architecture import (
-    OPERATIONS,
-    Architecture,
-    Edge,
-    Operation,
-    register_operation,
-)
+from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.nn.operations import OperationLayer, operation_layer
+from auto_deeplab_tf.search_space import OPERATIONS, Operation, register_operation
 
 kind, folder = sys.argv[1], Path(sys.argv[2])
 

@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 
-from auto_deeplab_tf.architecture import stride
 from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.node import NodeKind, StateShape
 from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.search_space import stride
 
 FILTERS = 3
 SIZE = (9, 12)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from auto_deeplab_tf.architecture import DECODABLE_OPERATIONS, Architecture, Edge, block_sources
+from auto_deeplab_tf.architecture import Architecture, Edge
+from auto_deeplab_tf.search_space import DECODABLE_OPERATIONS, block_sources
 
 
 def random_architecture(seed, max_layers=6, max_blocks=3, atrous=None, first_level=None):

@@ -10,13 +10,11 @@ import re
 import numpy as np
 import pytest
 
-from auto_deeplab_tf.architecture import (
+from auto_deeplab_tf.architecture import PRESETS, Architecture, Edge
+from auto_deeplab_tf.search_space import (
     DECODABLE_OPERATIONS,
     OPERATION_TABLE,
     OPERATIONS,
-    PRESETS,
-    Architecture,
-    Edge,
     Transition,
     block_sources,
     move_mask,

@@ -32,7 +32,7 @@ def main():
     options = cli.read(config.SearchConfig)
     raised = {
         "value": ValueError("two\\nlines"),
-        "run": config.RunError("the loss is not finite"),
+        "run": errors.RunError("the loss is not finite"),
         "bug": KeyError("bug"),
     }
     if options.dataset in raised:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from auto_deeplab_tf import decoding
-from auto_deeplab_tf.architecture import OPERATIONS, Architecture, Edge, relaxed_edges, transitions
+from auto_deeplab_tf.architecture import Architecture, Edge
+from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges, transitions
 
 DECODABLE = 7  # operations before `none`
 

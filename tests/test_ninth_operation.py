@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from auto_deeplab_tf.architecture import OPERATIONS, Operation, register_operation
+from auto_deeplab_tf.search_space import OPERATIONS, Operation, register_operation
 
 TESTS = Path(__file__).parent
 NAMES = {

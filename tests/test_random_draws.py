@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from auto_deeplab_tf.accounting import count
-from auto_deeplab_tf.architecture import OPERATIONS, Architecture, move_mask, relaxed_edges
+from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.decoding import decode
+from auto_deeplab_tf.search_space import OPERATIONS, move_mask, relaxed_edges
 from auto_deeplab_tf.segmenter import Segmenter
 
 NUM_CLASSES = 4

@@ -12,7 +12,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from auto_deeplab_tf import decoding, visualize
-from auto_deeplab_tf.architecture import OPERATIONS, Architecture, stride, transitions
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.search_space import OPERATIONS, stride, transitions
 
 PATH, BETA = visualize._PATH, visualize._BETA
 

@@ -10,6 +10,8 @@ import importlib
 import importlib.util
 from typing import Any, NamedTuple
 
+from auto_deeplab_tf.errors import UserError
+
 
 class Baseline(NamedTuple):
     """Where a baseline's class stands, and the arguments that make it this one.
@@ -50,7 +52,7 @@ def check_name(name: str) -> None:
         ImportError: for one whose package is not installed.
     """
     if name not in BASELINES:
-        raise ValueError(
+        raise UserError(
             f"--network={name}: no baseline of that name; allowed: {', '.join(BASELINES)}"
         )
     package = BASELINES[name].package

@@ -6,6 +6,7 @@ from typing import Any
 
 from auto_deeplab_tf.baselines.dpc import DensePredictionCell
 from auto_deeplab_tf.baselines.xception import Xception
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
 from auto_deeplab_tf.nn.operations import register
 from auto_deeplab_tf.nn.segmentation_network import (
@@ -51,7 +52,7 @@ class DeepLabV3Plus(SegmentationNetwork):
     ) -> None:
         super().__init__(num_classes, input_size, **kwargs)
         if context not in _CONTEXTS:
-            raise ValueError(f"context must be 'aspp' or 'dpc'. Received: {context!r}.")
+            raise UserError(f"context must be 'aspp' or 'dpc'. Received: {context!r}.")
         self.depth = depth
         self.context = context
         self.output_stride = output_stride

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.operations import (
     BATCH_NORM_DECAY,
     AtrousConv2D,
@@ -245,7 +246,7 @@ class FRRN(SegmentationNetwork):
     ) -> None:
         super().__init__(num_classes, input_size, **kwargs)
         if variant not in _STAGES:
-            raise ValueError(f"variant must be 'a' or 'b'. Received: {variant!r}.")
+            raise UserError(f"variant must be 'a' or 'b'. Received: {variant!r}.")
         self.variant = variant
         self.width_multiplier = checked_width(width_multiplier)
         self._add_layers()

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.operations import (
     BATCH_NORM_DECAY,
     AtrousConv2D,
@@ -189,7 +190,7 @@ class PSPNet(SegmentationNetwork):
     ) -> None:
         super().__init__(num_classes, input_size, **kwargs)
         if depth not in _BLOCKS:
-            raise ValueError(f"depth must be one of 50, 101, 152. Received: {depth!r}.")
+            raise UserError(f"depth must be one of 50, 101, 152. Received: {depth!r}.")
         self.depth = depth
         self.width_multiplier = checked_width(width_multiplier)
         self._add_layers()

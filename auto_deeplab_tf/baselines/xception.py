@@ -2,6 +2,7 @@
 
 import keras
 
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, ConvBN, register, strided_shape
 
 # Per depth, the blocks of the entry flow: (channels, stride). After it come 16 blocks of the middle
@@ -52,7 +53,7 @@ class XceptionBlock(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         if shortcut not in ("conv", "sum", None):
-            raise ValueError(f"shortcut must be 'conv', 'sum' or None. Received: {shortcut!r}.")
+            raise UserError(f"shortcut must be 'conv', 'sum' or None. Received: {shortcut!r}.")
         self.filters = tuple(filters)
         self.stride = stride
         self.rate = rate
@@ -155,9 +156,9 @@ class Xception(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         if depth not in _ENTRY_FLOWS:
-            raise ValueError(f"depth must be one of 65, 71. Received: {depth!r}.")
+            raise UserError(f"depth must be one of 65, 71. Received: {depth!r}.")
         if output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride must be 8 or 16. Received: {output_stride!r}.")
+            raise UserError(f"output_stride must be 8 or 16. Received: {output_stride!r}.")
         self.depth = depth
         self.output_stride = output_stride
         self.width_multiplier = width_multiplier

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from auto_deeplab_tf.data import catalog, pairs
 from auto_deeplab_tf.data.origin import Defect, Origin
+from auto_deeplab_tf.errors import MissingFileError
 
 _SPLITS = ("train", "val", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -42,7 +43,7 @@ def find(data_dir: Path) -> Origin:
 def _root(data_dir: Path) -> Path:
     """The folder that holds the splits: `data_dir`, or a folder in it."""
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"--data_dir={data_dir} is not a directory")
+        raise MissingFileError(f"--data_dir={data_dir} is not a directory")
     if any((data_dir / split).is_dir() for split in _SPLITS):
         return data_dir
     inner = [
@@ -52,7 +53,7 @@ def _root(data_dir: Path) -> Path:
     ]
     if len(inner) != 1:
         found = f"{len(inner)} folders that hold one" if inner else "none"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--data_dir={data_dir} must hold train/, val/ or test/ of CamVid, or one folder that "
             f"does. Found: {found}"
         )
@@ -62,7 +63,7 @@ def _root(data_dir: Path) -> Path:
 def _split_pairs(root: Path, split: str) -> tuple[dict[str, tuple[Path, Path]], list[Defect]]:
     labels = root / f"{split}annot"
     if not labels.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{root} has {split}/ but no {split}annot/, the folder of its label maps"
         )
     return pairs.of_folders(root / split, labels, _SUFFIXES)

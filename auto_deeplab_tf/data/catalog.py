@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from auto_deeplab_tf.data.label_tables import ADE20K_NAMES, VOC_NAMES, voc_colors
+from auto_deeplab_tf.errors import UserError
 
 IGNORE_LABEL = 255
 # ImageNet's, as they are used with photographs of all kinds: the same for COCO and VOC, so that a
@@ -101,7 +102,7 @@ class Dataset:
         known &= ids[place] == label
         if not known.all():
             strange = np.unique(label[~known])[:5].tolist()
-            raise ValueError(
+            raise UserError(
                 f"label ids of {self.name} are {self._known_labels()}; "
                 f"found {', '.join(self._label_text(i) for i in strange)}"
             )
@@ -155,7 +156,7 @@ def get(name: str) -> Dataset:
         ValueError: for a name that is not in the catalog.
     """
     if name not in _DATASETS:
-        raise ValueError(f"--dataset must be one of {', '.join(_DATASETS)}. Received: {name!r}")
+        raise UserError(f"--dataset must be one of {', '.join(_DATASETS)}. Received: {name!r}")
     return _DATASETS[name]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from auto_deeplab_tf.data import catalog
 from auto_deeplab_tf.data.origin import Defect, Origin, RawExample
+from auto_deeplab_tf.errors import MissingFileError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def members(
 ) -> tuple[dict[str, list[str]], list[Defect]]:
     """Ids in each split that have an image and a label map, and what has only one of them."""
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"--data_dir={data_dir} is not a directory")
+        raise MissingFileError(f"--data_dir={data_dir} is not a directory")
     image_ids, defects = _members(data_dir, images, splits, images.name, labels.name)
     label_ids, _ = _members(data_dir, labels, splits, images.name, labels.name)
     for split in splits:
@@ -120,7 +121,7 @@ def _members(
     """Ids in each split of a zip file, and what does not belong there."""
     path = data_dir / archive.name
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--data_dir={data_dir} has no {archive.name}: put {' and '.join(needed)} of "
             "cityscapes-dataset.com there"
         )
@@ -128,7 +129,7 @@ def _members(
         with zipfile.ZipFile(path) as file:
             names = [PurePosixPath(name) for name in file.namelist() if not name.endswith("/")]
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a complete zip file ({error}): download it again"
         ) from error
     ids: dict[str, list[str]] = {split: [] for split in splits}
@@ -144,5 +145,5 @@ def _members(
     for split, found in ids.items():
         if not found:
             pattern = f"{archive.folder}/{split}/CITY/*{archive.suffix}"
-            raise ValueError(f"{path} has no images in {pattern}")
+            raise UserError(f"{path} has no images in {pattern}")
     return ids, defects

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 from auto_deeplab_tf.data import catalog, image_files, pairs
 from auto_deeplab_tf.data.label_tables import COCO_OF_VOC, VOC_NAMES
 from auto_deeplab_tf.data.origin import Origin, RawExample
+from auto_deeplab_tf.errors import MissingFileError, UserError
 
 MIN_LABELLED_PIXELS = 1000
 
@@ -43,7 +44,7 @@ def find(data_dir: Path) -> Origin:
             listed = pairs.listing(images, (".jpg",)).files.values()
             files |= {str(path.relative_to(root)): path for path in (annotations, *listed)}
     if not splits:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{root / 'annotations'} has no instances_train2017.json and no instances_val2017.json"
         )
     return Origin(
@@ -71,7 +72,7 @@ def _read(root: Path, split: str) -> Iterator[RawExample]:
                 instances[annotation["image_id"]].append(annotation)
         images = sorted(content["images"], key=lambda image: image["file_name"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no complete annotation file of COCO ({error!r})") from error
+        raise UserError(f"{path} is no complete annotation file of COCO ({error!r})") from error
     for image in images:
         annotations = instances.get(image["id"], [])
         label = label_map((image["height"], image["width"]), annotations, class_of)
@@ -131,7 +132,7 @@ def _run_length_mask(counts: Sequence[int], size: tuple[int, int]) -> np.ndarray
     values = np.arange(len(counts)) % 2 == 1
     flat = np.repeat(values, counts)
     if flat.size != size[0] * size[1]:
-        raise ValueError(f"run lengths must fill {size[0]}x{size[1]} pixels; found {flat.size}")
+        raise UserError(f"run lengths must fill {size[0]}x{size[1]} pixels; found {flat.size}")
     return flat.reshape(size[1], size[0]).T
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from auto_deeplab_tf.data import catalog, image_files, pairs
 from auto_deeplab_tf.data.folder_config import CONFIG_FILE, FolderConfig
 from auto_deeplab_tf.data.origin import Defect, Origin
+from auto_deeplab_tf.errors import MissingFileError, UserError
 
 _SPLITS = ("train", "val", "test")
 
@@ -27,7 +28,7 @@ def find(data_dir: Path, dataset_config: Path | None = None) -> Origin:
         ValueError: where the JSON file breaks a rule.
     """
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"--data_dir={data_dir} is not a directory")
+        raise MissingFileError(f"--data_dir={data_dir} is not a directory")
     config = FolderConfig.load(dataset_config or data_dir / CONFIG_FILE)
     masks = pairs.existing(data_dir / config.masks_dir)
     images = pairs.existing(data_dir / config.images_dir)
@@ -96,7 +97,7 @@ def _splits(
     if not lists:
         return _seeded(config, found, group_of), [], []
     if config.val_fraction is not None:
-        raise ValueError(
+        raise UserError(
             f"{config.path}: val_fraction is for folders without lists, and there is "
             f"{next(iter(lists.values()))}: remove one of them"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from auto_deeplab_tf.data import catalog
 from auto_deeplab_tf.data.label_tables import voc_colors
+from auto_deeplab_tf.errors import MissingFileError, UserError
 
 CONFIG_FILE = "dataset.json"
 _EXAMPLE = '{"classes": ["background", "cell"]}'
@@ -61,14 +62,14 @@ class FolderConfig:
     def load(cls, path: Path) -> "FolderConfig":
         """Reads and checks the file."""
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path}: no such file; --dataset=folder needs a JSON file with the class names, "
                 f"such as {_EXAMPLE}"
             )
         try:
             content = json.loads(path.read_bytes())
         except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+            raise UserError(f"{path} is not JSON: {error}") from error
         return cls._checked(path, content)
 
     @classmethod
@@ -108,7 +109,7 @@ class FolderConfig:
     def description(self, channels: int, bits: int) -> catalog.Dataset:
         """The catalog entry, for images of so many channels and bits."""
         if self.mean and len(self.mean) != channels:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: mean must have {channels} numbers, one per channel of the images. "
                 f"Received: {list(self.mean)}"
             )
@@ -140,7 +141,7 @@ class _Checker:
 
     def rule(self, holds: bool, key: str, value: Any, rule: str) -> None:
         if not holds:
-            raise ValueError(f"{self._path}: {key} must be {rule}. Received: {value!r}")
+            raise UserError(f"{self._path}: {key} must be {rule}. Received: {value!r}")
 
     def keys(self, what: str, content: Any, known: Sequence[str]) -> None:
         self.rule(isinstance(content, dict), what, content, "a JSON object")
@@ -148,7 +149,7 @@ class _Checker:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise ValueError(f"{self._path}: unknown key {key!r}; {hint}")
+                raise UserError(f"{self._path}: unknown key {key!r}; {hint}")
 
     def choice(self, key: str, value: Any, allowed: Sequence[Any]) -> Any:
         known = value in allowed and not isinstance(value, bool)

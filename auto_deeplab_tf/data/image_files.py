@@ -7,6 +7,7 @@ import tensorflow as tf
 from PIL import Image
 
 from auto_deeplab_tf.data import catalog
+from auto_deeplab_tf.errors import UserError
 
 # What TensorFlow reads in a record as it is; everything else becomes PNG.
 _RECORD_FORMATS = ("PNG", "JPEG")
@@ -31,7 +32,7 @@ def read_image(data: bytes, info: catalog.Dataset) -> tuple[np.ndarray, bool]:
     array = _pixels(image, data)
     bits = 16 if array.dtype == np.uint16 else 8
     if bits > info.image_bits:
-        raise ValueError(f"images of {info.name} have 8 bits a channel; found 16")
+        raise UserError(f"images of {info.name} have 8 bits a channel; found 16")
     array = _with_channels(array, info.channels, info.name)
     plain = image.mode in ("L", "RGB", "RGBA", "I;16", "P") and image.format in _RECORD_FORMATS
     if bits < info.image_bits:
@@ -58,7 +59,7 @@ def _with_channels(array: np.ndarray, channels: int, whose: str) -> np.ndarray:
     if found == channels:
         return array
     if channels != 3:
-        raise ValueError(f"images of {whose} have {channels} channels; found {found}")
+        raise UserError(f"images of {whose} have {channels} channels; found {found}")
     return array.repeat(3, axis=2) if found == 1 else array[..., :3]
 
 
@@ -82,11 +83,11 @@ def read_label(data: bytes, info: catalog.Dataset) -> np.ndarray:
     image = decode(data)
     if info.color_labels:
         if image.mode not in ("RGB", "RGBA", "P"):
-            raise ValueError(f"label maps of {info.name} are RGB images; found mode {image.mode}")
+            raise UserError(f"label maps of {info.name} are RGB images; found mode {image.mode}")
         colors = np.asarray(image.convert("RGB"), np.int64)
         return (colors[..., 0] << 16) + (colors[..., 1] << 8) + colors[..., 2]
     if image.mode not in ("1", "L", "P", "I;16", "I"):
-        raise ValueError(
+        raise UserError(
             f"a label map must be an image of one channel, gray or palette; found mode {image.mode}"
         )
     label = np.asarray(image)
@@ -134,10 +135,10 @@ def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
     if image.mode in ("I;16", "I;16B", "I"):
         array = np.asarray(image).astype(np.int64)
         if array.min() < 0 or array.max() > 65535:
-            raise ValueError("an image must hold 0..65535 at most; found more than 16 bits")
+            raise UserError("an image must hold 0..65535 at most; found more than 16 bits")
         return array.astype(np.uint16)[..., None]
     if image.mode in ("F", "I;16L"):
-        raise ValueError(f"an image must hold 8 or 16 bits a channel; found mode {image.mode}")
+        raise UserError(f"an image must hold 8 or 16 bits a channel; found mode {image.mode}")
     kept = image if image.mode in ("L", "RGB", "RGBA") else image.convert(_plain_mode(image))
     array = np.asarray(kept)
     return array[..., None] if array.ndim == 2 else array

@@ -9,6 +9,7 @@ from typing import Any
 
 from auto_deeplab_tf.data import catalog
 from auto_deeplab_tf.data.origin import Defect, Origin, RawExample
+from auto_deeplab_tf.errors import MissingFileError, UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
@@ -84,9 +85,9 @@ def read_list(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no list: it is not text") from error
+        raise UserError(f"{path} is no list: it is not text") from error
     if not lines:
-        raise ValueError(f"{path} names no image")
+        raise UserError(f"{path} names no image")
     names = [PurePosixPath(line.split()[0]) for line in lines]
     return [name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name for name in names]
 
@@ -182,12 +183,12 @@ def root_of(data_dir: Path, inside: str, name: str) -> Path:
         FileNotFoundError: where there is none, or more than one.
     """
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"--data_dir={data_dir} is not a directory")
+        raise MissingFileError(f"--data_dir={data_dir} is not a directory")
     found: list[Path] = []
     for pattern in (inside, f"*/{inside}", f"*/*/{inside}"):
         found = found or [path for path in sorted(data_dir.glob(pattern)) if path.is_dir()]
     if len(found) != 1:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--data_dir={data_dir} must be {name}, the folder that holds {inside}/, or a folder "
             f"above it. Found: {len(found) or 'none'}"
         )
@@ -200,7 +201,7 @@ def root_of(data_dir: Path, inside: str, name: str) -> Path:
 def existing(folder: Path) -> Path:
     """Returns a folder that has to be there."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder.parent} has no folder {folder.name}")
+        raise MissingFileError(f"{folder.parent} has no folder {folder.name}")
     return folder
 
 
@@ -209,7 +210,7 @@ def of_folders(
 ) -> tuple[dict[str, tuple[Path, Path]], list[Defect]]:
     """The pairs of a folder of images and one of label maps, and all that is wrong with them."""
     if not labels.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{images.parent} has {images.name}/ but no {labels}, the folder of its label maps"
         )
     image_list, label_list = listing(images, suffixes), listing(labels, LABEL_SUFFIXES)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from auto_deeplab_tf import config
 from auto_deeplab_tf.data import augment
 from auto_deeplab_tf.data.source import Source
+from auto_deeplab_tf.errors import UserError
 
 # Batches that wait, made, for the consumer; what the pipeline holds in memory is these and one
 # example per thread.
@@ -65,17 +66,17 @@ def training_batches(
     """
     indices = _checked_indices(source, indices)
     if batch_size < 1:
-        raise ValueError(f"--batch_size must be 1 or more. Received: {batch_size}")
+        raise UserError(f"--batch_size must be 1 or more. Received: {batch_size}")
     if start_step < 0:
-        raise ValueError(f"start_step must be 0 or more. Received: {start_step}")
+        raise UserError(f"start_step must be 0 or more. Received: {start_step}")
     if not 0 < scale_range[0] <= scale_range[1]:
-        raise ValueError(
+        raise UserError(
             f"--scale_min must be above 0 and at most --scale_max. Received: {scale_range}"
         )
     if crop_tries < 1:
-        raise ValueError(f"--crop_tries must be 1 or more. Received: {crop_tries}")
+        raise UserError(f"--crop_tries must be 1 or more. Received: {crop_tries}")
     if not 0.0 <= color_jitter <= 1.0:
-        raise ValueError(f"--color_jitter must lie in 0..1. Received: {color_jitter}")
+        raise UserError(f"--color_jitter must lie in 0..1. Received: {color_jitter}")
     check_crop_size(source, crop_size, scale_range[1])
     crop_size = (int(crop_size[0]), int(crop_size[1]))
     num_examples = len(indices)
@@ -157,7 +158,7 @@ def evaluation_batches(
         width]).
     """
     if batch_size < 1:
-        raise ValueError(f"--batch_size must be 1 or more. Received: {batch_size}")
+        raise UserError(f"--batch_size must be 1 or more. Received: {batch_size}")
     batch_size = batch_size if source.image_size else 1
     indices = tf.constant(_checked_indices(source, indices), tf.int64)
 
@@ -213,13 +214,13 @@ def check_crop_size(source: Source, crop_size: tuple[int, int], scale_max: float
         ValueError: naming both sizes.
     """
     if len(crop_size) != 2 or min(crop_size) < 1:
-        raise ValueError(f"--crop_size must be two positive numbers, HxW. Received: {crop_size!r}")
+        raise UserError(f"--crop_size must be two positive numbers, HxW. Received: {crop_size!r}")
     height, width = source.max_image_size
     filled = min(1.0, height * scale_max / crop_size[0]) * min(
         1.0, width * scale_max / crop_size[1]
     )
     if filled < 0.5:
-        raise ValueError(
+        raise UserError(
             f"--crop_size={crop_size[0]}x{crop_size[1]} is too large for the images of "
             f"{source.info.name} (at most {height}x{width}): even at --scale_max={scale_max:g} "
             f"they fill only {100 * filled:.0f} % of it, and the rest is padding. Make it smaller, "
@@ -232,9 +233,9 @@ def _checked_indices(source: Source, indices: Sequence[int] | np.ndarray | None)
         return np.arange(source.num_examples)
     indices = np.asarray(indices)
     if indices.size == 0:
-        raise ValueError("indices must name at least one example. Received: none")
+        raise UserError("indices must name at least one example. Received: none")
     if indices.min() < 0 or indices.max() >= source.num_examples:
-        raise ValueError(
+        raise UserError(
             f"indices must lie in 0..{source.num_examples - 1}. "
             f"Received: {indices.min()}..{indices.max()}"
         )

@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.data import records, shards
 from auto_deeplab_tf.data.origin import Origin, RawExample
+from auto_deeplab_tf.errors import UserError
 
 
 def prepared(origin: Origin, cache: Path, settings: records.Settings) -> Path:
@@ -111,7 +112,7 @@ def _stopped(error: Exception, unfinished: Path, target: Path, name: str) -> OSE
 def _check_format(origin: Origin, settings: records.Settings) -> None:
     info = origin.info
     if settings.image_format == "jpeg" and (info.channels == 4 or info.image_bits == 16):
-        raise ValueError(
+        raise UserError(
             f"--image_format=jpeg holds 1 or 3 channels of 8 bits; images of {info.name} have "
             f"{info.channels} of {info.image_bits}: use png"
         )
@@ -134,7 +135,7 @@ def _check_fingerprint(
         difference = "from other files (their names, sizes or times differ) or by other code"
     else:
         difference = f"with {_flags(found)}, and this run is to have {_flags(wanted)}"
-    raise ValueError(
+    raise UserError(
         f"{directory} holds records that were made {difference}: name another --cache_dir, such as "
         "the folder that holds this one, and they are prepared there"
     )
@@ -195,7 +196,7 @@ def _build(origin: Origin, directory: Path):
         if os.strerror(errno.ENOSPC) in str(error):  # TFDS hands it on as a RuntimeError
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the files in {origin.manual_dir} could not be read: {reason}") from error
+        raise UserError(f"the files in {origin.manual_dir} could not be read: {reason}") from error
     return builder
 
 

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.data import catalog, examples, image_files
 from auto_deeplab_tf.data.origin import RawExample
+from auto_deeplab_tf.errors import UserError
 
 # Part of every fingerprint: raise it whenever records made by older code must not be used any more.
 VERSION = 3
@@ -48,21 +49,21 @@ class Settings:
         size = self.image_size
         if size is not None:
             if len(size) != 2 or min(size) < 1:
-                raise ValueError(
+                raise UserError(
                     f"--image_size must be two positive numbers, HxW. Received: {size!r}"
                 )
             object.__setattr__(self, "image_size", (int(size[0]), int(size[1])))
         if self.max_image_side is not None:
             if self.max_image_side < 1:
-                raise ValueError(
+                raise UserError(
                     f"--max_image_side must be 1 or more. Received: {self.max_image_side}"
                 )
             if size is not None:
-                raise ValueError(
+                raise UserError(
                     "--image_size and --max_image_side both say the size: give one of them"
                 )
         if self.image_format not in (None, "jpeg", "png"):
-            raise ValueError(f"--image_format must be jpeg or png. Received: {self.image_format!r}")
+            raise UserError(f"--image_format must be jpeg or png. Received: {self.image_format!r}")
 
     def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) that an example of a given size is brought to."""

@@ -22,6 +22,7 @@ from auto_deeplab_tf.data.scene_drawing import (
 )
 from auto_deeplab_tf.data.scene_ground import Ground
 from auto_deeplab_tf.data.scene_light import Light, develop, sky_color
+from auto_deeplab_tf.errors import UserError
 
 IMAGE_SIZE = (128, 256)
 TRAIN_CITIES = (
@@ -42,7 +43,7 @@ _FAR = 110.0
 def find(data_dir: Path | None) -> Origin:
     """The scenes are drawn, so they depend on the code alone."""
     if data_dir is not None:
-        raise ValueError(f"the generated scenes take no --data_dir. Received: {str(data_dir)!r}")
+        raise UserError(f"the generated scenes take no --data_dir. Received: {str(data_dir)!r}")
 
     def read(split: str) -> Iterator[RawExample]:
         for image_id in image_ids(split):

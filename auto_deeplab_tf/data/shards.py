@@ -21,6 +21,7 @@ import tensorflow as tf
 from auto_deeplab_tf.data import catalog, image_files, parallel, records
 from auto_deeplab_tf.data.index import Index, Texts
 from auto_deeplab_tf.data.origin import RawExample
+from auto_deeplab_tf.errors import UserError
 
 # What a stop costs is at most one shard's work; a folder holds at most this many files a split.
 _MIN_EXAMPLES_PER_SHARD = 32
@@ -89,7 +90,7 @@ def write(
     entries = {}
     for split, members in splits.items():
         if not len(members):
-            raise ValueError(f"{info.name}: split {split} has no images")
+            raise UserError(f"{info.name}: split {split} has no images")
         encode = functools.partial(_encode, info=info, settings=settings, split=split)
         shards = _write_missing(directory, split, members, encode, info, fingerprint, report)
         entries[split] = _finish_split(directory, split, shards, info)
@@ -146,7 +147,7 @@ def _write_missing(
                 taken = itertools.islice(encoded, expected)
                 shard = _write_shard(paths[number], taken, info, fingerprint, report)
                 if len(shard.rows) < expected:
-                    raise ValueError(f"{info.name}: split {split} ended before its last example")
+                    raise UserError(f"{info.name}: split {split} ended before its last example")
                 shards[number] = shard
     return [shards[number] for number in range(len(paths))]
 
@@ -158,7 +159,7 @@ def _encode(
     try:
         prepared = records.prepare(example, info, settings)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{info.name} {split}, {example.image_id}: {error}") from error
+        raise UserError(f"{info.name} {split}, {example.image_id}: {error}") from error
     label = prepared.label
     record = tf.train.Example(
         features=tf.train.Features(
@@ -242,7 +243,7 @@ def _finish_split(
     encoded = encoded[order]
     twice = np.flatnonzero(encoded[1:] == encoded[:-1])
     if twice.size:
-        raise ValueError(
+        raise UserError(
             f"{info.name}: image id {encoded[twice[0]].decode()} occurs twice in split {split}"
         )
     path = directory / f"{split}.index.npz"

@@ -15,6 +15,7 @@ from auto_deeplab_tf import config
 from auto_deeplab_tf.data import catalog, preparation, records
 from auto_deeplab_tf.data.index import Index
 from auto_deeplab_tf.data.origin import Origin
+from auto_deeplab_tf.errors import MissingFileError, UserError
 
 # The module of each data set that finds its files: `find(data_dir) -> Origin`.
 _ORIGINS = {
@@ -63,7 +64,7 @@ class Source:
         """
         manifest = records.read_manifest(directory)
         if split not in manifest["splits"]:
-            raise ValueError(
+            raise UserError(
                 f"--split of {info.name} must be one of {', '.join(manifest['splits'])} (the "
                 f"splits that were found). Received: {split!r}"
             )
@@ -208,18 +209,18 @@ def find_origin(
         FileNotFoundError: where the data are not there.
     """
     if name not in _ORIGINS:
-        raise ValueError(f"--dataset must be one of {', '.join(_ORIGINS)}. Received: {name!r}")
+        raise UserError(f"--dataset must be one of {', '.join(_ORIGINS)}. Received: {name!r}")
     generated = name in catalog.names() and not catalog.get(name).needs_data_dir
     if not generated and data_dir is None:
-        raise ValueError(f"--dataset={name} needs --data_dir, the folder that holds its files")
+        raise UserError(f"--dataset={name} needs --data_dir, the folder that holds its files")
     if generated and data_dir is not None:
-        raise ValueError(
+        raise UserError(
             f"--dataset={name} takes no --data_dir: it is generated. Received: {str(data_dir)!r}"
         )
     options = {}
     if dataset_config is not None:
         if name != "folder":
-            raise ValueError(
+            raise UserError(
                 f"--dataset_config describes --dataset=folder only. Received: --dataset={name}"
             )
         options["dataset_config"] = Path(dataset_config)
@@ -279,16 +280,16 @@ def damage_named(*sources: Source) -> Iterator[None]:
 def _check_split(origin: Origin, split: str) -> None:
     info = origin.info
     if split in info.unlabelled_splits:
-        raise ValueError(
+        raise UserError(
             f"--split={split}: {info.name} is published without labels for it, so nothing can be "
             "scored; predict segments its images"
         )
     if split not in info.splits:
-        raise ValueError(
+        raise UserError(
             f"--split of {info.name} must be one of {', '.join(info.splits)}. Received: {split!r}"
         )
     if split not in origin.splits:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{origin.manual_dir} has no split {split}; it has {', '.join(origin.splits)}"
         )
 

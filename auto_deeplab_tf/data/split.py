@@ -7,6 +7,7 @@ import numpy as np
 
 from auto_deeplab_tf.data.index import Texts
 from auto_deeplab_tf.data.source import Source
+from auto_deeplab_tf.errors import UserError
 
 
 def halves(
@@ -37,17 +38,17 @@ def halves(
             length.
     """
     if len(ids) < 2:
-        raise ValueError(
+        raise UserError(
             f"the search needs at least 2 training images, one for each half. Received: {len(ids)}"
         )
     if len(groups) != len(ids):
-        raise ValueError(
+        raise UserError(
             f"there must be one group per id. Received: {len(groups)} groups, {len(ids)} ids"
         )
     encoded = Texts.of(ids).encoded
     different = len(set(encoded.tolist()))
     if different != len(ids):
-        raise ValueError(
+        raise UserError(
             f"image ids must be unique. Received: {len(ids)} ids, {different} different"
         )
     _, codes = Texts.of(groups).coded()
@@ -58,7 +59,7 @@ def halves(
         sides = np.arange(len(ids)) % 2
     else:
         if frames_per_block < 1:
-            raise ValueError(f"frames_per_block must be 1 or more. Received: {frames_per_block}")
+            raise UserError(f"frames_per_block must be 1 or more. Received: {frames_per_block}")
         order = np.lexsort((encoded, codes))
         sides = _block_sides(codes[order], min(frames_per_block, len(ids) // 2))
     return np.sort(order[sides == 0]), np.sort(order[sides == 1])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from auto_deeplab_tf.data import catalog, image_files, pairs
 from auto_deeplab_tf.data.origin import Defect, Origin
+from auto_deeplab_tf.errors import MissingFileError
 
 
 def find(data_dir: Path) -> Origin:
@@ -32,7 +33,7 @@ def find(data_dir: Path) -> Origin:
     splits: dict[str, pairs.Pairs] = {}
     for split, path in lists.items():
         if not path.is_file():
-            raise FileNotFoundError(f"{root} has no ImageSets/Segmentation/{split}.txt")
+            raise MissingFileError(f"{root} has no ImageSets/Segmentation/{split}.txt")
         stems = set(pairs.read_list(path))
         listed = {stem: image for stem, image in images.items() if stem in stems}
         found, unpaired = pairs.match(

@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from auto_deeplab_tf.accounting import ASPP_EXTENTS
 from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, ConvBN, register
 from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.search_space import ASPP_EXTENTS
 
 
 @register

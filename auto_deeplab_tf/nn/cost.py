@@ -9,9 +9,9 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from auto_deeplab_tf.accounting import STEM_FILTERS, STEM_STRIDES
 from auto_deeplab_tf.nn.node import NodeKind
 from auto_deeplab_tf.nn.supernet_ends import HeadKind, LogitsKind, StemKind
+from auto_deeplab_tf.search_space import STEM_FILTERS, STEM_STRIDES
 
 WORKS = ("depthwise", "convolution", "elementwise")
 

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.operations import register
 
@@ -38,11 +39,11 @@ class ScheduledDropPath(keras.layers.Layer):
     def __init__(self, num_layers: int, num_paths: int, keep_final: float, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
         if not 0 < keep_final <= 1:
-            raise ValueError(
+            raise UserError(
                 f"drop_path_keep must be above 0 and at most 1. Received: {keep_final}."
             )
         if not 0 <= seed < 2**31:
-            raise ValueError(f"seed must lie in 0..2**31 - 1. Received: {seed}.")
+            raise UserError(f"seed must lie in 0..2**31 - 1. Received: {seed}.")
         self.num_layers = num_layers
         self.num_paths = num_paths
         self.keep_final = keep_final

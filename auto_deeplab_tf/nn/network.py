@@ -11,8 +11,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from auto_deeplab_tf.accounting import STEM_FILTERS
-from auto_deeplab_tf.architecture import Architecture, stride
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
 from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.drop_path import ScheduledDropPath
@@ -20,6 +20,7 @@ from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, register
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_count
 from auto_deeplab_tf.nn.stem import Stem
+from auto_deeplab_tf.search_space import STEM_FILTERS, stride
 
 # Strides of the two tensors that the first cell reads.
 _STEM_STRIDES = (2, 4)
@@ -240,7 +241,7 @@ class Network(SegmentationNetwork):
         architecture = Architecture.from_dict(config.pop("architecture"))
         fingerprint = config.pop("fingerprint")
         if fingerprint != architecture.fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"the saved network's fingerprint {fingerprint} is not that of its architecture, "
                 f"{architecture.fingerprint}: the file was changed; save the network again from "
                 "its architecture.json."
@@ -257,7 +258,7 @@ def _checked_architecture(architecture: Any) -> Architecture:
     if isinstance(architecture, str):
         return Architecture.preset(architecture)
     if not isinstance(architecture, Architecture):
-        raise ValueError(
+        raise UserError(
             "architecture must be an Architecture (Architecture.load reads a file) or a preset's "
             f"name. Received: {type(architecture).__name__}."
         )

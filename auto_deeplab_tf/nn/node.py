@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from auto_deeplab_tf.architecture import OPERATION_TABLE, Operation, relaxed_edges
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.operations import operation_layer_class
 from auto_deeplab_tf.nn.resize import resize_bilinear
@@ -41,6 +41,7 @@ from auto_deeplab_tf.nn.segments import (
     project,
     spread,
 )
+from auto_deeplab_tf.search_space import OPERATION_TABLE, Operation, relaxed_edges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,7 +400,7 @@ class NodeKind(SegmentKind):
             if state.log2_stride <= self.level + 2:
                 stride = 2 ** (self.level + 2 - state.log2_stride)
                 return tuple(-(-extent // stride) for extent in images.shape[1:3])
-        raise ValueError("A node has a predecessor or an H^{l-2} at its own stride or a finer one.")
+        raise UserError("A node has a predecessor or an H^{l-2} at its own stride or a finer one.")
 
     def _mix(self, sources, images, weights, kernels, statistics):
         """Sums the alpha-weighted operations of all edges that leave the sources (eq. 1).

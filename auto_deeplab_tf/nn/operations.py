@@ -7,11 +7,16 @@ supernet computes the same operations fused (nn/node.py), from the same rows and
 import keras
 from keras import ops
 
-from auto_deeplab_tf.accounting import operation_units
-from auto_deeplab_tf.architecture import ATROUS_KINDS, DECODABLE_OPERATIONS, operation
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.atrous import atrous_conv, atrous_depthwise_conv
 from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.search_space import (
+    ATROUS_KINDS,
+    DECODABLE_OPERATIONS,
+    operation,
+    operation_units,
+)
 
 BATCH_NORM_EPSILON = 1e-3
 BATCH_NORM_DECAY = 0.9997
@@ -101,7 +106,7 @@ class ConvBN(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         if relu not in ("before", "after", None):
-            raise ValueError(f"relu must be 'before', 'after' or None. Received: {relu!r}.")
+            raise UserError(f"relu must be 'before', 'after' or None. Received: {relu!r}.")
         self.filters = filters
         self.kernel_size = kernel_size
         self.stride = stride
@@ -127,7 +132,7 @@ class ConvBN(keras.layers.Layer):
         self.depthwise_batch_norm = None
         if depthwise_norm:
             if not separable:
-                raise ValueError(
+                raise UserError(
                     "depthwise_norm needs separable: there is no depthwise convolution."
                 )
             self.depthwise_batch_norm = BatchNormalization(
@@ -258,9 +263,9 @@ class OperationLayer(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         if stride not in (1, 2):
-            raise ValueError(f"stride must be 1 or 2. Received: {stride!r}.")
+            raise UserError(f"stride must be 1 or 2. Received: {stride!r}.")
         if atrous not in ATROUS_KINDS:
-            raise ValueError(f"atrous must be 'full' or 'separable'. Received: {atrous!r}.")
+            raise UserError(f"atrous must be 'full' or 'separable'. Received: {atrous!r}.")
         self.op = op
         self.row = operation(op)
         self.filters = filters
@@ -385,7 +390,7 @@ def operation_layer_class(op: str) -> type[OperationLayer]:
     try:
         return OPERATION_LAYERS[row.kind]
     except KeyError:
-        raise ValueError(
+        raise UserError(
             f"operation {op!r} has no layer: a decoded edge carries one of "
             f"{', '.join(DECODABLE_OPERATIONS)}."
         ) from None

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from auto_deeplab_tf.accounting import INPUT_CHANNELS, MINIMUM_SIZE
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY
 from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.search_space import INPUT_CHANNELS, MINIMUM_SIZE
 
 # What the channels of an image are, by their number.
 CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGB and a fourth channel"}
@@ -68,7 +69,7 @@ class SegmentationNetwork(keras.Model):
         self.input_size = _checked_size(input_size)
         self.mean, self.std = checked_normalization(mean, std)
         if not 0 <= batch_norm_decay < 1:
-            raise ValueError(
+            raise UserError(
                 f"batch_norm_decay must be at least 0 and below 1. Received: {batch_norm_decay}."
             )
         self.batch_norm_decay = float(batch_norm_decay)
@@ -150,14 +151,14 @@ class SegmentationNetwork(keras.Model):
 def checked_count(name: str, value: Any) -> int:
     """Returns a setting that must be a whole number of 1 or more, as an int."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of 1 or more. Received: {value!r}.")
+        raise UserError(f"{name} must be an integer of 1 or more. Received: {value!r}.")
     return int(value)
 
 
 def checked_width(value: Any) -> float:
     """Returns a factor of the channels, a number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"width_multiplier must be a number above 0. Received: {value!r}.")
+        raise UserError(f"width_multiplier must be a number above 0. Received: {value!r}.")
     return float(value)
 
 
@@ -172,17 +173,17 @@ def checked_normalization(
     """
     mean, std = (tuple(float(value) for value in values) for values in (mean, std))
     if len(mean) not in INPUT_CHANNELS:
-        raise ValueError(
+        raise UserError(
             "mean must hold a value for each channel of the images: 1, 3 (R, G and B) or 4 "
             f"values. Received: {mean}."
         )
     if len(std) != len(mean):
-        raise ValueError(
+        raise UserError(
             f"std must hold as many values as mean, {len(mean)}. Received: {len(std)} values, "
             f"{std}."
         )
     if min(std) <= 0:
-        raise ValueError(f"std must be above 0 for each channel. Received: {std}.")
+        raise UserError(f"std must be above 0 for each channel. Received: {std}.")
     return mean, std
 
 
@@ -194,12 +195,12 @@ def check_images(images: Any, channels: int) -> None:
     """
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[-1] != channels:
-        raise ValueError(
+        raise UserError(
             f"images must be [N, H, W, {channels}], {CHANNEL_NAMES[channels]}, 0..255. "
             f"Received shape: {shape}."
         )
     if any(extent is not None and extent < MINIMUM_SIZE for extent in shape[1:3]):
-        raise ValueError(
+        raise UserError(
             f"images must be {MINIMUM_SIZE} pixels or more in height and width. "
             f"Received: {shape[1]} x {shape[2]}."
         )
@@ -212,7 +213,7 @@ def _checked_size(size: Any) -> tuple[int, int] | None:
     if len(values) != 2 or not all(
         isinstance(value, numbers.Integral) and int(value) >= MINIMUM_SIZE for value in values
     ):
-        raise ValueError(
+        raise UserError(
             f"input_size must be (height, width), each {MINIMUM_SIZE} pixels or more, or None. "
             f"Received: {size!r}."
         )

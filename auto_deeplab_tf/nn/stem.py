@@ -2,8 +2,8 @@
 
 import keras
 
-from auto_deeplab_tf.accounting import STEM_FILTERS, STEM_STRIDES
 from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, ConvBN, register, strided_shape
+from auto_deeplab_tf.search_space import STEM_FILTERS, STEM_STRIDES
 
 
 @register

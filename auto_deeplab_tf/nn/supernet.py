@@ -4,15 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from auto_deeplab_tf.accounting import MINIMUM_SIZE, STEM_FILTERS
-from auto_deeplab_tf.architecture import (
-    NUM_LEVELS,
-    OPERATIONS,
-    block_sources,
-    reachable_levels,
-    relaxed_edges,
-    transitions,
-)
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.fast_modes import EXACT, check_fast_modes, fast_modes
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.execution import Execution, runner
@@ -21,6 +13,16 @@ from auto_deeplab_tf.nn.relaxation import RelaxKind
 from auto_deeplab_tf.nn.segmentation_network import check_images, checked_normalization
 from auto_deeplab_tf.nn.segments import Segment
 from auto_deeplab_tf.nn.supernet_ends import HeadKind, LogitsKind, StemKind
+from auto_deeplab_tf.search_space import (
+    MINIMUM_SIZE,
+    NUM_LEVELS,
+    OPERATIONS,
+    STEM_FILTERS,
+    block_sources,
+    reachable_levels,
+    relaxed_edges,
+    transitions,
+)
 
 ARCHITECTURE_INITIAL_DEVIATION = 1e-3
 
@@ -93,14 +95,14 @@ class Supernet(keras.Model):
             ("filter_multiplier", filter_multiplier),
         ):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of 1 or more. Received: {value!r}")
+                raise UserError(f"{name} must be an integer of 1 or more. Received: {value!r}")
         if len(input_size) != 2 or min(input_size) < MINIMUM_SIZE:
-            raise ValueError(
+            raise UserError(
                 f"input_size must be (height, width), each {MINIMUM_SIZE} or more. "
                 f"Received: {input_size}"
             )
         if atrous not in ("separable", "full"):
-            raise ValueError(f'atrous must be "separable" or "full". Received: {atrous!r}')
+            raise UserError(f'atrous must be "separable" or "full". Received: {atrous!r}')
         modes = {
             "partial_channels": partial_channels,
             "mix_predecessors": mix_predecessors,
@@ -286,7 +288,7 @@ class Supernet(keras.Model):
             states[name] = backend.read(variable)
         if self.sampled_paths:
             if training and sampling is None:
-                raise ValueError(
+                raise UserError(
                     "A supernet with sampled paths trains with sampling=(noise, temperature): "
                     "nothing in it is random by itself."
                 )

@@ -6,7 +6,6 @@ import functools
 import numpy as np
 from keras import ops
 
-from auto_deeplab_tf.accounting import STEM_FILTERS, STEM_STRIDES
 from auto_deeplab_tf.nn.atrous import atrous_conv
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
@@ -16,6 +15,7 @@ from auto_deeplab_tf.nn.segments import (
     kernel_layout,
     project,
 )
+from auto_deeplab_tf.search_space import STEM_FILTERS, STEM_STRIDES
 
 
 @dataclasses.dataclass(frozen=True)

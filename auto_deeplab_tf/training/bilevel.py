@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.training import losses, whole_images
@@ -117,7 +118,7 @@ class BilevelModel(keras.Model):
         """
         execution = execution or Execution()
         if execution.jit_compile and tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise ValueError(
+            raise UserError(
                 "--jit_compile=true needs --distribution_strategy=one_device: inside a function "
                 "that XLA compiles the replicas cannot share the statistics of a batch."
             )

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from auto_deeplab_tf.config import RunError
+from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.training.run_dir import Checkpoints
 
 
@@ -70,7 +70,7 @@ def fit(
     """
     strategy = tf.distribute.get_strategy()
     if eager and strategy.num_replicas_in_sync > 1:
-        raise ValueError(
+        raise UserError(
             "An eager step runs on one device only: trace the step under a strategy of "
             f"{strategy.num_replicas_in_sync} replicas."
         )

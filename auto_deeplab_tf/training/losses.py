@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf.errors import UserError
+
 CLASS_WEIGHT_SCHEMES = ("none", "median_frequency", "sqrt_median_frequency")
 
 SumAndWeight = tuple[tf.Tensor, tf.Tensor]
@@ -52,7 +54,7 @@ def class_weights(
         ValueError: for an unknown scheme, a negative or non-finite share, or where no class occurs.
     """
     if scheme not in CLASS_WEIGHT_SCHEMES:
-        raise ValueError(
+        raise UserError(
             f"class_weights must be one of {', '.join(CLASS_WEIGHT_SCHEMES)}. Received: {scheme}"
         )
     if scheme == "none":
@@ -60,11 +62,11 @@ def class_weights(
     shares = np.asarray(frequencies, "float64")
     present = shares > 0
     if shares.ndim != 1 or not np.all(np.isfinite(shares)) or np.any(shares < 0):
-        raise ValueError(
+        raise UserError(
             f"class frequencies must be one finite share >= 0 per class. Received: {frequencies}"
         )
     if not present.any():
-        raise ValueError(
+        raise UserError(
             "class weights need at least one class that occurs. Received: all frequencies 0"
         )
     weights = np.ones_like(shares)
@@ -191,32 +193,32 @@ def _official_loss(num_classes, ignore_label, weights, label_smoothing, hardest_
 
 def _check(num_classes, ignore_label, class_weights, label_smoothing, hardest_fraction):
     if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2. Received: {num_classes}")
+        raise UserError(f"num_classes must be at least 2. Received: {num_classes}")
     if 0 <= ignore_label < num_classes:
-        raise ValueError(
+        raise UserError(
             f"ignore_label must not be one of the classes 0..{num_classes - 1}. "
             f"Received: {ignore_label}"
         )
     if class_weights is not None:
         weights = np.asarray(class_weights, "float64")
         if weights.shape != (num_classes,):
-            raise ValueError(
+            raise UserError(
                 f"class_weights must be one number per class ({num_classes}). "
                 f"Received: shape {list(weights.shape)}"
             )
         if not np.all(np.isfinite(weights)) or np.any(weights < 0):
-            raise ValueError(f"class_weights must be finite and >= 0. Received: {class_weights}")
+            raise UserError(f"class_weights must be finite and >= 0. Received: {class_weights}")
     if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing must lie in [0, 1). Received: {label_smoothing}")
+        raise UserError(f"label_smoothing must lie in [0, 1). Received: {label_smoothing}")
     if not 0.0 < hardest_fraction <= 1.0:
-        raise ValueError(f"hardest_fraction must lie in (0, 1]. Received: {hardest_fraction}")
+        raise UserError(f"hardest_fraction must lie in (0, 1]. Received: {hardest_fraction}")
 
 
 def _check_shapes(labels, logits, num_classes):
     if labels.shape.rank != 3 or not logits.shape.is_compatible_with(
         labels.shape.concatenate([num_classes])
     ):
-        raise ValueError(
+        raise UserError(
             f"the loss needs labels [N, H, W] and logits [N, H, W, {num_classes}] of the same "
             "N, H, W. "
             f"Received: labels {labels.shape}, logits {logits.shape}"

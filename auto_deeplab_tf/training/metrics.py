@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf.data.records import resize_label
+from auto_deeplab_tf.errors import UserError
 
 
 def scores(matrix: np.ndarray) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def matrix_of(counts: Any, num_classes: int, ignore_label: int = 255) -> np.ndar
     """
     counts = np.rint(np.asarray(counts)).astype("int64")
     if counts[-1]:
-        raise ValueError(
+        raise UserError(
             f"labels must be classes 0..{num_classes - 1} or the ignore label {ignore_label}. "
             f"Received: {counts[-1]} pixels with another value"
         )
@@ -125,7 +126,7 @@ class ConfusionMatrix(keras.metrics.Metric):
     ):
         super().__init__(name=name, dtype=dtype)
         if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
+            raise UserError(f"num_classes must be at least 1. Received: {num_classes}")
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.counts = self.add_variable(
@@ -142,7 +143,7 @@ class ConfusionMatrix(keras.metrics.Metric):
             ValueError: with sample weights: a pixel counts once or, as void, not at all.
         """
         if sample_weight is not None:
-            raise ValueError(
+            raise UserError(
                 "ConfusionMatrix takes no sample_weight: give void pixels the ignore label instead"
             )
         counts = count_pixels(y_true, y_pred, self.num_classes, self.ignore_label)
@@ -205,13 +206,13 @@ class LabelStatistics:
         """
         labels = np.asarray(labels)
         if labels.ndim != 2:
-            raise ValueError(
+            raise UserError(
                 f"a label map must have the shape [H, W]. Received: shape {list(labels.shape)}"
             )
         valid = labels != self.ignore_label
         outside = valid & ((labels < 0) | (labels >= self.num_classes))
         if outside.any():
-            raise ValueError(
+            raise UserError(
                 f"labels must be classes 0..{self.num_classes - 1} or the ignore label "
                 f"{self.ignore_label}. Received: {labels[outside][0]}"
             )
@@ -235,7 +236,7 @@ class LabelStatistics:
             size: (height, width) of the map, brought to it by the nearest position.
         """
         if self._per_position is None:
-            raise ValueError("no label was counted: call add() with those of the training split")
+            raise UserError("no label was counted: call add() with those of the training split")
         majority = self._per_position.argmax(axis=-1)
         majority[self._per_position.sum(axis=-1) == 0] = self.most_frequent_class()
         return resize_label(majority, size)

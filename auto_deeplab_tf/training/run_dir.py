@@ -12,16 +12,12 @@ from typing import Any
 import tensorflow as tf
 
 from auto_deeplab_tf import config as config_lib
-from auto_deeplab_tf.architecture import write_atomically
+from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import write_text
 
 FLAGS_FILE = "flags.txt"
 METRICS_FILE = "metrics.csv"
 _LOCK_FILE = ".lock"
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file whole or not at all."""
-    write_atomically(path, text.encode("utf-8"))
 
 
 class RunDir:
@@ -48,21 +44,21 @@ class RunDir:
         self._lock: Any = None
         flags_file = self.path / FLAGS_FILE
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"--run_dir must be a folder. Received: {self.path}, a file")
+            raise UserError(f"--run_dir must be a folder. Received: {self.path}, a file")
         if flags_file.exists():
             if not resume:
-                raise ValueError(
+                raise UserError(
                     f"--noresume: {self.path} already holds a run; name another --run_dir."
                 )
             before = config_lib.from_flags_text(type(options), flags_file.read_text("utf-8"))
             conflicts = config_lib.resume_conflicts(before, options)
             if conflicts:
-                raise ValueError(
+                raise UserError(
                     f"{self.path} belongs to a run with other options: {'; '.join(conflicts)}. "
                     "Name another --run_dir, or the options of that run."
                 )
         elif self.path.exists() and any(e.name != _LOCK_FILE for e in self.path.iterdir()):
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is not empty and holds no run (no {FLAGS_FILE}): "
                 "name an empty or new folder as --run_dir."
             )
@@ -77,7 +73,7 @@ class RunDir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is in use by another process: wait for it, or name another --run_dir."
             ) from None
         write_text(self / FLAGS_FILE, config_lib.flags_text(self._options))
@@ -96,7 +92,7 @@ class RunDir:
         text = json.dumps(value, indent=1) + "\n"
         path = self / name
         if path.exists() and path.read_text("utf-8") != text:
-            raise ValueError(
+            raise UserError(
                 f"{path} does not hold what this run would write into it: the data have changed "
                 "since the run began. Name another --run_dir, or bring the old data back."
             )
@@ -193,13 +189,13 @@ class Checkpoints:
                 "fingerprint/.ATTRIBUTES/VARIABLE_VALUE"
             )
         except (tf.errors.OpError, KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.latest} cannot be read ({error}); delete it and its line in "
                 f"{Path(self.latest).parent}/checkpoint to go on from the one before."
             ) from error
         expected = self._fingerprint.numpy()
         if found != expected:
-            raise ValueError(
+            raise UserError(
                 f"{self.latest} belongs to {found.decode()[:16]}, not to {expected.decode()[:16]}: "
                 "a checkpoint is never read into another architecture or search space."
             )
@@ -207,7 +203,7 @@ class Checkpoints:
             self._checkpoint.restore(self.latest).assert_consumed()
         except (AssertionError, tf.errors.OpError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"{self.latest} does not fit this program ({reason}): use the version that wrote "
                 "it, or another --run_dir."
             ) from error

@@ -6,15 +6,17 @@ from typing import Any
 import keras
 from keras import ops
 
+from auto_deeplab_tf.errors import UserError
+
 
 class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate as a function of progress, min(step / steps, 1)."""
 
     def __init__(self, initial: float, steps: int):
         if not initial > 0.0 or not math.isfinite(initial):
-            raise ValueError(f"the initial learning rate must be > 0. Received: {initial}")
+            raise UserError(f"the initial learning rate must be > 0. Received: {initial}")
         if int(steps) != steps or steps < 1:
-            raise ValueError(
+            raise UserError(
                 f"steps of a schedule must be a whole number of at least 1. Received: {steps}"
             )
         self.initial = float(initial)
@@ -42,7 +44,7 @@ class Poly(_Schedule):
     def __init__(self, initial: float = 0.05, steps: int = 1_500_000, power: float = 0.9):
         super().__init__(initial, steps)
         if not power > 0.0:
-            raise ValueError(f"power of a poly schedule must be > 0. Received: {power}")
+            raise UserError(f"power of a poly schedule must be > 0. Received: {power}")
         self.power = float(power)
 
     def __call__(self, step: Any) -> Any:
@@ -69,7 +71,7 @@ class Cosine(_Schedule):
     def __init__(self, initial: float = 0.025, final: float = 0.001, steps: int = 29_760):
         super().__init__(initial, steps)
         if not 0.0 <= final <= initial:
-            raise ValueError(
+            raise UserError(
                 "the final learning rate of a cosine schedule must lie between 0 and "
                 f"the initial one ({initial}). Received: {final}"
             )

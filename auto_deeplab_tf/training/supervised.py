@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.training import losses, whole_images
 from auto_deeplab_tf.training.metrics import ConfusionMatrix, count_pixels, matrix_of
 from auto_deeplab_tf.training.schedules import Poly
@@ -55,7 +56,7 @@ class SupervisedModel(keras.Model):
         # fractions near 255.
         super().__init__(dtype="float32", **kwargs)
         if not weight_decay >= 0.0:
-            raise ValueError(f"weight_decay must be >= 0. Received: {weight_decay}")
+            raise UserError(f"weight_decay must be >= 0. Received: {weight_decay}")
         self.network = network
         self.num_classes = num_classes
         self.ignore_label = ignore_label
@@ -106,7 +107,7 @@ class SupervisedModel(keras.Model):
         self._auto_optimizer = isinstance(optimizer, str) and optimizer == AUTO
         self._auto_loss = isinstance(loss, str) and loss == AUTO
         if not self._auto_loss and (isinstance(loss, str) or not callable(loss)):
-            raise ValueError(
+            raise UserError(
                 "loss must be 'auto' or a function (labels, logits) -> (sum, weight). "
                 f"Received: {loss!r}"
             )
@@ -145,7 +146,7 @@ class SupervisedModel(keras.Model):
         """
         for name in ("sample_weight", "class_weight"):
             if kwargs.get(name) is not None:
-                raise ValueError(
+                raise UserError(
                     f"Segmenter.fit takes no {name}: weigh classes by "
                     "Segmenter(class_weights=...), leave pixels out by the ignore label"
                 )
@@ -157,7 +158,7 @@ class SupervisedModel(keras.Model):
         if steps_per_epoch is not None:
             self.total_steps = epochs * steps_per_epoch
         elif self._auto_optimizer:
-            raise ValueError(
+            raise UserError(
                 "fit cannot tell the number of steps, which the poly learning rate needs: give "
                 "steps_per_epoch, or compile with an optimizer of your own"
             )
@@ -262,10 +263,10 @@ class SupervisedModel(keras.Model):
 
     def _check_masks(self, masks):
         if not np.issubdtype(masks.dtype, np.integer):
-            raise ValueError(f"masks must be integers. Received: dtype {masks.dtype}")
+            raise UserError(f"masks must be integers. Received: dtype {masks.dtype}")
         strange = masks[(masks != self.ignore_label) & ((masks < 0) | (masks >= self.num_classes))]
         if strange.size:
-            raise ValueError(f"{self._mask_rule()}. Received: {strange.flat[0]}")
+            raise UserError(f"{self._mask_rule()}. Received: {strange.flat[0]}")
 
     def _mask_rule(self):
         return (
@@ -275,12 +276,12 @@ class SupervisedModel(keras.Model):
 
     def _checked_labels(self, labels, sample_weight):
         if sample_weight is not None:
-            raise ValueError("Segmenter takes (images, masks) without sample weights")
+            raise UserError("Segmenter takes (images, masks) without sample weights")
         if labels is None:
-            raise ValueError("Segmenter takes (images, masks). Received: images alone")
+            raise UserError("Segmenter takes (images, masks). Received: images alone")
         labels = tf.convert_to_tensor(labels)
         if not labels.dtype.is_integer:
-            raise ValueError(f"masks must be integers. Received: dtype {labels.dtype.name}")
+            raise UserError(f"masks must be integers. Received: dtype {labels.dtype.name}")
         if labels.shape.rank == 4 and labels.shape[-1] == 1:
             labels = labels[..., 0]
         labels = tf.cast(labels, tf.int32)
@@ -295,7 +296,7 @@ class SupervisedModel(keras.Model):
         if self.network.drop_path_keep == 1.0:
             return
         if self.total_steps is None:
-            raise ValueError(
+            raise UserError(
                 "drop path needs the number of steps of the training: set total_steps, or use fit"
             )
         step = tf.cast(self.optimizer.iterations, tf.float32)

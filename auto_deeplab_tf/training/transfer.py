@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from auto_deeplab_tf.errors import UserError
+
 # Settings in which the two may differ: they shape no weight, or only those of the class layer.
 _FREE = frozenset(
     "name trainable dtype num_classes mean std input_size batch_norm_decay synchronized "
@@ -36,12 +38,12 @@ def take_weights(model: Any, source: Any, path: str | os.PathLike) -> dict[str, 
         new = _class_layer(model.network, ours)
     for name in ours.keys() | theirs.keys():
         if name not in ours or name not in theirs:
-            raise ValueError(
+            raise UserError(
                 f"--init_from={path} holds another network: only one of the two has the weight "
                 f"{name}"
             )
         if name not in new and ours[name].shape != theirs[name].shape:
-            raise ValueError(
+            raise UserError(
                 f"--init_from={path} holds another network: the weight {name} is "
                 f"{list(theirs[name].shape)} there and {list(ours[name].shape)} here"
             )
@@ -53,12 +55,12 @@ def take_weights(model: Any, source: Any, path: str | os.PathLike) -> dict[str, 
 
 def _check_same_network(ours: Any, theirs: Any, path: str | os.PathLike) -> None:
     if type(ours) is not type(theirs):
-        raise ValueError(
+        raise UserError(
             f"--init_from={path} holds a {type(theirs).__name__}, and this trains a "
             f"{type(ours).__name__}: the weights of one do not fit the other"
         )
     if len(ours.mean) != len(theirs.mean):
-        raise ValueError(
+        raise UserError(
             f"--init_from={path} takes images of {len(theirs.mean)} channels, and the data set has "
             f"{len(ours.mean)}: the weights of the first layer do not fit"
         )
@@ -67,11 +69,11 @@ def _check_same_network(ours: Any, theirs: Any, path: str | os.PathLike) -> None
         if key in _FREE or here.get(key) == there.get(key):
             continue
         if key == "architecture":
-            raise ValueError(
+            raise UserError(
                 f"--init_from={path} has another architecture than --architecture: give the one "
                 "that it was trained with"
             )
-        raise ValueError(
+        raise UserError(
             f"--init_from={path} has {key} {there.get(key)!r}, and this training "
             f"{here.get(key)!r}: give --{key}={there.get(key)}"
         )

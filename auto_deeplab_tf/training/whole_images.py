@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from auto_deeplab_tf.accounting import MINIMUM_SIZE
+from auto_deeplab_tf.search_space import MINIMUM_SIZE
 
 
 def size_of(images: tf.Tensor) -> tuple[Any, Any]:

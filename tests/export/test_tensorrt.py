@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from auto_deeplab_tf import config
+from auto_deeplab_tf.errors import RunError
 from export import common, tensorrt
 
 # Odd, as a Resize with float scales would not stand it.
@@ -136,7 +136,7 @@ def test_without_a_package_the_extra_is_named(model_file, tmp_path, monkeypatch,
 
 
 def test_tf_trt_says_why_not_and_what_to_use(model_file, tmp_path):
-    with pytest.raises(config.RunError) as raised:
+    with pytest.raises(RunError) as raised:
         tensorrt.export_tensorrt(model_file, tmp_path / "model", SIZE, "tf_trt")
     message = str(raised.value)
     assert "was built without TensorRT" in message
@@ -151,11 +151,11 @@ def test_tf_trt_looks_at_the_build_then_the_library_then_the_gpu(monkeypatch):
     from tensorflow.compiler.tf2tensorrt import _pywrap_py_utils
 
     monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: {"is_tensorrt_build": True})
-    with pytest.raises(config.RunError, match="TensorRT is switched off"):
+    with pytest.raises(RunError, match="TensorRT is switched off"):
         tensorrt.check_tf_trt()
     monkeypatch.setattr(_pywrap_py_utils, "is_tensorrt_enabled", lambda: True)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
-    with pytest.raises(config.RunError, match="TensorFlow sees no GPU here"):
+    with pytest.raises(RunError, match="TensorFlow sees no GPU here"):
         tensorrt.check_tf_trt()
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
     tensorrt.check_tf_trt()

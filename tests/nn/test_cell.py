@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from random_architectures import random_architecture
 
-from auto_deeplab_tf.architecture import DECODABLE_OPERATIONS, Edge
+from auto_deeplab_tf.architecture import Edge
 from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.operations import operation_layer_class
+from auto_deeplab_tf.search_space import DECODABLE_OPERATIONS
 
 FILTERS = 3
 

@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 from reference_supernet import plain_logits
 
-from auto_deeplab_tf.architecture import move_mask, transitions
 from auto_deeplab_tf.nn.relaxation import sample_moves
 from auto_deeplab_tf.nn.supernet import build_supernet
+from auto_deeplab_tf.search_space import move_mask, transitions
 
 CLASSES = 3
 SIZE = (33, 41)

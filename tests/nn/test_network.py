@@ -11,11 +11,12 @@ import tensorflow as tf
 from random_architectures import random_architecture
 
 from auto_deeplab_tf.accounting import count
-from auto_deeplab_tf.architecture import DECODABLE_OPERATIONS, Architecture, Edge
+from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
 from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.network import Network, build_network
 from auto_deeplab_tf.nn.stem import Stem
+from auto_deeplab_tf.search_space import DECODABLE_OPERATIONS
 
 SMALL = {"num_classes": 5, "filter_multiplier": 2, "head_channels": 6, "decoder_channels": 4}
 # Levels of a path; index of the cell with the low-level feature, -1 for the stem.

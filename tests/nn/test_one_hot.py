@@ -4,7 +4,8 @@ import pytest
 from one_hot import check_node_equals_cell
 from random_architectures import random_architecture
 
-from auto_deeplab_tf.architecture import DECODABLE_OPERATIONS, Architecture
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.search_space import DECODABLE_OPERATIONS
 
 
 @pytest.mark.parametrize("share_operations", [True, False], ids=["shared", "own"])

@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from auto_deeplab_tf.architecture import DECODABLE_OPERATIONS
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.operations import (
     AtrousConv2D,
@@ -16,6 +15,7 @@ from auto_deeplab_tf.nn.operations import (
     operation_layer_class,
 )
 from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.search_space import DECODABLE_OPERATIONS
 
 FILTERS = 4
 

@@ -12,10 +12,10 @@ import pytest
 import tensorflow as tf
 from reference_supernet import plain_logits
 
-from auto_deeplab_tf.architecture import OPERATIONS, relaxed_edges, transitions
 from auto_deeplab_tf.decoding import unidentified_transitions
 from auto_deeplab_tf.nn.operations import operation_layer_class
 from auto_deeplab_tf.nn.supernet import build_supernet
+from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges, transitions
 
 CLASSES = 5
 

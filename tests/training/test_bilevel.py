@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from auto_deeplab_tf.config import RunError
+from auto_deeplab_tf.errors import RunError
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training import loop
