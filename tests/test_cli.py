@@ -24,6 +24,7 @@ import time
 from absl import logging
 
 from auto_deeplab_tf import cli, config
+from auto_deeplab_tf.errors import RunError, UserError
 
 cli.define(config.SearchConfig)
 
@@ -31,8 +32,8 @@ cli.define(config.SearchConfig)
 def main():
     options = cli.read(config.SearchConfig)
     raised = {
-        "value": ValueError("two\\nlines"),
-        "run": errors.RunError("the loss is not finite"),
+        "value": UserError("two\\nlines"),
+        "run": RunError("the loss is not finite"),
         "bug": KeyError("bug"),
     }
     if options.dataset in raised:
