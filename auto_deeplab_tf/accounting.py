@@ -23,9 +23,10 @@ from auto_deeplab_tf.search_space import (
     ASPP_EXTENTS,
     INPUT_CHANNELS,
     MINIMUM_SIZE,
-    STEM_FILTERS,
+    STEM_CHANNELS,
     STEM_STRIDES,
     ConvUnit,
+    checked_stem_channels,
     operation,
     operation_units,
     stride,
@@ -74,6 +75,7 @@ def count(
     input_size: tuple[int, int],
     head_channels: int = 256,
     decoder_channels: int = 48,
+    stem_channels: Sequence[int] = STEM_CHANNELS,
     input_channels: int = 3,
 ) -> Count:
     """Counts the parameters and Multi-Adds of an architecture's network, layer by layer.
@@ -85,6 +87,7 @@ def count(
         input_size: (height, width) of the image, each 32 or more.
         head_channels: Channels of the ASPP and the decoder.
         decoder_channels: Channels of the projected low-level feature.
+        stem_channels: Channels of the three convolutions of the stem.
         input_channels: Channels of the images: 1, 3 or 4.
 
     Raises:
@@ -107,7 +110,7 @@ def count(
         _check_integer(f"the {name} of input_size", value, minimum=MINIMUM_SIZE)
 
     rows = _Rows(input_size)
-    channels = [*_stem(rows, int(input_channels))]
+    channels = [*_stem(rows, int(input_channels), checked_stem_channels(stem_channels))]
     before = 0
     for index, level in enumerate(architecture.levels):
         filters = filter_multiplier * 2**level
@@ -141,15 +144,15 @@ def count(
     return rows.total()
 
 
-def _stem(rows: _Rows, channels: int) -> tuple[int, int]:
+def _stem(rows: _Rows, channels: int, stem: tuple[int, int, int]) -> tuple[int, int]:
     """Adds the stem and returns the channels of the two tensors that the first cell reads."""
     at = 1
-    for index, (filters, step) in enumerate(zip(STEM_FILTERS, STEM_STRIDES, strict=True)):
+    for index, (filters, step) in enumerate(zip(stem, STEM_STRIDES, strict=True)):
         at *= step
         rows.convolve(f"stem/unit_{index}", channels, filters, at, [ConvUnit(3, step)])
         channels = filters
     rows.close("stem", channels, at)
-    return STEM_FILTERS[1], STEM_FILTERS[2]
+    return stem[1], stem[2]
 
 
 def _aspp(rows: _Rows, channels: int, filters: int, at: int) -> None:

@@ -13,10 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from auto_deeplab_tf.errors import UserError
+
 MINIMUM_SIZE = 32
 # How many channels the images of a network may have: grey, RGB, RGB and one more.
 INPUT_CHANNELS = (1, 3, 4)
-STEM_FILTERS = (64, 64, 128)
+# Channels of its three convolutions as published; a network of few filters wants fewer.
+STEM_CHANNELS = (64, 64, 128)
 STEM_STRIDES = (2, 1, 2)
 # ASPP's rates at stride s are these divided by s: 6, 12, 18 at stride 16.
 ASPP_EXTENTS = (96, 192, 288)
@@ -114,7 +117,7 @@ def register_operation(row: Operation) -> None:
         ValueError: where the name is taken.
     """
     if row.name in OPERATIONS:
-        raise ValueError(
+        raise UserError(
             f"an operation {row.name!r} is there already: the operations are "
             f"{', '.join(OPERATIONS)}."
         )
@@ -126,12 +129,23 @@ def operation(name: str) -> Operation:
     for row in _TABLE:
         if row.name == name:
             return row
-    raise ValueError(f"unknown operation {name!r}: the operations are {', '.join(OPERATIONS)}.")
+    raise UserError(f"unknown operation {name!r}: the operations are {', '.join(OPERATIONS)}.")
 
 
 def stride(level: int) -> int:
     """Returns the stride of a level: 4 * 2**level."""
     return 4 * 2**level
+
+
+def checked_stem_channels(channels: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the channels of the stem's three convolutions as a tuple, or says what is wrong."""
+    integers = [int(c) for c in channels if isinstance(c, (int, np.integer)) and int(c) > 0]
+    if len(channels) != len(STEM_STRIDES) or len(integers) != len(STEM_STRIDES):
+        raise UserError(
+            f"stem_channels must be {len(STEM_STRIDES)} integers of 1 or more. "
+            f"Received: {channels!r}."
+        )
+    return integers[0], integers[1], integers[2]
 
 
 def block_sources(block: int) -> tuple[str, ...]:
@@ -244,4 +258,4 @@ def reachable_levels(num_layers: int) -> tuple[tuple[int, ...], ...]:
 
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"{name} must be at least 1. Received: {value}.")
+        raise UserError(f"{name} must be at least 1. Received: {value}.")

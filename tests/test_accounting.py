@@ -100,6 +100,8 @@ def test_numpy_integers_do_not_overflow_nor_leak():
         ({"filter_multiplier": 2.5}, "filter_multiplier must be an integer of 1 or more"),
         ({"head_channels": -1}, "head_channels must be an integer of 1 or more"),
         ({"decoder_channels": True}, "decoder_channels must be an integer of 1 or more"),
+        ({"stem_channels": (8, 8)}, "stem_channels must be 3 integers of 1 or more"),
+        ({"stem_channels": (8, 0, 8)}, "stem_channels must be 3 integers of 1 or more"),
         ({"input_size": (31, 64)}, "the height of input_size must be an integer of 32 or more"),
         ({"input_size": (64,)}, "input_size must be (height, width)"),
     ],

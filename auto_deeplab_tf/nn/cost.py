@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from auto_deeplab_tf.nn.node import NodeKind
 from auto_deeplab_tf.nn.supernet_ends import HeadKind, LogitsKind, StemKind
-from auto_deeplab_tf.search_space import STEM_FILTERS, STEM_STRIDES
+from auto_deeplab_tf.search_space import STEM_CHANNELS, STEM_STRIDES
 
 WORKS = ("depthwise", "convolution", "elementwise")
 
@@ -115,7 +115,7 @@ def _node(name, kind, pixels):
 
 def _stem(name, kind, pixels):
     works, channels, log2_stride, states = [], len(kind.mean), 0, 0
-    for filters, stride in zip(STEM_FILTERS, STEM_STRIDES, strict=True):
+    for filters, stride in zip(STEM_CHANNELS, STEM_STRIDES, strict=True):
         read = pixels(log2_stride) * channels
         log2_stride += stride.bit_length() - 1
         written = pixels(log2_stride) * filters

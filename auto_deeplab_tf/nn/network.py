@@ -20,7 +20,7 @@ from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, register
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_count
 from auto_deeplab_tf.nn.stem import Stem
-from auto_deeplab_tf.search_space import STEM_FILTERS, stride
+from auto_deeplab_tf.search_space import STEM_CHANNELS, checked_stem_channels, stride
 
 # Strides of the two tensors that the first cell reads.
 _STEM_STRIDES = (2, 4)
@@ -34,6 +34,7 @@ def build_network(
     *,
     head_channels: int = 256,
     decoder_channels: int = 48,
+    stem_channels: Sequence[int] = STEM_CHANNELS,
     mean: Sequence[float] = (127.5, 127.5, 127.5),
     std: Sequence[float] = (127.5, 127.5, 127.5),
     drop_path_keep: float = 1.0,
@@ -54,6 +55,7 @@ def build_network(
         input_size,
         head_channels=head_channels,
         decoder_channels=decoder_channels,
+        stem_channels=stem_channels,
         mean=mean,
         std=std,
         drop_path_keep=drop_path_keep,
@@ -80,6 +82,7 @@ class Network(SegmentationNetwork):
         filter_multiplier: F: blocks at level k have F * 2**k channels.
         head_channels: Channels of the ASPP and the decoder.
         decoder_channels: Channels of the projected low-level feature.
+        stem_channels: Channels of the three convolutions of the stem.
         drop_path_keep: ScheduledDropPath's keep probability of the last cell at the end of the
             training, in (0, 1]; 1 drops nothing.
         drop_path_seed: Its seed.
@@ -109,6 +112,7 @@ class Network(SegmentationNetwork):
         *,
         head_channels: int = 256,
         decoder_channels: int = 48,
+        stem_channels: Sequence[int] = STEM_CHANNELS,
         mean: Sequence[float] = (127.5, 127.5, 127.5),
         std: Sequence[float] = (127.5, 127.5, 127.5),
         drop_path_keep: float = 1.0,
@@ -130,6 +134,7 @@ class Network(SegmentationNetwork):
         self.filter_multiplier = checked_count("filter_multiplier", filter_multiplier)
         self.head_channels = checked_count("head_channels", head_channels)
         self.decoder_channels = checked_count("decoder_channels", decoder_channels)
+        self.stem_channels = checked_stem_channels(stem_channels)
         self.drop_path_keep = float(drop_path_keep)
         self.drop_path_seed = int(drop_path_seed)
         self._add_layers()
@@ -140,7 +145,7 @@ class Network(SegmentationNetwork):
         levels = self.architecture.levels
         self.low_level_index = self.architecture.low_level_index
         self.output_stride = stride(levels[-1])
-        self.stem = Stem(name="stem", **norm)
+        self.stem = Stem(self.stem_channels, name="stem", **norm)
         self.cells = [
             Cell(
                 self.filter_multiplier * 2**level,
@@ -178,7 +183,7 @@ class Network(SegmentationNetwork):
     def build(self, input_shape):
         """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""
         self.stem.build(input_shape)
-        shapes = [(None, None, None, channels) for channels in STEM_FILTERS[1:]]
+        shapes = [(None, None, None, channels) for channels in self.stem_channels[1:]]
         for cell in self.cells:
             cell.build(shapes[-1], shapes[-2])
             shapes.append((None, None, None, len(cell.blocks) * cell.filters))
@@ -226,6 +231,7 @@ class Network(SegmentationNetwork):
             "filter_multiplier": self.filter_multiplier,
             "head_channels": self.head_channels,
             "decoder_channels": self.decoder_channels,
+            "stem_channels": self.stem_channels,
             "drop_path_keep": self.drop_path_keep,
             "drop_path_seed": self.drop_path_seed,
         }

@@ -3,26 +3,30 @@
 import keras
 
 from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, ConvBN, register, strided_shape
-from auto_deeplab_tf.search_space import STEM_FILTERS, STEM_STRIDES
+from auto_deeplab_tf.search_space import STEM_CHANNELS, STEM_STRIDES
 
 
 @register
 class Stem(keras.layers.Layer):
-    """3x3 to 64 stride 2, BN, ReLU; 3x3 to 64, BN; ReLU; 3x3 to 128 stride 2, BN.
+    """3x3 to C0 stride 2, BN, ReLU; 3x3 to C1, BN; ReLU; 3x3 to C2 stride 2, BN.
 
     Args:
+        channels: (C0, C1, C2).
         batch_norm_decay: Decay of the moving statistics.
         synchronized: Whether batch statistics are taken over all replicas.
 
     Input shape: float [N, H, W, C], normalised images.
-    Output shape: (float [N, ceil(H / 2), ceil(W / 2), 64], float [N, ceil(H / 4), ceil(W / 4),
-        128]): the first cell's `prev_prev` and `prev`, both before their ReLU.
+    Output shape: (float [N, ceil(H / 2), ceil(W / 2), C1], float [N, ceil(H / 4), ceil(W / 4),
+        C2]): the first cell's `prev_prev` and `prev`, both before their ReLU.
 
     Reference: the authors' TF1 code, `_nas_stem`.
     """
 
-    def __init__(self, batch_norm_decay=BATCH_NORM_DECAY, synchronized=True, **kwargs):
+    def __init__(
+        self, channels=STEM_CHANNELS, batch_norm_decay=BATCH_NORM_DECAY, synchronized=True, **kwargs
+    ):
         super().__init__(**kwargs)
+        self.channels = tuple(channels)
         self.batch_norm_decay = batch_norm_decay
         self.synchronized = synchronized
         self.units = [
@@ -37,7 +41,7 @@ class Stem(keras.layers.Layer):
                 dtype=self.dtype_policy,
             )
             for index, (filters, stride, relu) in enumerate(
-                zip(STEM_FILTERS, STEM_STRIDES, (None, "before", "before"), strict=True)
+                zip(self.channels, STEM_STRIDES, (None, "before", "before"), strict=True)
             )
         ]
 
@@ -51,11 +55,12 @@ class Stem(keras.layers.Layer):
         return half, self.units[2](half, training=training)
 
     def compute_output_shape(self, input_shape):
-        half = strided_shape(input_shape, 2, STEM_FILTERS[1])
-        return half, strided_shape(half, 2, STEM_FILTERS[2])
+        half = strided_shape(input_shape, 2, self.channels[1])
+        return half, strided_shape(half, 2, self.channels[2])
 
     def get_config(self):
         return super().get_config() | {
+            "channels": self.channels,
             "batch_norm_decay": self.batch_norm_decay,
             "synchronized": self.synchronized,
         }

@@ -17,7 +17,7 @@ from auto_deeplab_tf.search_space import (
     MINIMUM_SIZE,
     NUM_LEVELS,
     OPERATIONS,
-    STEM_FILTERS,
+    STEM_CHANNELS,
     block_sources,
     reachable_levels,
     relaxed_edges,
@@ -223,9 +223,9 @@ class Supernet(keras.Model):
         Layers -1 and -2 are the stem's tensors at stride 4 and 2.
         """
         if layer == -2:
-            return "stem_2", StateShape(1, STEM_FILTERS[1])
+            return "stem_2", StateShape(1, STEM_CHANNELS[1])
         if layer == -1:
-            return "stem_4", StateShape(2, STEM_FILTERS[2])
+            return "stem_4", StateShape(2, STEM_CHANNELS[2])
         channels = self.num_blocks * self.filter_multiplier * 2**level
         return f"layer_{layer}_level_{level}", StateShape(level + 2, channels)
 

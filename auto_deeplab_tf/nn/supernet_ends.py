@@ -15,7 +15,7 @@ from auto_deeplab_tf.nn.segments import (
     kernel_layout,
     project,
 )
-from auto_deeplab_tf.search_space import STEM_FILTERS, STEM_STRIDES
+from auto_deeplab_tf.search_space import STEM_CHANNELS, STEM_STRIDES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +40,18 @@ class StemKind(SegmentKind):
     @functools.cached_property
     def kernels(self):
         shapes, channels = {}, len(self.mean)
-        for i, filters in enumerate(STEM_FILTERS):
+        for i, filters in enumerate(STEM_CHANNELS):
             shapes[f"conv_{i}"] = ((3, 3, channels, filters), 9 * channels)
             channels = filters
         return kernel_layout(shapes)
 
     @functools.cached_property
     def affine(self):
-        return affine_layout(_gammas_and_betas(enumerate(STEM_FILTERS)))
+        return affine_layout(_gammas_and_betas(enumerate(STEM_CHANNELS)))
 
     @property
     def num_normalized(self):
-        return sum(STEM_FILTERS)
+        return sum(STEM_CHANNELS)
 
     def compute(self, kernels, affine, moving, architecture, inputs, training):
         """See `SegmentKind.compute`.

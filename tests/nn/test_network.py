@@ -162,8 +162,9 @@ def test_any_architecture_trains(seed):
 
 def check_counts(seed, **limits):
     architecture = random_architecture(seed, **limits)
-    network = small_network(architecture)
-    result = count(architecture, input_size=(97, 131), **SMALL)
+    stem = {"stem_channels": (3, 5, 7)} if seed % 2 else {}
+    network = small_network(architecture, **stem)
+    result = count(architecture, input_size=(97, 131), **SMALL | stem)
     assert num_trainable(network) == result.params
     # Layer by layer: a row's name is the path of a layer.
     built = dict.fromkeys((row.name for row in result.layers), 0)
@@ -270,7 +271,11 @@ def test_drop_path_acts_in_training_only():
 
 def test_a_saved_network_comes_back(tmp_path):
     network = small_network(
-        random_architecture(3), drop_path_keep=0.7, mean=(1, 2, 3), batch_norm_decay=0.9
+        random_architecture(3),
+        drop_path_keep=0.7,
+        mean=(1, 2, 3),
+        batch_norm_decay=0.9,
+        stem_channels=(3, 5, 7),
     )
     x = images((2, 50, 39, 3))
     network(x, training=True)
@@ -280,6 +285,10 @@ def test_a_saved_network_comes_back(tmp_path):
     assert type(again) is Network and again.architecture == network.architecture
     assert again.get_config() == network.get_config()
     np.testing.assert_array_equal(again(x), expected)
+    # A file from before the stem had a setting holds none: the published one is meant.
+    config = small_network(random_architecture(3)).get_config()
+    del config["stem_channels"]
+    assert Network.from_config(config).stem_channels == (64, 64, 128)
     # Batch statistics and their decay came along: a training step goes on alike.
     np.testing.assert_array_equal(again(x, training=True), network(x, training=True))
     np.testing.assert_array_equal(again(x), network(x))
@@ -349,6 +358,7 @@ np.savez(r"{tmp_path}/out.npz", *logits)
         ({"num_classes": 0}, "num_classes must be an integer of 1 or more. Received: 0."),
         ({"filter_multiplier": 1.5}, "filter_multiplier must be an integer of 1 or more"),
         ({"head_channels": 0}, "head_channels must be an integer of 1 or more"),
+        ({"stem_channels": (8, 8, 0)}, "stem_channels must be 3 integers of 1 or more"),
         ({"decoder_channels": -3}, "decoder_channels must be an integer of 1 or more"),
         ({"input_size": (31, 64)}, "input_size must be (height, width), each 32 pixels or more"),
         ({"mean": (1.0, 2.0)}, "mean must hold a value for each channel of the images: 1, 3"),
