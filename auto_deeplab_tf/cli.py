@@ -98,7 +98,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
         try:
             rest = _parse(flags.FLAGS, argv, config_class)
         except FlagsError as error:
-            _complain(error)
+            _complain(error, config_class)
             sys.exit(2)
         if flags.FLAGS["verbosity"].using_default_value:
             # absl would show what TensorFlow tells of its own doings from here on.
@@ -137,16 +137,29 @@ def _guard(main: Callable[[], Any]) -> int:
     except _FOR_USERS as error:
         if flags.FLAGS.verbosity >= 1:
             traceback.print_exc()
-        _complain(error)
+        _complain(error, _config_of_module.get(main.__globals__["__name__"]))
         return 2 if isinstance(error, FlagsError) else 1
 
 
-def _complain(error: BaseException) -> None:
+def _complain(error: BaseException, config_class: type | None) -> None:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
     else:
-        message = str(error) or type(error).__name__
+        message = _with_dashes(error, config_class) or type(error).__name__
     print("error:", " ".join(message.split()), file=sys.stderr)
+
+
+def _with_dashes(error: BaseException, config_class: type | None) -> str:
+    """The message of an error as the command line writes it: `--` before the names of flags.
+
+    These are the settings that a `FieldError` names, and all that stand in the form `name=value`.
+    """
+    if config_class is None:
+        return str(error)
+    names = list(config_lib.kinds(config_class))
+    named = [rf"{name}\b" for name in getattr(error, "names", ()) if name in names]
+    pattern = "|".join([f"(?:{'|'.join(names)})=", *named])
+    return re.sub(rf"(?<![\w/.-])(?={pattern})", "--", str(error))
 
 
 def _finite(value: Any) -> Any:
@@ -246,8 +259,8 @@ def _read(config_class: type, values: flags.FlagValues) -> Any:
         given[field.name] = value
     try:
         return config_class(**given)
-    except ValueError as error:
-        raise FlagsError(str(error)) from error
+    except UserError as error:
+        raise FlagsError(_with_dashes(error, config_class)) from error
 
 
 # ---- help

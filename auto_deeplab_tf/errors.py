@@ -1,6 +1,7 @@
 """Errors meant for the user: the message says the rule, what came, and what to do.
 
-The command line turns these into one line on stderr; any other exception keeps its traceback.
+The command line turns these into one line on stderr; any other exception keeps its traceback. Their
+messages name settings as Python does, `batch_size=3`; the command line writes `--batch_size=3`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,19 @@ from __future__ import annotations
 
 class UserError(ValueError):
     """Something that the user can fix: a value, a file's content, a combination of settings."""
+
+
+class FieldError(UserError):
+    """A setting that breaks a rule: the message begins with its name.
+
+    Args:
+        message: The message.
+        *names: The settings that it names; left out, the one whose name it begins with.
+    """
+
+    def __init__(self, message: str, *names: str) -> None:
+        super().__init__(message)
+        self.names = names or (message.replace("=", " ").partition(" ")[0],)
 
 
 class MissingFileError(FileNotFoundError):

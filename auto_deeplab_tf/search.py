@@ -171,7 +171,6 @@ def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:
         batch_norm_decay=options.batch_norm_decay,
         gradient_clip_norm=options.gradient_clip_norm,
         partial_channels=options.partial_channels,
-        mix_predecessors=options.mix_predecessors,
         sampled_paths=options.sampled_paths,
         path_temperature=keras.optimizers.schedules.PolynomialDecay(
             options.path_temperature, total_steps, options.min_path_temperature

@@ -103,7 +103,14 @@ def entry_point(tmp_path_factory):
         (["--run_dir=a", "b"], "error: unexpected argument 'b': options are written --name=value"),
         (["--run_dir=a", "--epochs=0"], "error: --epochs=0: must be at least 1"),
         (["--run_dir=a", "--atrous=half"], "--atrous=half: expected one of full, separable"),
-        (["--run_dir=a", "--epochs=3"], "--arch_start_epoch=20 must not be greater than"),
+        (
+            ["--run_dir=a", "--epochs=3"],
+            "--arch_start_epoch=20 must not be greater than --epochs=3",
+        ),
+        (
+            ["--run_dir=a", "--image_size=65", "--max_image_side=65"],
+            "error: --image_size and --max_image_side both set the size",
+        ),
         (["--flagfile=none.flags"], "error: Unable to open flagfile"),
     ],
 )

@@ -1,0 +1,7 @@
+"""The settings of every command, as frozen dataclasses; the command line is made from them.
+
+`fields` is the machinery; `options` holds the classes: what commands share, and one per command.
+"""
+
+from auto_deeplab_tf.config.fields import *  # noqa: F403
+from auto_deeplab_tf.config.options import *  # noqa: F403

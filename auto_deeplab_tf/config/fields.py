@@ -1,0 +1,370 @@
+"""Settings as fields of frozen dataclasses: what they hold, their text and their rules.
+
+A field is declared once, with `flag`: its default, one line of help and the rule its value must
+keep. The same rules hold on the command line, in a flag file and in Python. The text of a value
+(`parse_value`, `format_value`) is defined here too, so that a run folder can hold the resolved
+settings as a flag file, `flags.txt`, and read them back without the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
+
+from auto_deeplab_tf.errors import FieldError, UserError
+
+Size = tuple[int, int]  # (height, width) in pixels; HEIGHTxWIDTH in text
+
+# Flags that are gone, with the text of their old default. A flags.txt that holds one at its default
+# is read without it; any other value was a choice that this version cannot follow.
+RETIRED = {"mix_predecessors": "false"}
+
+_REQUIRED = dataclasses.MISSING
+_ConfigT = TypeVar("_ConfigT", bound="Config")
+
+
+def flag(
+    default: Any = _REQUIRED,
+    help: str = "",
+    *,
+    group: str = "run",
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    on_resume: str = "same",
+    metavar: str | None = None,
+) -> Any:
+    """Declares one setting: a dataclass field that is also a command-line flag.
+
+    Args:
+        default: The value when the flag is not given; left out, the flag is required.
+        help: One line, without the default (the command line adds it).
+        group: Heading under which `--help` lists the flag.
+        choices: The allowed texts.
+        minimum: Smallest allowed value; of a size or a list, of each element.
+        maximum: Largest allowed value.
+        above: The value must be greater than this.
+        below: The value must be smaller than this.
+        on_resume: What a resumed run may do with it: "same" (nothing), "grow" (a larger value is
+            allowed) or "free" (it changes no result: logs, devices, paths of caches).
+        metavar: The word for the value in `--help`.
+
+    Returns:
+        A `dataclasses.field`.
+
+    Raises:
+        ValueError: For a help that is not one line, or an unknown `on_resume`.
+    """
+    if not help or "\n" in help:
+        raise ValueError(f"the help of a flag is one line of text. Received: {help!r}")
+    if on_resume not in ("same", "grow", "free"):
+        raise ValueError(f"on_resume is same, grow or free. Received: {on_resume!r}")
+    metadata = {
+        "help": help,
+        "group": group,
+        "choices": tuple(choices) if choices else None,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+        "on_resume": on_resume,
+        "metavar": metavar,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def changed(base: type[Config], name: str, default: Any, **metadata: Any) -> Any:
+    """Declares a flag of a base class again, for a command with another default.
+
+    Args:
+        base: The class that declares the flag.
+        name: Its name.
+        default: The default here.
+        **metadata: Arguments of `flag` that differ too.
+
+    Returns:
+        A `dataclasses.field`.
+    """
+    rules = next(field.metadata for field in dataclasses.fields(base) if field.name == name)
+    return flag(default, **{**rules, **metadata})
+
+
+class Kind(NamedTuple):
+    """What a field holds: an element type, one or many of it, and whether None is allowed."""
+
+    element: type  # bool, int, float or str
+    form: str  # "one", "size" or "list"
+    optional: bool
+
+    @property
+    def metavar(self) -> str:
+        """The word for the value in `--help`."""
+        word = {bool: "BOOL", int: "N", float: "X", str: "TEXT"}[self.element]
+        return {"one": word, "size": "HxW", "list": f"{word},{word},..."}[self.form]
+
+
+def _kind(hint: Any) -> Kind:
+    optional = False
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(hint) if member is not type(None)]
+        optional = len(members) < len(typing.get_args(hint))
+        if len(members) != 1:
+            raise TypeError(f"a flag holds one type or None. Received: {hint}")
+        hint = members[0]
+    if hint == Size:
+        return Kind(int, "size", optional)
+    if typing.get_origin(hint) is tuple:
+        element, *rest = typing.get_args(hint)
+        if rest == [Ellipsis] and element in (int, float, str):
+            return Kind(element, "list", optional)
+    if hint in (bool, int, float, str):
+        return Kind(hint, "one", optional)
+    raise TypeError(f"no text form for a flag of type {hint}")
+
+
+def kinds(config_class: type[Config]) -> dict[str, Kind]:
+    """Returns the kind of every field of a config class, in the order of its fields."""
+    hints = typing.get_type_hints(config_class)
+    return {field.name: _kind(hints[field.name]) for field in dataclasses.fields(config_class)}
+
+
+def is_required(field: dataclasses.Field[Any]) -> bool:
+    """Tells whether a field has no default."""
+    return field.default is dataclasses.MISSING
+
+
+# ---- values as text
+
+
+def _parse_element(element: type, text: str) -> Any:
+    if element is bool:
+        words = {"true": True, "1": True, "false": False, "0": False}
+        if text.lower() not in words:
+            raise UserError("expected true or false")
+        return words[text.lower()]
+    if element is str:
+        return text
+    try:
+        if element is int and re.fullmatch("[+-]?[0-9]+", text):
+            return int(text)
+        number = float(text)  # 3e11 for a budget is easier to read than its twelve digits
+    except ValueError:
+        number = math.nan
+        if element is float:
+            raise UserError("expected a number") from None
+    if element is int and not number.is_integer():
+        raise UserError("expected a whole number")
+    return element(number)
+
+
+def parse_value(kind: Kind, text: str) -> Any:
+    """Reads a value from its text; an empty text is None where None is allowed.
+
+    Sizes are HEIGHTxWIDTH, or one number for a square; lists are separated by commas.
+
+    Raises:
+        UserError: Saying what was expected, without naming the flag.
+    """
+    if "\n" in text or "\r" in text or text != text.strip():
+        raise UserError("expected text without line breaks and without spaces at its ends")
+    if text == "" and kind.optional:
+        return None
+    if kind.form == "size":
+        match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
+        if not match:
+            raise UserError("expected HEIGHTxWIDTH in pixels, such as 321x513")
+        return int(match[1]), int(match[2] or match[1])
+    if kind.form == "list":
+        return tuple(_parse_element(kind.element, part.strip()) for part in text.split(","))
+    return _parse_element(kind.element, text)
+
+
+def format_value(kind: Kind, value: Any) -> str:
+    """Writes a value as the text that `parse_value` reads back to the same value."""
+    if value is None:
+        return ""
+    if kind.form == "size":
+        return f"{value[0]}x{value[1]}"
+    if kind.form == "list":
+        return ",".join(map(_format_element, value))
+    return _format_element(value)
+
+
+def _format_element(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else repr(value)
+
+
+def flags_text(config: Config) -> str:
+    """Writes the resolved settings as a flag file, one flag per line: it repeats the run.
+
+    A field that is None is written with an empty text after the `=`.
+    """
+    return "".join(
+        f"--{name}={format_value(kind, getattr(config, name))}\n"
+        for name, kind in kinds(type(config)).items()
+    )
+
+
+def from_flags_text(config_class: type[_ConfigT], text: str) -> _ConfigT:
+    """Reads what `flags_text` wrote, by this version or an older one (see `RETIRED`).
+
+    Raises:
+        UserError: For a line that is no flag of this class, or a value that breaks its rule.
+    """
+    known = kinds(config_class)
+    values = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"--(\w+)=(.*)", line)
+        if match and is_retired(*match.groups()):
+            continue
+        if not match or match[1] not in known:
+            raise UserError(
+                f"line {number} is no flag of {config_class.__name__}: {line!r} "
+                "(expected --name=value, as the command that wrote the file wrote it)"
+            )
+        name = match[1]
+        try:
+            values[name] = parse_value(known[name], match[2])
+        except UserError as error:
+            raise FieldError(f"{name}={match[2]}: {error} (line {number})") from None
+    return config_class(**values)
+
+
+def is_retired(name: str, text: str) -> bool:
+    """Tells whether a flag of an old flag file is gone and can be left out.
+
+    Raises:
+        FieldError: Where it is gone and had another value than its default.
+    """
+    if name not in RETIRED:
+        return False
+    if text != RETIRED[name]:
+        raise FieldError(
+            f"{name}={text}: this version has no {name} any more (it reads only the old default, "
+            f"{RETIRED[name]}). Continue with the version that wrote the flag, or start a new run "
+            "without it."
+        )
+    return True
+
+
+def resume_conflicts(before: Config, after: Config) -> tuple[str, ...]:
+    """Lists what keeps a run written by `before` from resuming as `after`, one text per flag."""
+    if type(before) is not type(after):
+        return (f"{type(before).__name__} cannot be resumed as {type(after).__name__}",)
+    conflicts = []
+    for field in dataclasses.fields(after):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        rule = field.metadata["on_resume"]
+        if old == new or rule == "free" or (rule == "grow" and new > old):
+            continue
+        kind = kinds(type(after))[field.name]
+        conflicts.append(
+            f"{field.name}={format_value(kind, new)} (the run has {format_value(kind, old)!r})"
+        )
+    return tuple(conflicts)
+
+
+# ---- the rules
+
+
+def _check_type(name: str, kind: Kind, value: Any) -> Any:
+    """Returns the value in its canonical type (lists become tuples, paths texts)."""
+
+    def element(item: Any) -> Any:
+        if kind.element is str and isinstance(item, os.PathLike):
+            item = os.fspath(item)
+        if kind.element is float and isinstance(item, int) and not isinstance(item, bool):
+            return float(item)
+        if type(item) is not kind.element:
+            raise FieldError(f"{name} takes {kind.metavar}. Received: {value!r}")
+        return item
+
+    if value is None and kind.optional:
+        return None
+    if kind.form == "one":
+        return element(value)
+    if not isinstance(value, (tuple, list)) or (kind.form == "size" and len(value) != 2):
+        raise FieldError(f"{name} takes {kind.metavar}. Received: {value!r}")
+    return tuple(element(item) for item in value)
+
+
+def _broken_rule(rules: Mapping[str, Any], item: Any) -> str | None:
+    """Returns the rule that one element of a value breaks, None where it breaks none."""
+    if isinstance(item, str):
+        if rules["choices"] and item not in rules["choices"]:
+            return f"expected one of {', '.join(rules['choices'])}"
+        try:
+            parse_value(Kind(str, "one", False), item)
+        except UserError as error:
+            return str(error)
+        return None
+    if not math.isfinite(item):
+        return "must be finite"
+    if rules["minimum"] is not None and item < rules["minimum"]:
+        return f"must be at least {rules['minimum']}"
+    if rules["maximum"] is not None and item > rules["maximum"]:
+        return f"must be at most {rules['maximum']}"
+    if rules["above"] is not None and not item > rules["above"]:
+        return f"must be greater than {rules['above']}"
+    if rules["below"] is not None and not item < rules["below"]:
+        return f"must be smaller than {rules['below']}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of all settings: checks every field against its declaration.
+
+    Raises:
+        FieldError: Naming the field, the value and the rule.
+        TypeError: For a keyword that is no field, with the nearest that is.
+    """
+
+    def __new__(cls, **values: Any) -> Self:
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                nearest = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(names)}"
+                raise TypeError(f"{cls.__name__} has no setting {name!r}; {hint}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        all_kinds = kinds(type(self))
+        for field in dataclasses.fields(self):
+            kind = all_kinds[field.name]
+            value = _check_type(field.name, kind, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            if value is None:
+                continue
+            if is_required(field) and value == "":
+                raise FieldError(f"{field.name} is required: it must not be empty")
+            items = (value,) if kind.form == "one" else value
+            problems = [_broken_rule(field.metadata, item) for item in items]
+            for problem in problems or ["needs at least one value"]:
+                if problem:
+                    text = format_value(kind, value).replace("\n", r"\n")
+                    raise FieldError(f"{field.name}={text}: {problem}")
+        self._check()
+
+    def _check(self) -> None:
+        """Rules that tie fields together; each class adds its own and calls its parent's."""
+
+    def part(self, config_class: type[_ConfigT]) -> _ConfigT:
+        """Returns the settings of a class that this one has all fields of, as that class."""
+        names = [field.name for field in dataclasses.fields(config_class)]
+        return config_class(**{name: getattr(self, name) for name in names})

@@ -1,0 +1,706 @@
+"""The settings of every command: one class per command, made from classes for what they share.
+
+The shared classes are handed on whole to what they configure: `Supernet` takes a `SupernetConfig`,
+and a `SearchConfig` is one. `Config.part` cuts one out of a command's settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from auto_deeplab_tf.config.fields import Config, Size, changed, flag
+from auto_deeplab_tf.errors import FieldError
+from auto_deeplab_tf.search_space import ATROUS_KINDS, MINIMUM_SIZE
+
+_FAST_MODES = "fast modes: not the exact search"
+
+
+# ---- what several commands share
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputConfig(Config):
+    """The form of what a command prints."""
+
+    json: bool = flag(
+        False,
+        "print only the result, as one JSON object on one line",
+        group="output",
+        on_resume="free",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ThreadsConfig(Config):
+    """The threads of TensorFlow on CPU."""
+
+    intra_op_threads: int = flag(
+        0,
+        "threads that share one operation on CPU (0: all cores); at small crops 1 is faster",
+        minimum=0,
+        group="device",
+        on_resume="free",
+    )
+    inter_op_threads: int = flag(
+        0,
+        "number of operations that run at the same time on CPU (0: as many as cores)",
+        minimum=0,
+        group="device",
+        on_resume="free",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadConfig(Config):
+    """The channels behind the backbone of a decoded network."""
+
+    head_channels: int = flag(256, "channels of the ASPP", group="network", minimum=1)
+    decoder_channels: int = flag(
+        48, "channels of the low-level feature in the decoder", group="network", minimum=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkSizesConfig(HeadConfig):
+    """The channels of a decoded network: with its architecture, all that its size depends on."""
+
+    filter_multiplier: int = flag(
+        20, "filters of a block at stride 4, F", group="network", minimum=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig(NetworkSizesConfig):
+    """A decoded network as it is trained."""
+
+    drop_path_keep: float = flag(
+        1.0,
+        "probability of keeping a path at the end of the training (1: no drop path)",
+        group="network",
+        above=0,
+        maximum=1,
+    )
+    batch_norm_decay: float = flag(
+        0.9997,
+        "decay of the moving statistics of batch normalisation",
+        group="network",
+        minimum=0,
+        below=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupernetConfig(Config):
+    """The search network: the size of the search space, and the fast modes of the search.
+
+    Under a fast mode the search computes less than the paper's; each is off unless asked for, and a
+    search that has one says so (docs/method.md).
+    """
+
+    num_layers: int = flag(12, "layers of the network, L", group="search space", minimum=1)
+    num_blocks: int = flag(5, "blocks of a cell, B", group="search space", minimum=1)
+    filter_multiplier: int = flag(
+        8, "filters of a block at stride 4, F", group="search space", minimum=1
+    )
+    atrous: str = flag(
+        "separable",
+        "convolution of the atrous operations: full, or depthwise separable",
+        choices=ATROUS_KINDS,
+        group="search space",
+    )
+    share_operations: bool = flag(
+        True, "the cells of a node share the weights of its operations", group="search space"
+    )
+    partial_channels: int = flag(
+        1,
+        "K: one in K channels passes through the operations (PC-DARTS; 1: all)",
+        group=_FAST_MODES,
+        minimum=1,
+    )
+    sampled_paths: int = flag(
+        0,
+        "paths that a step samples by beta and computes, 2 or more (0: all)",
+        group=_FAST_MODES,
+        minimum=0,
+    )
+
+    @property
+    def fast_modes(self) -> dict[str, Any]:
+        """The fast modes in force, by name; empty for the search as the paper has it."""
+        fields = [field for field in dataclasses.fields(SupernetConfig)]
+        values = {field.name: (getattr(self, field.name), field) for field in fields}
+        return {
+            name: value
+            for name, (value, field) in values.items()
+            if field.metadata["group"] == _FAST_MODES and value != field.default
+        }
+
+    def _check(self) -> None:
+        super()._check()
+        if self.filter_multiplier % self.partial_channels:
+            raise FieldError(
+                f"partial_channels={self.partial_channels} must divide "
+                f"filter_multiplier={self.filter_multiplier}: one in so many channels passes "
+                "through the operations."
+            )
+        if self.sampled_paths == 1:
+            raise FieldError(
+                "sampled_paths=1 must be 0 (all paths) or at least 2: the weight of a single path "
+                "is a mere scale that normalisation cancels, and beta would learn nothing."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(Config):
+    """The loss of a network's weights."""
+
+    class_weights: str = flag(
+        "none",
+        "weights of the classes in the loss, from their frequencies",
+        choices=("none", "sqrt_median_frequency", "median_frequency"),
+        group="optimisation",
+    )
+    weight_decay: float = flag(
+        4e-5, "L2 weight decay of the kernels", group="optimisation", minimum=0
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisedLossConfig(LossConfig):
+    """The loss of a network that is trained on labelled images."""
+
+    hardest_fraction: float = flag(
+        1.0,
+        "fraction of the pixels, hardest first, that count in the loss",
+        group="optimisation",
+        above=0,
+        maximum=1,
+    )
+    label_smoothing: float = flag(
+        0.0, "label smoothing in the loss", group="optimisation", minimum=0, below=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataFilesConfig(Config):
+    """The data set, and the folder that holds its files."""
+
+    dataset: str = flag("scenes", "name of the data set", group="data")
+    data_dir: str | None = flag(
+        None,
+        "folder of the data set (it is only read; generated scenes need none)",
+        group="data",
+        metavar="DIR",
+        on_resume="free",  # the records are keyed by the files' fingerprint, not by their path
+    )
+    dataset_config: str | None = flag(
+        None,
+        "JSON file that describes --dataset=folder (default: dataset.json in --data_dir)",
+        group="data",
+        metavar="FILE",
+        on_resume="free",  # its content is part of the fingerprint
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetConfig(DataFilesConfig):
+    """The data set, and the size at which its records are prepared."""
+
+    cache_dir: str | None = flag(
+        None,
+        "folder of the prepared records (default: the user's cache folder)",
+        group="data",
+        metavar="DIR",
+        on_resume="free",
+    )
+    image_size: Size | None = flag(
+        None,
+        "size to which images are resized for the records (default: keep the original size)",
+        group="data",
+        minimum=MINIMUM_SIZE,
+    )
+    max_image_side: int | None = flag(
+        None,
+        "in place of image_size: resize so that the longer side of every image has N pixels",
+        group="data",
+        minimum=MINIMUM_SIZE,
+    )
+    image_format: str | None = flag(
+        None,
+        "format of the images in the records (default: that of the files, or where they are "
+        "resized the data set's own)",
+        group="data",
+        choices=("jpeg", "png"),
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.image_size is not None and self.max_image_side is not None:
+            raise FieldError(
+                "image_size and max_image_side both set the size: give one of them",
+                "image_size",
+                "max_image_side",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(DatasetConfig):
+    """The batches of a training."""
+
+    crop_size: Size = flag(
+        (321, 321), "size of the random crops", group="data", minimum=MINIMUM_SIZE
+    )
+    batch_size: int = flag(2, "images per step, over all devices", group="data", minimum=1)
+    scale_min: float = flag(0.5, "smallest random scale of an image", group="data", above=0)
+    scale_max: float = flag(2.0, "largest random scale of an image", group="data", above=0)
+    flip: bool = flag(True, "flip horizontally with probability 0.5", group="data")
+    crop_tries: int = flag(
+        1,
+        "maximum crop attempts; accept the first where no class covers more than 75 % of the "
+        "labelled pixels",
+        group="data",
+        minimum=1,
+        maximum=100,
+    )
+    color_jitter: float = flag(
+        0.0,
+        "strength X of random brightness, contrast and saturation: factors of 1 - X to 1 + X",
+        group="data",
+        minimum=0,
+        maximum=1,
+    )
+    seed: int = flag(
+        0, "seed of everything random: weights, data order, augmentation", minimum=0, group="run"
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        _check_order(self, "scale_min", "scale_max")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(DataConfig, LossConfig, OutputConfig):
+    """A run folder, its checkpoints, its validation and its devices."""
+
+    run_dir: str = flag(
+        help="folder of the run; the same command again resumes from its last checkpoint",
+        metavar="DIR",
+        on_resume="free",
+    )
+    resume: bool = flag(
+        True, "resume the run in run_dir (--noresume: refuse a folder in use)", on_resume="free"
+    )
+    steps_per_epoch: int | None = flag(
+        None, "steps per epoch (default: one pass over the training set)", minimum=1
+    )
+    validation_images: int | None = flag(
+        None, "validate on N images, spread over the split (default: all)", minimum=1
+    )
+    validation_every_epochs: int = flag(1, "validate after every N-th epoch", minimum=1)
+    checkpoint_every_steps: int = flag(
+        100, "write a checkpoint after every N-th step", minimum=1, on_resume="free"
+    )
+    keep_checkpoints: int = flag(3, "number of checkpoints kept", minimum=1, on_resume="free")
+    deterministic: bool = flag(
+        True, "same seed, same bits: TensorFlow operations without races", group="device"
+    )
+    distribution_strategy: str = flag(
+        "one_device",
+        "how the work is distributed over devices",
+        choices=("one_device", "mirrored"),
+        group="device",
+        on_resume="free",
+    )
+    dtype_policy: str = flag(
+        "float32",
+        "precision of the features",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        group="device",
+    )
+    progress: str = flag(
+        "auto",
+        "progress printed: a bar, a line per epoch, or none (auto: a bar on a terminal)",
+        choices=("auto", "bar", "epochs", "none"),
+        group="output",
+        on_resume="free",
+    )
+    learning_rate: float = flag(
+        0.05, "learning rate of the weights at the start", group="optimisation", above=0
+    )
+    momentum: float = flag(0.9, "momentum of SGD", group="optimisation", minimum=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkChoiceConfig(Config):
+    """Which network: that of an architecture, or a baseline."""
+
+    architecture: str | None = flag(
+        None, "architecture file, or the name of a preset", group="network", metavar="FILE|NAME"
+    )
+    network: str | None = flag(
+        None, "name of a baseline, in place of an architecture", group="network", metavar="NAME"
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        _check_exactly_one(self, "architecture", "network")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(OutputConfig):
+    """A trained model that a command reads."""
+
+    model: str = flag(help="model file, as train writes it", metavar="FILE.keras")
+
+
+def _check_order(options: Any, low: str, high: str, reason: str = "") -> None:
+    """Refuses a setting that is greater than another."""
+    values = getattr(options, low), getattr(options, high)
+    if values[0] > values[1]:
+        raise FieldError(
+            f"{low}={values[0]} must not be greater than {high}={values[1]}{reason}", low, high
+        )
+
+
+def _check_exactly_one(options: Any, *names: str) -> None:
+    if sum(getattr(options, name) is not None for name in names) != 1:
+        raise FieldError(f"exactly one of {' and '.join(names)} is needed", *names)
+
+
+# ---- one class per command
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckConfig(DataFilesConfig, OutputConfig):
+    """Settings of the check of a data set."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareConfig(DatasetConfig, OutputConfig):
+    """Settings of the preparation of records."""
+
+    verify: bool = flag(False, "compare the checksum of every file of the records")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig(RunConfig, SupernetConfig, ThreadsConfig):
+    """Settings of the search; the defaults are the paper's recipe (sec. 4.1)."""
+
+    batch_norm_decay: float = changed(NetworkConfig, "batch_norm_decay", 0.99, group="search space")
+    path_temperature: float = flag(
+        10.0,
+        "temperature of the sampled paths' gradient at the start",
+        group=_FAST_MODES,
+        above=0,
+    )
+    min_path_temperature: float = flag(
+        0.1,
+        "temperature of the sampled paths' gradient at the end",
+        group=_FAST_MODES,
+        above=0,
+    )
+    epochs: int = flag(
+        40, "total number of epochs", group="optimisation", minimum=1, on_resume="grow"
+    )
+    arch_start_epoch: int = flag(
+        20, "first epoch (from 0) that updates alpha and beta", group="optimisation", minimum=0
+    )
+    learning_rate: float = changed(RunConfig, "learning_rate", 0.025)
+    min_learning_rate: float = flag(
+        0.001, "learning rate of the weights at the end", group="optimisation", minimum=0
+    )
+    weight_decay: float = changed(LossConfig, "weight_decay", 3e-4)
+    gradient_clip_norm: float | None = flag(
+        None,
+        "maximum global norm of the weights' gradient (default: no clipping)",
+        group="optimisation",
+        above=0,
+    )
+    arch_learning_rate: float = flag(
+        0.003, "learning rate of alpha and beta", group="optimisation", above=0
+    )
+    arch_weight_decay: float = flag(
+        1e-3, "L2 weight decay of alpha and beta", group="optimisation", minimum=0
+    )
+    step_mode: str = flag(
+        "auto",
+        "compile each kind of node (eager) or the whole step (traced)",
+        choices=("auto", "eager", "traced"),
+        group="device",
+        on_resume="free",
+    )
+    dry_run: bool = flag(
+        False,
+        "print predicted memory, time and parameters (on CPU), then exit",
+        group="output",
+        on_resume="free",
+    )
+    remat: str = flag(
+        "auto",
+        "recompute the inner features of nodes in the backward pass instead of storing them",
+        choices=("auto", "true", "false"),
+        group="device",
+        on_resume="free",
+    )
+    jit_compile: str = flag(
+        "auto",
+        "compile the step with XLA (auto: on a GPU)",
+        choices=("auto", "true", "false"),
+        group="device",
+        on_resume="free",
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        never = ": alpha and beta would never be updated"
+        _check_order(self, "arch_start_epoch", "epochs", never)
+        _check_order(self, "min_learning_rate", "learning_rate")
+        _check_order(self, "min_path_temperature", "path_temperature")
+        if self.jit_compile == "true" and self.distribution_strategy != "one_device":
+            raise FieldError(
+                "jit_compile=true needs distribution_strategy=one_device: inside a function "
+                "that XLA compiles, replicas cannot share the statistics of a batch"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeConfig(HeadConfig, OutputConfig):
+    """Settings of the decoding of alpha and beta into an architecture."""
+
+    run_dir: str | None = flag(None, "folder of a search", metavar="DIR")
+    logits: str | None = flag(
+        None, "file with the arrays alpha and beta, in place of a run", metavar="FILE.npz"
+    )
+    output: str | None = flag(
+        None,
+        "architecture file to write (default: RUN_DIR/architecture.json)",
+        group="output",
+        metavar="FILE.json",
+    )
+    atrous: str | None = changed(
+        SupernetConfig,
+        "atrous",
+        None,
+        help="convolution of the atrous operations (default: that of the run; with --logits: "
+        "separable)",
+        group="decoding",
+    )
+    top_k: int | None = flag(
+        None, "also write the K best paths beside the output, as .csv", group="decoding", minimum=1
+    )
+    max_multi_adds: int | None = flag(
+        None, "choose the best path within this many Multi-Adds", group="budget", minimum=1
+    )
+    max_params: int | None = flag(
+        None, "choose the best path within this many parameters", group="budget", minimum=1
+    )
+    filter_multiplier: tuple[int, ...] | None = flag(
+        None,
+        "filters of a block at stride 4, F, of the network counted; of several, the largest that "
+        "fits",
+        group="budget",
+        minimum=1,
+    )
+    num_classes: int = flag(19, "classes of the network counted", group="budget", minimum=2)
+    input_size: Size = flag(
+        (1024, 2048), "image size for the count", group="budget", minimum=MINIMUM_SIZE
+    )
+    head_channels: int = changed(HeadConfig, "head_channels", 256, group="budget")
+    decoder_channels: int = changed(HeadConfig, "decoder_channels", 48, group="budget")
+
+    def _check(self) -> None:
+        super()._check()
+        _check_exactly_one(self, "run_dir", "logits")
+        if self.logits is not None and self.output is None:
+            raise FieldError(
+                "logits needs output: the architecture file to write", "logits", "output"
+            )
+        if self.output is not None and not self.output.endswith(".json"):
+            raise FieldError(f"output={self.output}: expected a name that ends in .json")
+        budgets = "max_multi_adds", "max_params"
+        if self.filter_multiplier is None and any(getattr(self, name) for name in budgets):
+            raise FieldError(
+                f"{' and '.join(budgets)} need filter_multiplier", *budgets, "filter_multiplier"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig, NetworkChoiceConfig, NetworkConfig, SupervisedLossConfig):
+    """Settings of the training of one network; the defaults are the paper's (sec. 4.2)."""
+
+    crop_size: Size = changed(DataConfig, "crop_size", (769, 769))
+    batch_size: int = changed(DataConfig, "batch_size", 16)
+    init_from: str | None = flag(
+        None,
+        "model file of the same network whose weights to start from; its last layer is used only "
+        "where the classes are the same",
+        group="network",
+        metavar="FILE.keras",
+    )
+    normalization: str = flag(
+        "plain",
+        "images become x / 127.5 - 1, or (x - mean) / deviation of the data set",
+        choices=("plain", "dataset"),
+        group="network",
+    )
+    dtype_policy: str = changed(
+        RunConfig, "dtype_policy", "float32", choices=("float32", "mixed_bfloat16")
+    )
+    steps: int = flag(
+        1_500_000,
+        "total number of steps; the schedule ends with them",
+        group="optimisation",
+        minimum=1,
+        on_resume="grow",
+    )
+    power: float = flag(0.9, "power of the poly schedule", group="optimisation", above=0)
+    optimizer: str = flag(
+        "sgd",
+        "SGD with momentum, as in the paper, or Adam, which gets further in a few hundred steps",
+        choices=("sgd", "adam"),
+        group="optimisation",
+    )
+    momentum: float = changed(
+        RunConfig, "momentum", 0.9, help="momentum of SGD, decay of Adam's mean"
+    )
+    overlays: int = flag(
+        4,
+        "number of validation images drawn after every validation, always the same",
+        group="output",
+        minimum=0,
+        on_resume="free",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(DatasetConfig, ModelConfig):
+    """Settings of the evaluation of a trained model on a split."""
+
+    model: str = changed(
+        ModelConfig,
+        "model",
+        dataclasses.MISSING,
+        help="model file, as train writes it, or the folder of a SavedModel",
+        metavar="FILE.keras|DIR",
+    )
+    split: str = flag("val", "split of the data set", group="data")
+    output_dir: str = flag(
+        help="folder for metrics.json and the overlays", group="output", metavar="DIR"
+    )
+    batch_size: int = flag(
+        1, "images per step (one by one where their sizes differ)", group="data", minimum=1
+    )
+    input_size: Size | None = flag(
+        None,
+        "size to which the network's images are resized (default: as in its training)",
+        group="evaluation",
+        minimum=MINIMUM_SIZE,
+    )
+    scales: tuple[float, ...] = flag(
+        (1.0,), "scales whose probabilities are averaged", group="evaluation", above=0
+    )
+    flip: bool = flag(False, "also average over the horizontally flipped image", group="evaluation")
+    write_label_ids: bool = flag(
+        False,
+        "also write each prediction with the data set's own label ids, as label_ids/"
+        "ID_pred_labelIds.png",
+        group="output",
+    )
+    trivial_predictors: bool = flag(
+        False,
+        "also score two predictors that ignore the image, made from the training labels",
+        group="evaluation",
+    )
+    overlays: int = flag(
+        8, "number of overlays written, spread over the split", group="output", minimum=0
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig(ModelConfig):
+    """Settings of the prediction of masks for images."""
+
+    image: str = flag(help="an image, a folder of images, or a glob", metavar="PATH")
+    output_dir: str = flag(help="folder for the masks and overlays", group="output", metavar="DIR")
+    input_size: Size | None = changed(EvaluateConfig, "input_size", None, group="run")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SummarizeConfig(NetworkChoiceConfig, NetworkSizesConfig, OutputConfig):
+    """Settings of the count of parameters and Multi-Adds."""
+
+    num_classes: int = flag(19, "number of classes", group="network", minimum=2)
+    input_size: Size = flag(
+        (1024, 2048), "size of the image", group="network", minimum=MINIMUM_SIZE
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SavedModelConfig(ModelConfig):
+    """Settings of the export as a SavedModel."""
+
+    output_dir: str = flag(
+        help="folder that gets a numbered version folder", group="output", metavar="DIR"
+    )
+    input_size: Size | None = flag(
+        None,
+        "fixed size of the images (default: any size)",
+        group="output",
+        minimum=MINIMUM_SIZE,
+    )
+    max_image_pixels: int = flag(
+        2048 * 4096,
+        "maximum height times width that the signature encoded_image accepts",
+        group="output",
+        minimum=MINIMUM_SIZE**2,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedSizeExportConfig(ModelConfig):
+    """Settings of an export for images of one size."""
+
+    output: str = flag(help="file to write", group="output", metavar="FILE")
+    input_size: Size = flag(help="fixed size of the images", group="output", minimum=MINIMUM_SIZE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TFLiteConfig(FixedSizeExportConfig):
+    """Settings of the export as a TFLite file."""
+
+    precision: str = flag(
+        "float32",
+        "arithmetic of the file",
+        choices=("float32", "float16", "dynamic", "int8"),
+        group="output",
+    )
+    calibration_dir: str | None = flag(
+        None, "folder of images that int8 measures its ranges on", group="output", metavar="DIR"
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.precision == "int8" and self.calibration_dir is None:
+            raise FieldError(
+                "precision=int8 needs calibration_dir: a folder of typical images",
+                "calibration_dir",
+            )
+        if self.precision != "int8" and self.calibration_dir is not None:
+            raise FieldError(
+                f"calibration_dir is for precision=int8 only. Received: {self.precision}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorRTConfig(FixedSizeExportConfig):
+    """Settings of the export towards TensorRT."""
+
+    output: str = changed(
+        FixedSizeExportConfig,
+        "output",
+        dataclasses.MISSING,
+        help="file (onnx) or folder (tf_trt) to write",
+        metavar="PATH",
+    )
+    route: str = flag("onnx", "through an ONNX file or through TF-TRT", choices=("onnx", "tf_trt"))
