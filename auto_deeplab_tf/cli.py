@@ -9,12 +9,12 @@
     if __name__ == "__main__":
         cli.run(main)
 
-Exit codes: 0 on success and on --help, 1 with one line on stderr for an error the user can mend
+Exit codes: 0 on success and on --help, 1 with one line on stderr for an error the user can fix
 (its traceback with --verbosity=1), 2 for wrong flags, 130 after an interrupt, 141 where the reader
 of stdout has gone.
 
-TensorFlow is imported neither here nor by an entry point before its `main` runs: --help answers
-at once, and a wrong flag is told before anything is loaded.
+TensorFlow is imported neither here nor by an entry point before its `main` runs: --help and the
+message for a wrong flag come at once.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def _unknown(name: str, values: flags.FlagValues, config_class: type | None) -> 
 
 
 def _reworded(message: str) -> str:
-    """absl's messages in the form of all of ours."""
+    """Returns a message of absl in the form of ours."""
     message = message.removeprefix("flag ").removeprefix("ERROR:: ")
     switch = re.fullmatch(r"(--\w+=\S*): \('Non-boolean argument.*", message)
     return f"{switch[1]}: expected true or false" if switch else message

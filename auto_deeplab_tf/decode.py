@@ -12,17 +12,19 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from auto_deeplab_tf import accounting, cli, config, decoding, visualize
 from auto_deeplab_tf.architecture import Architecture
-from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
 from auto_deeplab_tf.files import write_atomically
-from auto_deeplab_tf.search_space import Transition, stride
+from auto_deeplab_tf.search_space import OPERATIONS, stride
 
 cli.define(config.DecodeConfig)
+
+_COUNTED_WITH = ("num_classes", "input_size", "head_channels", "decoder_channels")
 
 
 class Cost(NamedTuple):
@@ -33,7 +35,7 @@ class Cost(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A path, its log-probability, and for each filter multiplier it fits what it costs."""
+    """A path, its log-probability, and its cost at each filter multiplier that fits the budget."""
 
     levels: tuple[int, ...]
     log_prob: float
@@ -41,6 +43,7 @@ class Choice(NamedTuple):
 
 
 def main() -> None:
+    """Runs the command."""
     options = cli.read(config.DecodeConfig)
     logits, source = _read(options)
     output = Path(options.output or Path(options.run_dir) / "architecture.json")
@@ -68,26 +71,27 @@ def main() -> None:
 
 
 def _read(options: config.DecodeConfig) -> tuple[decoding.Logits, Path]:
-    """The logits, with the kind of atrous operation that the search had, and their file."""
+    """Returns the logits with the kind of atrous operation of their search, and their file."""
     if options.run_dir is None:
         path = Path(str(options.logits))
     else:
         path = Path(options.run_dir) / "logits.npz"
         if not path.is_file():
             raise MissingFileError(
-                f"--run_dir={options.run_dir} has no logits.npz: it is not the folder of a search, "
-                "or the search has not ended; the same search command goes on with it."
+                f"run_dir={options.run_dir} has no logits.npz: it is not the folder of a search, "
+                "or the search has not ended; the same search command resumes it."
             )
     logits = decoding.load_logits(path)
     if options.atrous and logits.atrous and options.atrous != logits.atrous:
-        raise UserError(
-            f"--atrous={options.atrous}: the search in {path} had the {logits.atrous} atrous "
-            "operation; leave the flag out."
+        raise FieldError(
+            f"atrous={options.atrous}: the search in {path} had the {logits.atrous} atrous "
+            "operation; leave atrous out."
         )
     atrous = logits.atrous or options.atrous
     if atrous is None and options.run_dir is not None:
         raise UserError(
-            f"{path} does not say which atrous operation the search had: give --atrous."
+            f"{path} does not say which atrous operation the search had: give atrous=full or "
+            "atrous=separable."
         )
     return logits._replace(atrous=atrous or "separable"), path
 
@@ -95,15 +99,15 @@ def _read(options: config.DecodeConfig) -> tuple[decoding.Logits, Path]:
 def choose(logits: decoding.Logits, cell: Any, options: config.DecodeConfig) -> list[Choice]:
     """Returns the most probable paths within the budget, the best first.
 
-    A path is in where it keeps the budget at one of the filter multipliers at least.
+    A path counts where it fits the budget at one of the filter multipliers at least.
 
     Args:
         logits: Of the search, with the atrous operation.
-        cell: The decoded cell: it takes part in what a path costs.
-        options: Number of paths, budget and what to count with.
+        cell: The decoded cell, on which the cost of a path depends.
+        options: The number of paths, the budget and the network to count.
 
     Raises:
-        ValueError: where no path keeps the budget; says what the smallest needs.
+        UserError: Where no path fits the budget, with what the smallest needs.
     """
     log_beta = decoding.log_softmax_beta(logits.beta)
     wanted = options.top_k or 1
@@ -136,11 +140,8 @@ def _path_costs(
     def cost(levels: tuple[int, ...]) -> tuple[int, ...]:
         counted = accounting.count(
             Architecture(levels=levels, cell=cell, atrous=str(logits.atrous)),
-            num_classes=options.num_classes,
             filter_multiplier=multiplier,
-            input_size=options.input_size,
-            head_channels=options.head_channels,
-            decoder_channels=options.decoder_channels,
+            **{name: getattr(options, name) for name in _COUNTED_WITH},
         )
         return tuple(getattr(counted, name) for name in Cost._fields)
 
@@ -161,10 +162,10 @@ def _nothing_fits(limits: Cost, multiplier: int, costs: decoding.PathCosts) -> s
     names = [name for name in Cost._fields if getattr(limits, name) < math.inf]
     smallest = dict(zip(Cost._fields, costs.least().tolist(), strict=True))
     words = {"params": "parameters", "multi_adds": "Multi-Adds"}
-    flags = " and ".join(f"--max_{name}={getattr(limits, name)}" for name in names)
+    flags = " and ".join(f"max_{name}={getattr(limits, name)}" for name in names)
     needs = " and ".join(f"{smallest[name]} {words[name]}" for name in names)
     text = f"no path keeps {flags}: the smallest of this cell needs {needs} at "
-    text += f"--filter_multiplier={multiplier}"
+    text += f"filter_multiplier={multiplier}"
     if all(smallest[name] <= getattr(limits, name) for name in names):
         text += ", but no path is smallest in both"
     return text + ". Allow more, or give a smaller multiplier, input or head."
@@ -177,10 +178,7 @@ def _provenance(options: config.DecodeConfig, source: Path, best: Choice) -> dic
         multiplier = max(best.costs)
         decided["filter_multiplier"] = multiplier
         decided |= best.costs[multiplier]._asdict()
-        decided["counted_with"] = {
-            name: getattr(options, name)
-            for name in ("num_classes", "input_size", "head_channels", "decoder_channels")
-        }
+        decided["counted_with"] = {name: getattr(options, name) for name in _COUNTED_WITH}
         limits = {name: getattr(options, name) for name in ("max_params", "max_multi_adds")}
         decided |= {name: limit for name, limit in limits.items() if limit is not None}
     searched = source.with_name("architecture.json")
@@ -221,7 +219,9 @@ def _summary(
         "log_prob": best.log_prob,
         "alpha_entropy": decoding.alpha_entropy(logits.alpha),
         "beta_entropy": decoding.beta_entropy(logits.beta),
-        "not_identified": [list(row[:3]) for row in _unidentified(architecture)],
+        "not_identified": [
+            list(row[:3]) for row in decoding.unidentified_transitions(architecture.num_layers)
+        ],
     }
     if best.costs:
         multiplier = max(best.costs)
@@ -237,7 +237,7 @@ def in_words(
     options: config.DecodeConfig,
     files: Mapping[str, Path],
 ) -> str:
-    """Tells the result: path, cell, what beta could not learn, counts, and where the files lie."""
+    """Returns the result as text: path, cell, what beta could not learn, counts and files."""
     levels = architecture.levels
     strides = " -> ".join(str(stride(level)) for level in levels)
     num_paths = decoding.number_of_paths(len(levels))
@@ -253,12 +253,12 @@ def in_words(
     ]
     lines += [
         f"Entropy: alpha {decoding.alpha_entropy(logits.alpha):.3f} nats (undecided "
-        f"{math.log(8):.3f}), beta {decoding.beta_entropy(logits.beta):.3f}",
+        f"{math.log(len(OPERATIONS)):.3f}), beta {decoding.beta_entropy(logits.beta):.3f}",
     ]
-    if _unidentified(architecture):
-        lines.append(_not_identified(architecture))
-    if _fast_modes(architecture):
-        modes = ", ".join(f"{name}={value}" for name, value in _fast_modes(architecture).items())
+    lines.append(_not_identified(architecture))
+    fast_modes = architecture.provenance.get("fast_modes")
+    if fast_modes:
+        modes = ", ".join(f"{name}={value}" for name, value in fast_modes.items())
         lines.append(f"Not the exact search; fast modes: {modes}")
     if best.costs:
         multiplier = max(best.costs)
@@ -275,34 +275,19 @@ def in_words(
     return "\n".join(lines)
 
 
-def _fast_modes(architecture: Architecture) -> Mapping[str, Any]:
-    """What the search says of itself; nothing where only its logits are known."""
-    return architecture.provenance.get("fast_modes", {})
-
-
-def _unidentified(architecture: Architecture) -> Sequence[Transition]:
-    """The moves that beta could not learn: none where predecessors were mixed.
-
-    There beta weights the one predecessor against H^{l-2}, which no normalisation cancels.
-    """
-    if _fast_modes(architecture).get("mix_predecessors"):
-        return ()
-    return decoding.unidentified_transitions(architecture.num_layers)
-
-
 def _not_identified(architecture: Architecture) -> str:
-    """Says which moves beta did not learn, and which of them the path takes."""
-    levels, rows = architecture.levels, _unidentified(architecture)
+    """Lists the moves that beta could not learn, and which of them the path takes."""
+    levels = architecture.levels
     before = (0, *levels[:-1])
     parts = []
-    for row in rows:
+    for row in decoding.unidentified_transitions(len(levels)):
         taken = (before[row.layer], levels[row.layer]) == (row.from_level, row.to_level)
         moves = f"{stride(row.from_level)} -> {stride(row.to_level)} into layer {row.layer}"
         parts.append(moves + (" (on the path)" if taken else ""))
     return (
         f"Not identified: {'; '.join(parts)}\n"
-        "  Each leads to a node with one predecessor: there beta is a mere scale, normalisation\n"
-        "  cancels it, and the search had next to no gradient for it."
+        "  Each leads to a node with one predecessor: there beta is a mere scale, which\n"
+        "  normalisation cancels, and its gradient is next to zero."
     )
 
 

@@ -25,12 +25,12 @@ from auto_deeplab_tf.errors import MissingFileError, UserError
 from auto_deeplab_tf.files import write_atomically
 from auto_deeplab_tf.search_space import (
     ATROUS_KINDS,
+    BUILT_IN_OPERATIONS,
     DECODABLE_OPERATIONS,
     NUM_LEVELS,
     NUM_MOVES,
     OPERATIONS,
     Transition,
-    block_sources,
     move_mask,
     relaxed_edges,
     transitions,
@@ -40,8 +40,13 @@ from auto_deeplab_tf.search_space import (
 class Logits(NamedTuple):
     """What a search leaves in logits.npz.
 
-    `atrous` is None where the file does not say; `edge`, the logits of the edges into each block,
-    is None but for a search with partial channels.
+    Args:
+        alpha: float64 [B (B + 3) / 2, operations], its columns in the order of `OPERATIONS`; -inf
+            in the columns of operations that the search did not have.
+        beta: float64 [L, 4, 3].
+        atrous: `"full"` or `"separable"`; None where the file does not say.
+        edge: float64 [B (B + 3) / 2], the logits of the edges into each block; None except for a
+            search with partial channels.
     """
 
     alpha: np.ndarray
@@ -57,27 +62,37 @@ def save_logits(
     atrous: str,
     edge_logits: Any = None,
 ) -> None:
-    """Writes logits.npz atomically: the arrays `alpha` and `beta`, and the text `atrous`.
+    """Writes logits.npz atomically.
 
-    With `edge_logits` the array `edge` too.
+    Args:
+        path: The file.
+        alpha_logits: Array `alpha`, float [B (B + 3) / 2, operations].
+        beta_logits: Array `beta`, float [L, 4, 3].
+        atrous: Text `atrous`; beside it stands `operations`, the names of alpha's columns.
+        edge_logits: Array `edge`, float [B (B + 3) / 2]; left out where None.
     """
-    content = io.BytesIO()
     arrays: dict[str, Any] = {
         "alpha": np.asarray(alpha_logits),
         "beta": np.asarray(beta_logits),
         "atrous": np.array(atrous),
+        "operations": np.array(OPERATIONS),
     }
     if edge_logits is not None:
         arrays["edge"] = np.asarray(edge_logits)
+    content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(path, content.getvalue())
 
 
 def load_logits(path: str | os.PathLike[str]) -> Logits:
-    """Reads and checks the arrays `alpha` and `beta`, and `atrous` where it is there.
+    """Reads and checks what `save_logits` wrote; `alpha` and `beta` alone are enough.
+
+    The columns of alpha are found by their names, `operations`; a file without it has the built-in
+    operations in their order.
 
     Raises:
-        FileNotFoundError, ValueError: beginning with the file's name.
+        MissingFileError: Where there is no such file.
+        UserError: For other content, beginning with the file's name.
     """
     path = Path(path)
     if not path.is_file():
@@ -98,23 +113,58 @@ def load_logits(path: str | os.PathLike[str]) -> Logits:
     if atrous is not None and atrous not in ATROUS_KINDS:
         raise UserError(f"{path}: atrous must be 'full' or 'separable'. Received: {atrous!r}.")
     try:
-        alpha, beta = checked_alpha(arrays["alpha"]), checked_beta(arrays["beta"])
+        alpha = _by_operation(arrays["alpha"], arrays.get("operations", BUILT_IN_OPERATIONS))
+        beta = checked_beta(arrays["beta"])
         edge = checked_edge(arrays["edge"], alpha) if "edge" in arrays else None
         return Logits(alpha, beta, atrous, edge)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
 
+def _by_operation(alpha: np.ndarray, names: Any) -> np.ndarray:
+    """Returns the columns of a file's alpha in the order of `OPERATIONS`; -inf where it has none.
+
+    Args:
+        alpha: [B (B + 3) / 2, names].
+        names: The operation of each column.
+    """
+    names = [str(name) for name in np.ravel(names)]
+    unknown = [name for name in names if name not in OPERATIONS]
+    if unknown or len(set(names)) < len(names):
+        raise UserError(
+            f"the columns of alpha are {', '.join(names)}, each of which must be one of the "
+            f"operations, once: {', '.join(OPERATIONS)}. A program that has added operations must "
+            "register them (search_space.register_operation) before it reads them."
+        )
+    if alpha.ndim != 2 or alpha.shape[1] != len(names):
+        raise UserError(
+            f"alpha must have the shape [B (B + 3) / 2, {len(names)}], a column for each of its "
+            f"operations. Received: {list(alpha.shape)}."
+        )
+    columns = _as_floats("alpha", alpha).T
+    by_name = dict(zip(names, columns, strict=True))
+    absent = np.full(len(alpha), -np.inf)
+    return checked_alpha(np.stack([by_name.get(name, absent) for name in OPERATIONS], axis=1))
+
+
 def checked_alpha(alpha_logits: Any) -> np.ndarray:
-    """Returns alpha's logits as float64 [B (B + 3) / 2, 8], or says what is wrong with them."""
+    """Returns alpha's logits as float64 [B (B + 3) / 2, 8], or says what is wrong with them.
+
+    A column of -inf throughout is an operation that the search did not have.
+    """
     logits = _as_floats("alpha", alpha_logits)
     if logits.ndim != 2 or logits.shape[1] != len(OPERATIONS) or not _blocks_of(len(logits)):
         raise UserError(
             f"alpha must have the shape [B (B + 3) / 2, {len(OPERATIONS)}] for some number of "
             f"blocks B: [20, {len(OPERATIONS)}] for 5. Received: {list(logits.shape)}."
         )
-    _check_finite("alpha", logits, np.ones(logits.shape, bool))
+    _check_finite("alpha", logits, _present(logits))
     return logits
+
+
+def _present(alpha: np.ndarray) -> np.ndarray:
+    """bool, the shape of alpha: False in the columns of operations that the search did not have."""
+    return np.broadcast_to(~(alpha == -np.inf).all(axis=0), alpha.shape)
 
 
 def checked_beta(beta_logits: Any) -> np.ndarray:
@@ -153,7 +203,7 @@ def softmax_alpha(alpha_logits: Any) -> np.ndarray:
 def log_softmax_alpha(alpha_logits: Any) -> np.ndarray:
     """Returns log(alpha), float64 [edges, 8]."""
     logits = checked_alpha(alpha_logits)
-    return _log_softmax(logits, np.ones(logits.shape, bool))
+    return _log_softmax(logits, _present(logits))
 
 
 def masked_softmax_beta(beta_logits: Any) -> np.ndarray:
@@ -272,60 +322,58 @@ def best_paths(
 class PathCosts:
     """What every path costs, worked out from the costs of a few short ones.
 
-    A cell costs what its level and those of the two tensors it reads make it cost, and the head
-    what the last level and the low-level feature (a cell's or the stem's) do. Making a path
-    longer by one layer therefore adds an amount that depends on three levels and on whether the
-    path begins on level 0: some 50 amounts, however many paths there are.
+    A cell costs what its level and those of the two tensors it reads make it cost; the head costs
+    what the last level and the low-level feature (a cell's output at level 0, or the stem's) do.
+    One more layer therefore adds an amount that depends on three levels only: which tensor is the
+    low-level feature is settled by the first level, the same before and after. So some 30 amounts
+    suffice, however many paths there are.
 
     Args:
         num_layers: Length of the paths.
-        cost: Gives the costs, one number for each resource, of a path of any length.
+        cost: Returns the costs, one number per resource, of a path of any length.
     """
 
     def __init__(self, num_layers: int, cost: Callable[[tuple[int, ...]], tuple[int, ...]]) -> None:
         self._num_layers = num_layers
         self._cost = functools.cache(lambda levels: np.array(cost(levels), np.int64))
         pairs = [(last, after) for last in range(NUM_LEVELS) for after in _next_levels(last)]
-        states = [(from_zero, *pair) for from_zero in (True, False) for pair in pairs]
-        self._step: dict[tuple, np.ndarray] = {
-            (*state, after): self._measured_step(*state, after)
-            for state in (states if num_layers > 2 else ())
-            for after in _next_levels(state[-1])
+        self._step: dict[tuple[int, ...], np.ndarray] = {
+            (*pair, after): self._measured_step(*pair, after)
+            for pair in (pairs if num_layers > 2 else ())
+            for after in _next_levels(pair[-1])
         }
         # For each number of layers still to come, the least that they add.
         none = np.zeros((), np.int64)
-        self._onward: list[dict[tuple, np.ndarray]] = [dict.fromkeys(states, none)]
+        self._onward: list[dict[tuple[int, ...], np.ndarray]] = [dict.fromkeys(pairs, none)]
         for _ in range(num_layers - 2):
-            self._onward.append({state: self._least_onward(*state) for state in states})
+            self._onward.append({pair: self._least_onward(*pair) for pair in pairs})
 
     def of(self, levels: tuple[int, ...]) -> np.ndarray:
         """Returns the costs, int64 [resources], of a path or of the beginning of one."""
         total = self._cost(levels[:2])
         for layer in range(2, len(levels)):
-            total = total + self._step[levels[0] == 0, *levels[layer - 2 : layer + 1]]
+            total = total + self._step[levels[layer - 2 : layer + 1]]
         return total
 
     def least(self, beginning: tuple[int, ...] = ()) -> np.ndarray:
-        """Returns, for each resource apart, its least cost among the paths with this beginning."""
+        """Returns the least cost of each resource apart among the paths with this beginning."""
         to_come = self._num_layers - len(beginning)
         if to_come == 0:
             return self.of(beginning)
         if len(beginning) >= 2:
-            return self.of(beginning) + self._onward[to_come][beginning[0] == 0, *beginning[-2:]]
+            return self.of(beginning) + self._onward[to_come][beginning[-2:]]
         level = beginning[-1] if beginning else 0
         return np.min([self.least((*beginning, after)) for after in _next_levels(level)], axis=0)
 
-    def _measured_step(self, from_zero: bool, before: int, last: int, after: int) -> np.ndarray:
+    def _measured_step(self, before: int, last: int, after: int) -> np.ndarray:
         """What one more layer adds, measured on the shortest path that ends in these levels."""
-        start = 0 if from_zero else 1
-        shortest = (*range(start, before, 1 if before >= start else -1), before, last)
+        shortest = (*range(before + 1), last)
         return self._cost((*shortest, after)) - self._cost(shortest)
 
-    def _least_onward(self, from_zero: bool, before: int, last: int) -> np.ndarray:
+    def _least_onward(self, before: int, last: int) -> np.ndarray:
         shorter = self._onward[-1]
         options = [
-            self._step[from_zero, before, last, after] + shorter[from_zero, last, after]
-            for after in _next_levels(last)
+            self._step[before, last, after] + shorter[last, after] for after in _next_levels(last)
         ]
         return np.min(options, axis=0)
 
@@ -386,17 +434,6 @@ def number_of_paths(num_layers: int) -> int:
         node = (row.layer, row.to_level)
         arriving[node] = arriving.get(node, 0) + arriving[row.layer - 1, row.from_level]
     return sum(count for (layer, _), count in arriving.items() if layer == num_layers - 1)
-
-
-def number_of_cells(num_blocks: int) -> int:
-    """Returns how many cells decoding can give: 762,683,172,300 for 5 blocks.
-
-    Each block has two different sources, and on each an operation other than `none`.
-    """
-    operations = len(DECODABLE_OPERATIONS) ** 2
-    return math.prod(
-        math.comb(len(block_sources(block)), 2) * operations for block in range(num_blocks)
-    )
 
 
 @functools.cache

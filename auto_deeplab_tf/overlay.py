@@ -96,8 +96,7 @@ def contact_sheet(
     palette: np.ndarray,
     tile_width: int = 320,
 ) -> np.ndarray:
-    """Puts pictures into a table: a title over each column, a name under each row, the classes
-    below.
+    """Puts pictures into a table: titles above the columns, names below the rows, then a legend.
 
     Args:
         rows: for each row one uint8 picture [h, w, 3] per column; each is brought to `tile_width`

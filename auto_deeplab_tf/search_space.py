@@ -98,6 +98,8 @@ class _Column(Sequence[_T]):
 
 OPERATION_TABLE: Sequence[Operation] = _Column(lambda: tuple(_TABLE))
 OPERATIONS: Sequence[str] = _Column(lambda: tuple(row.name for row in _TABLE))
+# What every program has, whatever it registers: what files that name no operations mean.
+BUILT_IN_OPERATIONS = tuple(OPERATIONS)
 # What a decoded edge may hold: all but `none`, in the same order.
 DECODABLE_OPERATIONS: Sequence[str] = _Column(
     lambda: tuple(row.name for row in _TABLE if row.name != "none")

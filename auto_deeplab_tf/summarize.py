@@ -1,10 +1,12 @@
 """Counts the parameters and Multi-Adds of an architecture's network, or a baseline's, part by part.
 
-An architecture by counting alone, so it answers at once; a baseline is built for it. With --json
+An architecture by counting alone, so at once; a baseline is built for it. With --json
 every layer is listed.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 from auto_deeplab_tf import accounting, cli, config
 from auto_deeplab_tf.architecture import Architecture
@@ -13,6 +15,7 @@ cli.define(config.SummarizeConfig)
 
 
 def main() -> None:
+    """Runs the command."""
     options = cli.read(config.SummarizeConfig)
     count = _count(options)
     if options.json:
@@ -34,10 +37,8 @@ def _count(options: config.SummarizeConfig) -> accounting.Count:
     return accounting.count(
         Architecture.from_argument(str(options.architecture)),
         num_classes=options.num_classes,
-        filter_multiplier=options.filter_multiplier,
         input_size=options.input_size,
-        head_channels=options.head_channels,
-        decoder_channels=options.decoder_channels,
+        **dataclasses.asdict(options.part(config.NetworkSizesConfig)),
     )
 
 
