@@ -112,8 +112,10 @@ def split(values, sizes, axis):
 
 def sum_all(terms):
     """Sums tensors of one shape and dtype."""
+    if len(terms) == 1:
+        return terms[0]
     if _TENSORFLOW:
-        return tf.add_n(terms) if len(terms) > 1 else terms[0]
+        return tf.add_n(terms)
     return functools.reduce(ops.add, terms)
 
 
@@ -352,8 +354,8 @@ def normalize_batch(images, gamma, beta, epsilon):
 def plain_normalize_batch(images, gamma, beta, epsilon):
     """The default of `normalize_batch`."""
     values = ops.cast(images, "float32")
-    mean = replica_mean(ops.mean(values, axis=(0, 1, 2)))
-    variance = replica_mean(ops.mean(ops.square(values - mean), axis=(0, 1, 2)))
+    mean = keep(replica_mean(ops.mean(values, axis=(0, 1, 2))))
+    variance = keep(replica_mean(ops.mean(ops.square(values - mean), axis=(0, 1, 2))))
     scale = gamma * ops.rsqrt(variance + epsilon)
     normalized = values * scale + (beta - mean * scale)
     return ops.cast(normalized, images.dtype), mean, variance

@@ -13,8 +13,11 @@ import keras
 from auto_deeplab_tf.nn import backend
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
+_JAX = keras.backend.backend() == "jax"
 if _TENSORFLOW:
     import tensorflow as tf
+elif _JAX:
+    import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Execution:
 
 
 def runner(kind, execution):
-    """Returns what runs a kind of segment: compiled where TensorFlow runs eagerly, else inline.
+    """Returns what runs a kind of segment: compiled, or inline in a traced TensorFlow function.
+
+    JAX always compiles by XLA; inside a function that is being traced the call stands as one.
 
     It has `forward(kernels, affine, moving, architecture, inputs, training) -> (outputs, moments,
     residuals)`, and when compiled also `pullback`.
@@ -47,6 +52,8 @@ def runner(kind, execution):
     """
     if _TENSORFLOW and tf.executing_eagerly():
         return _compiled(kind, execution.recomputes(eager=True), execution.jit_compile)
+    if _JAX:
+        return _jax_compiled(kind, execution.recomputes(eager=True))
     return InlineSegment(kind, execution)
 
 
@@ -205,3 +212,87 @@ def _with_value(tensor, value):
         return tf.identity(value), lambda upstream: upstream
 
     return replace(tensor)
+
+
+@functools.lru_cache(maxsize=128)
+def _jax_compiled(kind, remat):
+    return JaxSegment(kind, remat)
+
+
+class JaxSegment:
+    """One kind of segment compiled for calls from JAX, as `CompiledSegment` is for TensorFlow.
+
+    Args:
+        kind: `SegmentKind`.
+        remat: Whether nothing but the inputs is kept; else what `backend.keep` marks.
+
+    Attributes:
+        functions: name -> `jax.jit` function: "inference", "forward", "weights" and
+            "architecture"; whoever compiles them ahead of time puts the executables in their place.
+    """
+
+    def __init__(self, kind, remat):
+        self._kind = kind
+        self._remat = remat
+        self.functions = {
+            "inference": jax.jit(functools.partial(self._forward, False)),
+            "forward": jax.jit(functools.partial(self._forward, True)),
+            "weights": jax.jit(functools.partial(self._pullback, "weights")),
+            "architecture": jax.jit(functools.partial(self._pullback, "architecture")),
+        }
+
+    def forward(self, kernels, affine, moving, architecture, inputs, training):
+        """See `runner`."""
+        function = self.functions["forward" if training else "inference"]
+        return function(kernels, affine, moving, architecture, inputs)
+
+    def pullback(self, wrt, kernels, affine, moving, architecture, inputs, residuals, upstream):
+        """See `CompiledSegment.pullback`."""
+        arguments = (kernels, affine, moving, architecture, inputs)
+        return self.functions[wrt](*arguments, residuals, upstream)
+
+    def _forward(self, training, *arguments):
+        kept = []
+
+        def save(tensor):
+            kept.append(tensor)
+            return tensor
+
+        saves = training and not self._remat
+        with backend.keeping(save) if saves else contextlib.nullcontext():
+            outputs, moments = _compute(self._kind, True, *arguments, training=training)
+        return outputs, moments, tuple(kept)
+
+    def _pullback(self, wrt, kernels, affine, moving, architecture, inputs, residuals, upstream):
+        def compute(parameters, inputs):
+            values = (
+                (*parameters, architecture) if wrt == "weights" else (kernels, affine, parameters)
+            )
+            saved = iter(residuals)
+            with (
+                contextlib.nullcontext()
+                if self._remat
+                else backend.keeping(lambda tensor: _with_residual(tensor, next(saved)))
+            ):
+                outputs, _ = _compute(
+                    self._kind, True, *values[:2], moving, values[2], inputs, training=True
+                )
+            return outputs
+
+        parameters = (kernels, affine) if wrt == "weights" else architecture
+        if self._kind.input_gradients:
+            return jax.vjp(compute, parameters, inputs)[1](upstream)
+        (gradients,) = jax.vjp(lambda parameters: compute(parameters, inputs), parameters)[1](
+            upstream
+        )
+        return gradients, ()
+
+
+if _JAX:
+
+    @jax.custom_vjp
+    def _with_residual(tensor, value):
+        """Returns `value`, which equals `tensor`; the gradient goes to `tensor`."""
+        return value
+
+    _with_residual.defvjp(lambda tensor, value: (value, None), lambda _, upstream: (upstream, None))

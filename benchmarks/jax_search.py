@@ -1,0 +1,564 @@
+"""Whole bilevel iterations of the supernet on Keras' JAX backend: their time, or a short search.
+
+    KERAS_BACKEND=jax python -m benchmarks.jax_search --crop_size=321 --batch_size=2
+    KERAS_BACKEND=jax python -m benchmarks.jax_search --data=camvid.npz --crop_size=97x129 \\
+        --batch_size=8 --steps=1000 --warmup_steps=300
+
+No TensorFlow is imported. `Bilevel.step` computes what `training.bilevel.BilevelModel.train_step`
+does (tests/test_benchmark_jax.py): each kind of segment is a function that XLA compiles, ahead of
+time and in parallel threads; the loss and the two updates are two functions more. A step never
+waits for the device.
+
+Without `--data` random crops are timed. With it a search runs on the crops of an .npz: `images`
+uint8 [n, H, W, 3], `labels` uint8 [n, H, W], `part` int8 [n]: 0 train_a, 1 train_b, 2 val. Rows go
+to `--output` as soon as they are known. Rows of different devices do not belong in one comparison.
+"""
+
+import concurrent.futures
+import contextlib
+import csv
+import fcntl
+import functools
+import os
+import statistics
+import time
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from absl import app, flags
+
+from auto_deeplab_tf.nn.execution import Execution, runner
+from auto_deeplab_tf.nn.supernet import build_supernet
+from auto_deeplab_tf.training.schedules import Cosine
+
+FLAGS = flags.FLAGS
+STARTED = time.monotonic()
+# What a CUDA graph may hold.
+GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONVOLUTION"
+
+
+def mean_loss(logits, labels, class_weights=None, ignore_label=255):
+    """Cross entropy, the mean over the pixels that are not ignored (`training.losses`).
+
+    Args:
+        logits: float32 [N, H, W, C].
+        labels: integers [N, H, W].
+        class_weights: float32 [C], or None for 1 each.
+        ignore_label: Label of the pixels that do not count.
+    """
+    counts = labels != ignore_label
+    classes = jnp.where(counts, labels, 0).astype("int32")
+    costs = -jnp.take_along_axis(jax.nn.log_softmax(logits), classes[..., None], axis=-1)[..., 0]
+    if class_weights is not None:
+        costs = costs * jnp.asarray(class_weights, "float32")[classes]
+    return jnp.sum(costs * counts) / jnp.maximum(jnp.sum(counts), 1)
+
+
+class Bilevel:
+    """The two alternating updates of `training.bilevel.BilevelModel`, on JAX.
+
+    Args:
+        supernet: `Supernet`, without sampled paths.
+        optimizer, architecture_optimizer: Keras optimizers, of the weights and of alpha and beta.
+        class_weights, ignore_label: Of the loss.
+        weight_decay, arch_weight_decay, batch_norm_decay: As in `BilevelModel`.
+    """
+
+    def __init__(
+        self,
+        supernet,
+        optimizer,
+        architecture_optimizer,
+        *,
+        class_weights=None,
+        ignore_label=255,
+        weight_decay=3e-4,
+        arch_weight_decay=1e-3,
+        batch_norm_decay=0.99,
+    ):
+        self.supernet = supernet
+        self._moving = [s.moving for s in supernet.segments if s.moving is not None]
+        self._variables = {
+            "weights": supernet.trainable_variables,
+            "architecture": supernet.architecture_variables,
+        }
+        self._optimizers = {"weights": optimizer, "architecture": architecture_optimizer}
+        for wrt, variables in self._variables.items():
+            self._optimizers[wrt].build(variables)
+        kernels = {id(segment.kernels) for segment in supernet.segments}
+        decays = {
+            "weights": [
+                weight_decay if id(v) in kernels else 0.0 for v in self._variables["weights"]
+            ],
+            "architecture": [arch_weight_decay] * len(self._variables["architecture"]),
+        }
+
+        def update(wrt, gradients, values, state, moving, moments):
+            gradients = [
+                gradient + decay * value if decay else gradient
+                for gradient, value, decay in zip(gradients, values, decays[wrt], strict=True)
+            ]
+            values, state = self._optimizers[wrt].stateless_apply(state, gradients, values)
+            moving = [
+                batch_norm_decay * old + (1.0 - batch_norm_decay) * new
+                for old, new in zip(moving, moments, strict=True)
+            ]
+            return values, state, moving
+
+        self._loss = jax.jit(
+            jax.value_and_grad(
+                functools.partial(mean_loss, class_weights=class_weights, ignore_label=ignore_label)
+            )
+        )
+        # The old weights and states of the optimizer make room for the new ones.
+        self._update = {
+            wrt: jax.jit(functools.partial(update, wrt), donate_argnums=(1, 2, 3))
+            for wrt in self._variables
+        }
+
+    def gradients(self, wrt, batch):
+        """Returns (loss, gradients of "weights" or "architecture", batch statistics)."""
+        images, labels = batch
+        states, moments = self.supernet.forward(images, True)
+        loss, upstream = self._loss(states["logits"], labels)
+        moments = [m for m in moments if m is not None]
+        return loss, self.supernet.backward(states, upstream, wrt), moments
+
+    def update(self, wrt, batch):
+        """Takes one step on a batch (images float32 [N, H, W, 3], labels int32 [N, H, W]).
+
+        Returns:
+            The loss before it, on the device.
+        """
+        loss, gradients, moments = self.gradients(wrt, batch)
+        moving = self._moving if wrt == "weights" else []
+        changed = [self._variables[wrt], self._optimizers[wrt].variables, moving]
+        values = ([variable.value for variable in variables] for variables in changed)
+        updated = self._update[wrt](gradients, *values, moments if moving else [])
+        for variables, new in zip(changed, updated, strict=True):
+            for variable, value in zip(variables, new, strict=True):
+                variable.assign(value)
+        return loss
+
+    def step(self, batch_a, batch_b):
+        """One bilevel step: the weights on train_a, then alpha and beta on train_b.
+
+        Returns:
+            The two losses, on the device.
+        """
+        return self.update("weights", batch_a), self.update("architecture", batch_b)
+
+
+def compile_ahead(supernet, images_shape, threads, wrts=("weights", "architecture"), options=None):
+    """Compiles what training at this shape runs, each kind of segment once, in parallel.
+
+    Args:
+        supernet: `Supernet`; its `execution` says what is compiled.
+        images_shape: [N, H, W, channels].
+        threads: How many functions are compiled at a time.
+        wrts: The gradients that will be taken.
+        options: XLA's options by name, or None.
+
+    Returns:
+        For each segment, the executables by function name.
+    """
+
+    def described(tree):
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+    states = {"images": jax.ShapeDtypeStruct(images_shape, "float32")}
+    for variable in supernet.architecture_variables:
+        states[variable.name] = described(variable.value)
+    kinds, jobs, shapes = {}, [], {}
+    for segment in supernet.segments:
+        run = runner(segment.kind, supernet.execution)
+        if segment.kind not in kinds:
+            arguments = described(segment.arguments(segment.read(), states))
+            traced = run.functions["forward"].trace(*arguments)
+            outputs, _, residuals = shapes[segment.kind] = described(traced.out_info)
+            kinds[segment.kind] = run
+            jobs.append((run, "forward", arguments))
+            for wrt in wrts:
+                if segment.kind.input_gradients or (wrt == "architecture") == bool(
+                    segment.reads_architecture
+                ):
+                    jobs.append((run, wrt, (*arguments, residuals, outputs)))
+        states.update(zip(segment.writes, shapes[segment.kind][0], strict=True))
+
+    def compiled(job):
+        run, name, arguments = job
+        return run.functions[name].lower(*arguments).compile(compiler_options=options)
+
+    # The longest first: pullbacks of wide nodes.
+    jobs.sort(key=lambda job: len(jax.tree.leaves(job[2])), reverse=True)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        executables = list(pool.map(compiled, jobs))
+    for (run, name, _), executable in zip(jobs, executables, strict=True):
+        run.functions[name] = executable
+    return [kinds[segment.kind].functions for segment in supernet.segments]
+
+
+class Crops:
+    """Random crops, flipped with probability 0.5, drawn on the device.
+
+    Args:
+        images: uint8 [n, H, W, 3].
+        labels: uint8 [n, H, W].
+        size: (height, width) of a crop.
+        batch_size: N.
+        seed: int.
+    """
+
+    def __init__(self, images, labels, size, batch_size, seed):
+        self._images, self._labels = jnp.asarray(images), jnp.asarray(labels)
+        self._key, self._drawn = jax.random.key(seed), 0
+
+        def crop(image, label, top, left, flip):
+            image = jax.lax.dynamic_slice(image, (top, left, 0), (*size, image.shape[-1]))
+            label = jax.lax.dynamic_slice(label, (top, left), size)
+            image, label = (
+                jnp.where(flip, jnp.flip(values, axis=1), values) for values in (image, label)
+            )
+            return image.astype("float32"), label.astype("int32")
+
+        @jax.jit
+        def draw(images, labels, key, index):
+            keys = jax.random.split(jax.random.fold_in(key, index), 4)
+            shape = (batch_size,)
+            chosen = jax.random.randint(keys[0], shape, 0, images.shape[0])
+            tops = jax.random.randint(keys[1], shape, 0, images.shape[1] - size[0] + 1)
+            lefts = jax.random.randint(keys[2], shape, 0, images.shape[2] - size[1] + 1)
+            flips = jax.random.bernoulli(keys[3], shape=shape)
+            return jax.vmap(crop)(images[chosen], labels[chosen], tops, lefts, flips)
+
+        self._draw = draw
+
+    def batch(self, index=None):
+        """Returns (images float32 [N, h, w, 3], labels int32 [N, h, w]): the next, or by number."""
+        if index is None:
+            index, self._drawn = self._drawn, self._drawn + 1
+        return self._draw(self._images, self._labels, self._key, np.uint32(index))
+
+
+class Rows:
+    """A CSV file that holds each row as soon as it is known.
+
+    Args:
+        path: Of the file; its folder is made. None: rows are only printed.
+    """
+
+    def __init__(self, path):
+        self._path = None if path is None else Path(path)
+
+    def add(self, **row):
+        """Appends a row: the first one's names are the columns."""
+        print(row, flush=True)
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            if not file.tell():
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def signal(gradients):
+    """How far the gradients of one architecture variable agree over batches.
+
+    Args:
+        gradients: float [K, ...], of K batches.
+
+    Returns:
+        (signal, halves): the median over the entries that move of |mean| / deviation over the
+            batches (sqrt(2 / (pi K)) in the median for noise alone, times 0.85); the correlation
+            of the means of both halves of the batches.
+    """
+    gradients = gradients.reshape(len(gradients), -1)
+    deviation = gradients.std(axis=0, ddof=1)
+    moves = deviation > 0
+    ratio = np.median(np.abs(gradients.mean(axis=0))[moves] / deviation[moves])
+    return float(ratio), correlation(gradients[::2].mean(axis=0), gradients[1::2].mean(axis=0))
+
+
+def correlation(first, second):
+    """The correlation of two arrays over the entries that are not 0 in both."""
+    first, second = np.ravel(first), np.ravel(second)
+    moves = (first != 0) | (second != 0)
+    return float(np.corrcoef(first[moves], second[moves])[0, 1])
+
+
+def one_hot_logits(alpha_logits, beta_logits):
+    """Logits whose softmax is the decoded network: its operations, `none` elsewhere, its path.
+
+    Returns:
+        (alpha_logits, beta_logits): float32, of the same shapes.
+    """
+    from auto_deeplab_tf.decoding import decode
+    from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges
+
+    architecture = decode(alpha_logits, beta_logits, "separable")
+    alpha, beta = np.full_like(alpha_logits, -1e4), np.full_like(beta_logits, -1e4)
+    for edge in relaxed_edges(len(architecture.cell)):
+        kept = {e.source: e.op for e in architecture.cell[edge.block]}
+        alpha[edge.index, OPERATIONS.index(kept.get(edge.source, "none"))] = 1e4
+    level = 0
+    for layer, next_level in enumerate(architecture.levels):
+        beta[layer, level, next_level - level + 1] = 1e4
+        level = next_level
+    return alpha, beta
+
+
+def miou(supernet, images, labels, num_classes):
+    """mIoU on whole images by statistics of their own batches.
+
+    Args:
+        images, labels: uint8 arrays; their number a multiple of the batch that was compiled.
+    """
+    matrix = 0
+    for batch_images, batch_labels in zip(images, labels, strict=True):
+        states, _ = supernet.forward(batch_images.astype("float32"), True)
+        classes = np.asarray(jnp.argmax(states["logits"], axis=-1))
+        counts = batch_labels < num_classes
+        pairs = batch_labels[counts].astype(int) * num_classes + classes[counts]
+        matrix = matrix + np.bincount(pairs, minlength=num_classes**2)
+    matrix = matrix.reshape(num_classes, num_classes)
+    union = matrix.sum(axis=0) + matrix.sum(axis=1) - np.diag(matrix)
+    return float(np.mean(np.diag(matrix)[union > 0] / union[union > 0]))
+
+
+def seconds_left():
+    """Seconds of `--seconds` that are left to this process."""
+    return FLAGS.seconds - (time.monotonic() - STARTED)
+
+
+@contextlib.contextmanager
+def alone():
+    """A context in which no other process with the same `--lock` is in one."""
+    with open(FLAGS.lock or os.devnull, "w", encoding="utf-8") as file:
+        if FLAGS.lock:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build(size, num_classes, steps):
+    """Builds the `Bilevel` of the flags, with the paper's optimizers."""
+    supernet = build_supernet(
+        num_classes,
+        FLAGS.num_layers,
+        FLAGS.num_blocks,
+        FLAGS.filter_multiplier,
+        input_size=size,
+        dtype=FLAGS.dtype_policy,
+        seed=FLAGS.seed,
+    )
+    supernet.execution = Execution(remat=FLAGS.remat, jit_compile=True)
+    return Bilevel(
+        supernet,
+        keras.optimizers.SGD(Cosine(FLAGS.learning_rate, 0.001, steps), momentum=0.9),
+        keras.optimizers.Adam(FLAGS.arch_learning_rate),
+        batch_norm_decay=0.99,
+    )
+
+
+def xla_options():
+    """XLA's options of the flags: on a GPU with CUDA graphs or without."""
+    if jax.default_backend() != "gpu":
+        return None
+    return {"xla_gpu_enable_command_buffer": GRAPHS if FLAGS.graphs else ""}
+
+
+def measure(size):
+    """Times iterations on random crops."""
+    rows = Rows(FLAGS.output)
+    bilevel = build(size, FLAGS.num_classes, FLAGS.steps or 1000)
+    start = time.monotonic()
+    executables = compile_ahead(
+        bilevel.supernet, (FLAGS.batch_size, *size, 3), FLAGS.threads, options=xla_options()
+    )
+    compile_seconds = time.monotonic() - start
+    print(f"compiled in {compile_seconds:.1f} s", flush=True)
+    generator = np.random.default_rng(FLAGS.seed)
+    images = generator.integers(0, 256, (8, *size, 3), "uint8")
+    labels = generator.integers(0, FLAGS.num_classes, (8, *size), "uint8")
+    crops = Crops(images, labels, size, FLAGS.batch_size, FLAGS.seed)
+    device = jax.devices()[0]
+    with alone():
+        for _ in range(FLAGS.warmup):
+            losses = jax.block_until_ready(bilevel.step(crops.batch(), crops.batch()))
+        wall, host = [], []
+        for _ in range(FLAGS.repeats):
+            jax.block_until_ready(losses)
+            start = time.perf_counter()
+            for _ in range(FLAGS.iterations):
+                losses = bilevel.step(crops.batch(), crops.batch())
+            host.append((time.perf_counter() - start) / FLAGS.iterations)
+            jax.block_until_ready(losses)
+            wall.append((time.perf_counter() - start) / FLAGS.iterations)
+            if seconds_left() < 2 * FLAGS.iterations * wall[-1]:
+                break
+        memory = device.memory_stats() or {}
+        rows.add(
+            device=device.device_kind,
+            crop_size="x".join(map(str, size)),
+            batch_size=FLAGS.batch_size,
+            dtype_policy=FLAGS.dtype_policy,
+            graphs=FLAGS.graphs,
+            remat=FLAGS.remat,
+            seconds_per_iteration=round(statistics.median(wall), 5),
+            host_seconds_per_iteration=round(statistics.median(host), 5),
+            repeats=len(wall),
+            kernels_per_iteration=kernels(executables),
+            peak_memory_mib=memory.get("peak_bytes_in_use", 0) // 2**20,
+            compile_seconds=round(compile_seconds, 1),
+            loss=round(float(losses[0]), 4),
+            load=round(os.getloadavg()[0], 1),
+            versions=f"jax {jax.__version__}, keras {keras.__version__}",
+        )
+        if FLAGS.trace:
+            with jax.profiler.trace(FLAGS.trace):
+                jax.block_until_ready(bilevel.step(crops.batch(), crops.batch()))
+
+
+def kernels(executables):
+    """The kernels that the segments run in an iteration, by XLA's programs: a count of calls."""
+    free = ("parameter(", "constant(", "tuple(", "get-tuple-element(", "bitcast(")
+
+    @functools.cache
+    def of(executable):
+        entry = executable.as_text().partition("\nENTRY ")[2].partition("\n}")[0]
+        calls = [line.partition(" = ")[2] for line in entry.splitlines() if " = " in line]
+        return sum(not any(f" {name}" in call for name in free) for call in calls)
+
+    times = {"forward": 2, "weights": 1, "architecture": 1}
+    return sum(
+        count * of(functions[name])
+        for functions in executables
+        for name, count in times.items()
+        if not isinstance(functions[name], type(jax.jit(lambda: None)))
+    )
+
+
+def search(size):
+    """Searches on the crops of `--data`, as long as `--steps` and `--seconds` allow."""
+    data = np.load(FLAGS.data)
+    images, labels, part = data["images"], data["labels"], data["part"]
+    num_classes = int(labels[labels != 255].max()) + 1
+    bilevel = build(size, num_classes, FLAGS.steps)
+    supernet = bilevel.supernet
+    compile_ahead(supernet, (FLAGS.batch_size, *size, 3), FLAGS.threads, options=xla_options())
+    crops_a, crops_b, probes = (
+        Crops(images[part == p], labels[part == p], size, FLAGS.batch_size, seed)
+        for p, seed in ((0, FLAGS.seed), (1, FLAGS.seed + 1), (1, FLAGS.seed + 2))
+    )
+    top, left = ((whole - crop) // 2 for whole, crop in zip(images.shape[1:3], size, strict=True))
+    val = np.flatnonzero(part == 2)
+    val = val[: len(val) // FLAGS.batch_size * FLAGS.batch_size].reshape(-1, FLAGS.batch_size)
+    val_images, val_labels = (
+        array[val][:, :, top : top + size[0], left : left + size[1]] for array in (images, labels)
+    )
+    rows, means = Rows(FLAGS.output), None
+    loss = arch_loss = jnp.nan
+
+    def probe(step):
+        nonlocal means
+        drawn = [
+            [np.asarray(g) for g in bilevel.gradients("architecture", probes.batch(k))[1]]
+            for k in range(FLAGS.probes)
+        ]
+        alphas, betas = (np.stack(gradients) for gradients in zip(*drawn, strict=True))
+        before, means = means, (alphas.mean(axis=0), betas.mean(axis=0))
+        kept = [variable.value for variable in supernet.architecture_variables]
+        logits = [np.asarray(value) for value in kept]
+        found = miou(supernet, val_images, val_labels, num_classes)
+        for variable, value in zip(
+            supernet.architecture_variables, one_hot_logits(*logits), strict=True
+        ):
+            variable.assign(value)
+        decoded = miou(supernet, val_images, val_labels, num_classes)
+        for variable, value in zip(supernet.architecture_variables, kept, strict=True):
+            variable.assign(value)
+        from auto_deeplab_tf import decoding
+
+        rows.add(
+            device=jax.devices()[0].device_kind,
+            step=step,
+            seconds=round(time.monotonic() - STARTED, 1),
+            loss=float(loss),
+            arch_loss=float(arch_loss),
+            val_miou=found,
+            val_decoded_miou=decoded,
+            alpha_entropy=decoding.alpha_entropy(logits[0]),
+            beta_entropy=decoding.beta_entropy(logits[1]),
+            alpha_signal=signal(alphas)[0],
+            alpha_halves=signal(alphas)[1],
+            alpha_persistence="" if before is None else correlation(before[0], means[0]),
+            beta_signal=signal(betas)[0],
+            beta_halves=signal(betas)[1],
+            beta_persistence="" if before is None else correlation(before[1], means[1]),
+            levels="-".join(map(str, decoding.decode(*logits, "separable").levels)),
+        )
+        if FLAGS.logits:
+            np.savez(FLAGS.logits, alpha=logits[0], beta=logits[1])
+
+    slowest = 0.0
+    with alone():
+        for step in range(FLAGS.steps):
+            if step >= FLAGS.warmup_steps and (step - FLAGS.warmup_steps) % FLAGS.probe_every == 0:
+                start = time.monotonic()
+                probe(step)
+                slowest = max(slowest, time.monotonic() - start)
+            loss = bilevel.update("weights", crops_a.batch())
+            if step >= FLAGS.warmup_steps:
+                arch_loss = bilevel.update("architecture", crops_b.batch())
+            if step % 20 == 0:
+                jax.block_until_ready(loss)  # so that the clock is that of the device
+                if seconds_left() < 2 * slowest + 5:
+                    break
+        probe(step + 1)
+
+
+def define_flags():
+    """Declares the flags; a function, since tests import this module."""
+    flags.DEFINE_string("crop_size", "321", "size of the crops, N or HxW")
+    flags.DEFINE_integer("batch_size", 2, "crops of each half")
+    flags.DEFINE_integer("num_layers", 12, "L")
+    flags.DEFINE_integer("num_blocks", 5, "B")
+    flags.DEFINE_integer("filter_multiplier", 8, "F")
+    flags.DEFINE_integer("num_classes", 19, "classes, where there is no --data")
+    flags.DEFINE_string("dtype_policy", "mixed_bfloat16", "precision of the features")
+    flags.DEFINE_boolean("remat", False, "compute the insides of segments again in pullbacks")
+    flags.DEFINE_boolean("graphs", True, "CUDA graphs")
+    flags.DEFINE_integer("threads", os.cpu_count(), "functions that are compiled at a time")
+    flags.DEFINE_integer("seed", 0, "of the initial weights and the crops")
+    flags.DEFINE_integer("warmup", 3, "iterations before the first that is timed")
+    flags.DEFINE_integer("iterations", 10, "iterations in a row that are timed together")
+    flags.DEFINE_integer("repeats", 5, "how many times; the median counts")
+    flags.DEFINE_float("seconds", 1e9, "when to end, in seconds from the start of the process")
+    flags.DEFINE_string("output", None, "the CSV file to which rows are appended")
+    flags.DEFINE_string("lock", None, "file that one process at a time holds while it measures")
+    flags.DEFINE_string("trace", None, "folder for a profile of one iteration")
+    flags.DEFINE_string("data", None, ".npz of a search's images; none: random ones are timed")
+    flags.DEFINE_integer("steps", 1000, "steps of the search")
+    flags.DEFINE_integer("warmup_steps", 300, "steps before alpha and beta learn")
+    flags.DEFINE_integer("probe_every", 100, "architecture steps between two rows of the search")
+    flags.DEFINE_integer("probes", 20, "batches of which a row's gradients are taken")
+    flags.DEFINE_float("learning_rate", 0.025, "of the weights, at first")
+    flags.DEFINE_float("arch_learning_rate", 0.003, "of alpha and beta")
+    flags.DEFINE_string("logits", None, ".npz for the latest alpha and beta logits")
+
+
+def main(_):
+    height, _, width = FLAGS.crop_size.partition("x")
+    size = (int(height), int(width or height))
+    search(size) if FLAGS.data else measure(size)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

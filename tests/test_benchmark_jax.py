@@ -1,0 +1,91 @@
+"""The search on Keras' JAX backend takes the steps of `BilevelModel`."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from auto_deeplab_tf.nn.supernet import build_supernet
+from auto_deeplab_tf.training.bilevel import BilevelModel
+from auto_deeplab_tf.training.schedules import Cosine
+
+CLASSES, SIZE, STEPS = 4, (33, 49), 3
+CLASS_WEIGHTS = (0.5, 1.0, 2.0, 1.5)
+PROGRAM = """
+import sys
+import jax, keras, numpy as np
+from auto_deeplab_tf.nn.execution import Execution
+from auto_deeplab_tf.nn.supernet import build_supernet
+from auto_deeplab_tf.training.schedules import Cosine
+from benchmarks import jax_search
+
+assert "tensorflow" not in sys.modules
+classes, folder, remat = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+data = np.load(f"{folder}/in.npz")
+supernet = build_supernet(classes, 2, 1, 2, input_size=data["images"].shape[2:4])
+supernet.execution = Execution(remat)
+for index, variable in enumerate(supernet.variables):
+    variable.assign(data[f"variable_{index}"])
+bilevel = jax_search.Bilevel(
+    supernet,
+    keras.optimizers.SGD(Cosine(steps=10), momentum=0.9),
+    keras.optimizers.Adam(0.003),
+    class_weights=data["class_weights"],
+)
+jax_search.compile_ahead(supernet, data["images"].shape[1:], threads=2)
+losses = []
+for images, labels in zip(data["images"], data["labels"]):
+    losses.append(bilevel.step((images, labels), (images[::-1], labels[::-1])))
+variables = {f"variable_{i}": np.asarray(v) for i, v in enumerate(supernet.variables)}
+np.savez(f"{folder}/out.npz", losses=np.asarray(losses), **variables)
+"""
+
+
+@pytest.mark.parametrize("remat", [False])
+def test_steps_on_jax_are_those_of_the_bilevel_model(tmp_path, remat):
+    generator = np.random.default_rng(0)
+    images = generator.uniform(0, 255, (STEPS, 2, *SIZE, 3)).astype("float32")
+    labels = generator.integers(0, CLASSES, (STEPS, 2, *SIZE)).astype("int32")
+    labels[:, :, :9] = 255
+    supernet = build_supernet(CLASSES, 2, 1, 2, input_size=SIZE)
+    for segment in supernet.segments:
+        if segment.affine is not None:
+            segment.affine.assign(generator.uniform(0.5, 1.5, segment.affine.shape))
+    supernet.alpha_logits.assign(generator.normal(size=supernet.alpha_logits.shape))
+    np.savez(
+        tmp_path / "in.npz",
+        images=images,
+        labels=labels,
+        class_weights=CLASS_WEIGHTS,
+        **{f"variable_{i}": np.asarray(v) for i, v in enumerate(supernet.variables)},
+    )
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(CLASSES), str(tmp_path), str(remat)],
+        check=True,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "jax",
+            "JAX_PLATFORMS": "cpu",
+            # Compiling takes all the time.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        },
+    )
+    theirs = np.load(tmp_path / "out.npz")
+
+    model = BilevelModel(supernet, class_weights=CLASS_WEIGHTS)
+    model.compile(
+        keras.optimizers.SGD(Cosine(steps=10), momentum=0.9), keras.optimizers.Adam(0.003)
+    )
+    for step in range(STEPS):
+        model.reset_metrics()
+        batches = (images[step], labels[step]), (images[step, ::-1], labels[step, ::-1])
+        ours = model.train_step(batches)
+        losses = [float(ours[name]) for name in ("loss", "arch_loss")]
+        np.testing.assert_allclose(losses, theirs["losses"][step], rtol=1e-4, atol=1e-4)
+    for index, variable in enumerate(supernet.variables):
+        values = theirs[f"variable_{index}"]
+        atol = 1e-4 if "logits" in variable.name else 1e-3
+        np.testing.assert_allclose(variable, values, atol=atol, err_msg=variable.path)
