@@ -15,6 +15,7 @@ GROUPS = [
     "architecture",
     "accounting",
     "decoding",
+    "sampling",
     "fast_modes",
     "config.",
     "nn.",

@@ -1,0 +1,1 @@
+"""Does the search find better networks than chance at equal cost? See PROTOCOL.md."""

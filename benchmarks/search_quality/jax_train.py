@@ -1,0 +1,364 @@
+"""Trains networks on Keras' JAX backend, for a GPU without TensorFlow; a row each.
+
+    KERAS_BACKEND=jax python -m benchmarks.search_quality.jax_train --data=camvid.npz \
+        --seeds=100-123 --steps=1800,5400 --processes=12 --output=rows.csv --deadline_seconds=400
+
+The recipe is PROTOCOL.md's, written in JAX: the arithmetic of `auto_deeplab_tf.nn` with a loop that
+stays on the device. Its rows are compared with one another, never with rows of a CPU. --data is
+made by `--make_data`, which needs TensorFlow and the data set:
+
+    python -m benchmarks.search_quality.jax_train --make_data=camvid.npz --data_dir=/path/to/CamVid
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+COLUMNS = (
+    "kind architecture random_seed levels filter_multiplier multi_adds params cell_share seed "
+    "steps miou loss_1_8 loss_1_4 loss_1_2 miou_1_8 miou_1_4 miou_1_2 seconds_compile "
+    "seconds_train device"
+).split()
+BATCH = 8
+CHUNK = 25  # steps of one call
+LEARNING_RATE, POWER, WEIGHT_DECAY = 0.004, 0.9, 4e-5
+SCALES = (0.75, 1.5)
+IGNORE = 255
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--make_data", help="write the .npz of images and labels here")
+    parser.add_argument("--data_dir", help="CamVid, for --make_data")
+    parser.add_argument("--data", help="the .npz")
+    parser.add_argument("--split", choices=("tuning", "reported"), default="tuning")
+    parser.add_argument("--seeds", default="100-111", help="random networks, FIRST-LAST")
+    parser.add_argument("--published", action="store_true", help="also the published architecture")
+    parser.add_argument("--steps", default="1800")
+    parser.add_argument("--training_seeds", default="0")
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--output", default="rows.csv")
+    parser.add_argument("--deadline_seconds", type=float, default=1e9)
+    parser.add_argument("--one", help="train one network here (a seed, or `published`)")
+    options = parser.parse_args()
+    if options.make_data:
+        make_data(options.make_data, options.data_dir)
+    elif options.one:
+        train_one(options)
+    else:
+        train_all(options)
+
+
+def train_all(options: argparse.Namespace) -> None:
+    """Runs one process a network, several at a time; appends the rows as they come."""
+    end = time.monotonic() + options.deadline_seconds
+    first, last = map(int, options.seeds.split("-"))
+    names = (["published"] if options.published else []) + [str(s) for s in range(first, last + 1)]
+    passed = [
+        f"--{name}={getattr(options, name)}"
+        for name in ("data", "split", "steps", "training_seeds")
+    ]
+    output = pathlib.Path(options.output)
+    with open(output, "w", newline="") as file:
+        csv.DictWriter(file, COLUMNS).writeheader()
+
+    def run(name: str) -> None:
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        command = [sys.executable, "-m", "benchmarks.search_quality.jax_train", f"--one={name}"]
+        process = subprocess.Popen(
+            [*command, *passed, f"--deadline_seconds={left}"], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                with open(output, "a", newline="") as file:
+                    csv.DictWriter(file, COLUMNS).writerow(json.loads(line))
+        process.wait()
+
+    with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
+        list(pool.map(run, names))
+
+
+def train_one(options: argparse.Namespace) -> None:
+    """Trains one network for every number of steps and seed; prints a JSON row for each."""
+    import jax
+
+    from auto_deeplab_tf.architecture import Architecture
+    from auto_deeplab_tf.sampling import random_architecture
+    from benchmarks.search_quality import population
+
+    end = time.monotonic() + options.deadline_seconds
+    if options.one == "published":
+        preset = Architecture.preset("auto_deeplab")
+        architecture = Architecture(preset.levels, preset.cell, "separable")
+    else:
+        architecture = random_architecture(int(options.one))
+    cost = population.cost(architecture)
+    trainer = Trainer(architecture, cost["filter_multiplier"], load(options.data, options.split))
+    for seed in map(int, options.training_seeds.split(",")):
+        for steps in map(int, options.steps.split(",")):
+            result = trainer.train(seed, steps, end)
+            if result is None:
+                return
+            row = {
+                "kind": "published" if options.one == "published" else "random",
+                "architecture": architecture.fingerprint,
+                "random_seed": "" if options.one == "published" else options.one,
+                "levels": "-".join(map(str, architecture.levels)),
+                "seed": seed,
+                "steps": steps,
+                "device": jax.devices()[0].device_kind,
+                **cost,
+                **result,
+            }
+            print(json.dumps(row), flush=True)
+
+
+class Trainer:
+    """One network with its compiled training chunk and scoring step.
+
+    Args:
+        architecture: The architecture.
+        multiplier: F.
+        data: Of `load`.
+    """
+
+    def __init__(self, architecture: Any, multiplier: int, data: dict[str, Any]) -> None:
+        import jax
+
+        from auto_deeplab_tf.nn.network import build_network
+        from benchmarks.search_quality import population
+
+        settings = {k: v for k, v in population.SETTINGS.items() if k != "input_size"}
+        self._build = lambda: build_network(
+            architecture, filter_multiplier=multiplier, batch_norm_decay=0.97, **settings
+        )
+        self._network = self._build()
+        self._data = {name: jax.device_put(value) for name, value in data.items()}
+        self._chunk = jax.jit(self._train_chunk, donate_argnums=0)
+        self._score = jax.jit(self._count_pixels)
+        self._decayed = [len(v.shape) > 1 for v in self._network.trainable_variables]
+
+    def train(self, seed: int, steps: int, end: float) -> dict[str, Any] | None:
+        """Trains from new weights; None where the deadline `end` comes first."""
+        import jax
+        import jax.numpy as jnp
+        import keras
+
+        keras.utils.set_random_seed(seed)
+        network = self._build()
+        weights = [v.value for v in network.trainable_variables]
+        moving = [v.value for v in network.non_trainable_variables]
+        zeros = [jnp.zeros_like(w) for w in weights]
+        state = (weights, moving, zeros, [jnp.zeros_like(w) for w in weights])
+        key = jax.random.key(seed)
+        started, compiled = time.monotonic(), None
+        losses: list[Any] = []
+        scores: dict[str, float] = {}
+        marks = {steps // part // CHUNK * CHUNK: f"1_{part}" for part in (8, 4, 2)}
+        for step in range(0, steps, CHUNK):
+            state, loss = self._chunk(state, jnp.arange(step, step + CHUNK), steps, key)
+            losses.append(loss)
+            if compiled is None:
+                jax.block_until_ready(loss)
+                compiled = time.monotonic() - started
+            done = step + CHUNK
+            if done in marks:
+                scores[f"miou_{marks[done]}"] = self._miou(state)
+                mean = float(np.mean(np.concatenate([np.asarray(one) for one in losses])))
+                scores[f"loss_{marks[done]}"] = mean
+            if time.monotonic() > end:
+                return None
+        miou = self._miou(state)
+        seconds = time.monotonic() - started
+        return {
+            "miou": miou,
+            **scores,
+            "seconds_compile": round(compiled or 0.0, 1),
+            "seconds_train": round(seconds - (compiled or 0.0), 1),
+        }
+
+    def _train_chunk(self, state, steps, total, key):
+        import jax
+        import jax.numpy as jnp
+
+        data = self._data
+
+        def one_step(state, step):
+            weights, moving, first, second = state
+            images, labels = draw_batch(data, jax.random.fold_in(key, step))
+
+            def loss_of(weights):
+                logits, moved = self._network.stateless_call(weights, moving, images, training=True)
+                log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+                classes = jnp.where(labels == IGNORE, 0, labels)
+                picked = jnp.take_along_axis(log_probs, classes[..., None], axis=-1)[..., 0]
+                valid = labels != IGNORE
+                costs = jnp.where(valid, -picked * data["class_weights"][classes], 0.0)
+                return jnp.sum(costs) / jnp.maximum(jnp.sum(valid), 1), moved
+
+            (loss, moving), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights)
+            gradients = [
+                g + WEIGHT_DECAY * w if decayed else g
+                for g, w, decayed in zip(gradients, weights, self._decayed, strict=True)
+            ]
+            # Adam as Keras writes it (Kingma and Ba, 2015, the order before section 2.1's end).
+            rate = LEARNING_RATE * (1.0 - step / total) ** POWER
+            count = step + 1.0
+            scale = rate * jnp.sqrt(1.0 - 0.999**count) / (1.0 - 0.9**count)
+            first = [m + 0.1 * (g - m) for m, g in zip(first, gradients, strict=True)]
+            second = [v + 0.001 * (g * g - v) for v, g in zip(second, gradients, strict=True)]
+            weights = [
+                w - scale * m / (jnp.sqrt(v) + 1e-7)
+                for w, m, v in zip(weights, first, second, strict=True)
+            ]
+            return (weights, moving, first, second), loss
+
+        return jax.lax.scan(one_step, state, steps)
+
+    def _count_pixels(self, weights, moving, images, labels):
+        import jax.numpy as jnp
+
+        logits, _ = self._network.stateless_call(weights, moving, images, training=False)
+        num_classes = logits.shape[-1]
+        # What is ignored lands in a bin of its own, behind the matrix.
+        index = labels * num_classes + jnp.argmax(logits, axis=-1)
+        index = jnp.where(labels == IGNORE, num_classes**2, index)
+        return jnp.bincount(index.ravel(), length=num_classes**2 + 1)[:-1]
+
+    def _miou(self, state) -> float:
+        data, counts = self._data, 0
+        for start in range(0, len(data["val_images"]), BATCH):
+            images = data["val_images"][start : start + BATCH].astype("float32")
+            labels = data["val_labels"][start : start + BATCH].astype("int32")
+            counts = counts + np.asarray(self._score(state[0], state[1], images, labels))
+        matrix = np.asarray(counts).reshape(int(np.sqrt(np.size(counts))), -1)
+        union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
+        return float(np.mean(np.diag(matrix)[union > 0] / union[union > 0]))
+
+
+def draw_batch(data: dict[str, Any], key: Any) -> tuple[Any, Any]:
+    """Draws a batch: random images, scale, window and flip, computed on the device.
+
+    Args:
+        data: Of `load`, on the device.
+        key: Of this step.
+
+    Returns:
+        (images, labels): float32 [BATCH, H, W, 3], 0..255; int32 [BATCH, H, W].
+    """
+    import jax
+    import jax.numpy as jnp
+
+    images, labels = data["train_images"], data["train_labels"]
+    count, height, width, _ = images.shape
+    keys = jax.random.split(key, 4)
+    chosen = jax.random.randint(keys[0], [BATCH], 0, count)
+    scales = jax.random.uniform(keys[1], [BATCH], minval=SCALES[0], maxval=SCALES[1])
+    places = jax.random.uniform(keys[2], [BATCH, 2])
+    flips = jax.random.bernoulli(keys[3], 0.5, [BATCH])
+
+    def axis(extent, scale, place):
+        scaled = jnp.round(extent * scale)
+        room = scaled - extent
+        offset = jnp.floor(place * (jnp.abs(room) + 1.0)) + jnp.minimum(room, 0.0)
+        position = jnp.arange(extent) + offset
+        inside = (position >= 0) & (position < scaled)
+        return (position + 0.5) / scaled * extent - 0.5, inside
+
+    def one(index, scale, place, flip):
+        rows, rows_inside = axis(height, scale, place[0])
+        columns, columns_inside = axis(width, scale, place[1])
+        columns = jnp.where(flip, columns[::-1], columns)
+        columns_inside = jnp.where(flip, columns_inside[::-1], columns_inside)
+        inside = rows_inside[:, None] & columns_inside[None, :]
+
+        def rows_at(tensor, places):
+            return tensor[jnp.clip(places, 0, height - 1)]
+
+        def columns_at(tensor, places):
+            return tensor[:, jnp.clip(places, 0, width - 1)]
+
+        label = columns_at(
+            rows_at(labels[index], jnp.floor(rows + 0.5).astype("int32")),
+            jnp.floor(columns + 0.5).astype("int32"),
+        ).astype("int32")
+        top, left = jnp.floor(rows).astype("int32"), jnp.floor(columns).astype("int32")
+        down, right = (rows - top)[:, None, None], (columns - left)[None, :, None]
+        image = images[index].astype("float32")
+        image = rows_at(image, top) * (1 - down) + rows_at(image, top + 1) * down
+        image = columns_at(image, left) * (1 - right) + columns_at(image, left + 1) * right
+        image = jnp.where(inside[..., None], image, data["mean"])
+        return image, jnp.where(inside, label, IGNORE)
+
+    return jax.vmap(one)(chosen, scales, places, flips)
+
+
+def load(path: str, split: str) -> dict[str, np.ndarray]:
+    """Reads the .npz as what is trained on and what is scored.
+
+    Args:
+        path: Written by `make_data`.
+        split: "tuning": trained without drive 0001TP and scored on it; "reported": train and val.
+    """
+    with np.load(path) as file:
+        arrays = dict(file)
+    drive = np.array([name.startswith("0001TP") for name in arrays["train_ids"]])
+    kept = ~drive if split == "tuning" else np.ones(len(drive), bool)
+    scored = "train" if split == "tuning" else "val"
+    taken = drive if split == "tuning" else np.ones(len(arrays["val_images"]), bool)
+    labels = arrays["train_labels"][kept]
+    present = [(labels == c).any(axis=(1, 2)) for c in range(11)]
+    pixels = [np.count_nonzero(labels == c) for c in range(11)]
+    # Pixels of a class among those of the images that show it (Eigen and Fergus).
+    total = [max(1, np.count_nonzero(labels[images] != IGNORE)) for images in present]
+    shares = np.array(pixels) / np.array(total)
+    weights = np.where(shares > 0, np.sqrt(np.median(shares[shares > 0]) / shares.clip(1e-9)), 1)
+    return {
+        "train_images": arrays["train_images"][kept],
+        "train_labels": labels,
+        "val_images": _whole_batches(arrays[f"{scored}_images"][taken], 0),
+        "val_labels": _whole_batches(arrays[f"{scored}_labels"][taken], IGNORE),
+        "class_weights": weights.astype("float32"),
+        "mean": np.array([105.0, 108.4, 110.3], "float32"),
+    }
+
+
+def _whole_batches(array: np.ndarray, value: int) -> np.ndarray:
+    """Pads with images of one value up to a whole number of batches: one shape to compile."""
+    missing = -len(array) % BATCH
+    return np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)], constant_values=value)
+
+
+def make_data(path: str, data_dir: str) -> None:
+    """Writes images and labels of CamVid's train and val at 120x160, uint8, as the records have."""
+    from auto_deeplab_tf import data
+
+    arrays: dict[str, Any] = {}
+    for split in ("train", "val"):
+        source = data.open_split("camvid", split, data_dir=data_dir, image_size=(120, 160))
+        examples = [source.example(index) for index in range(source.num_examples)]
+        arrays[f"{split}_images"] = np.stack([image.numpy() for image, _ in examples])
+        arrays[f"{split}_labels"] = np.stack([label.numpy() for _, label in examples])
+        arrays[f"{split}_ids"] = np.array(list(source.ids))
+    np.savez_compressed(path, **arrays)
+
+
+if __name__ == "__main__":
+    if "--make_data" not in " ".join(sys.argv):
+        os.environ.setdefault("KERAS_BACKEND", "jax")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    main()
