@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from auto_deeplab_tf.data.label_tables import voc_colors
+from auto_deeplab_tf.data.dataset import voc_colors
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.files import write_atomically
 

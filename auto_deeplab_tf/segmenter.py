@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf import baselines
 from auto_deeplab_tf.architecture import Architecture
-from auto_deeplab_tf.data.records import resize_image
+from auto_deeplab_tf.data.resizing import resize_image
 from auto_deeplab_tf.errors import MissingFileError, UserError
 from auto_deeplab_tf.nn.network import build_network
 from auto_deeplab_tf.nn.resize import resize_bilinear

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from auto_deeplab_tf.data.records import resize_image
+from auto_deeplab_tf.data.resizing import resize_image
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.segmenter import load_segmenter, with_area_of
 

@@ -99,14 +99,14 @@ def _large_examples() -> Iterator[tuple[str, bytes, bytes]]:
 
 def _source(folder: Path, examples: Any, image_size: tuple[int, int] | None, **description: Any):
     """Prepares records of the examples and opens them."""
-    from auto_deeplab_tf.data import catalog, records, shards
-    from auto_deeplab_tf.data.origin import RawExample
+    from auto_deeplab_tf.data import records, sets, shards
+    from auto_deeplab_tf.data.dataset import RawExample, in_memory
     from auto_deeplab_tf.data.source import Source
 
-    info = dataclasses.replace(catalog.get("scenes"), image_size=None, **description)
+    info = dataclasses.replace(sets.describe("scenes"), image_size=None, **description)
     raw = [RawExample(image_id, "bench", *files) for image_id, *files in examples]
     settings = records.Settings(image_size)
-    shards.write(folder, info, {"train": raw}, settings, fingerprint="none")
+    shards.write(folder, in_memory(info, {"train": raw}), settings, fingerprint="none")
     return Source(folder, "train", info)
 
 
@@ -236,9 +236,9 @@ def _pngs(folder: Path) -> dict[str, Any]:
     import numpy as np
     import tensorflow as tf
 
-    from auto_deeplab_tf.data import augment, catalog
+    from auto_deeplab_tf.data import augment, sets
 
-    info = catalog.get("scenes")
+    info = sets.describe("scenes")
     for image_id, image, label in _large_examples():
         (folder / f"{image_id}_image.png").write_bytes(image)
         (folder / f"{image_id}_label.png").write_bytes(label)

@@ -54,11 +54,11 @@ def write(folder: Path, num_examples: int) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from auto_deeplab_tf.data import catalog, image_files, records, shards
+    from auto_deeplab_tf.data import image_files, records, sets, shards
     from auto_deeplab_tf.data.index import Index, Texts
 
     rng = np.random.default_rng(0)
-    num_classes = catalog.get("cityscapes").num_classes
+    num_classes = sets.describe("cityscapes").num_classes
     contents, pixels = [], np.zeros((_VARIANTS, num_classes), np.int64)
     for variant in range(_VARIANTS):
         label = np.kron(
@@ -124,7 +124,7 @@ def measure(folder: Path) -> dict[str, Any]:
     """Times what a search does before its first step."""
     import keras  # noqa: F401 -- what a search has imported, so that its time is not counted
 
-    from auto_deeplab_tf.data import catalog, pipeline, split
+    from auto_deeplab_tf.data import pipeline, sets, split
     from auto_deeplab_tf.data.source import Source
 
     result: dict[str, Any] = {"num_examples": FLAGS.num_examples}
@@ -137,7 +137,7 @@ def measure(folder: Path) -> dict[str, Any]:
         result[f"{name}_rss_mib"] = round(process.rss_mib() - imported, 1)
         return value
 
-    source = timed("open", lambda: Source(folder, "train", catalog.get("cityscapes")))
+    source = timed("open", lambda: Source(folder, "train", sets.describe("cityscapes")))
     result["records_mib"] = round(source.num_bytes / 2**20, 1)
     halves = timed("halves", lambda: split.source_halves(source))
     timed("members", lambda: [[source.ids[i] for i in half] for half in halves])

@@ -3,8 +3,7 @@
     python -m benchmarks.preparation --cores=1 --json
 
 The images are generated scenes at 1024x2048 with noise, so that their PNGs are about as large as
-Cityscapes' (2.3 MB); labels are maps of that size. Reading by TFDS is not part of it. One process
-measures one number of cores.
+Cityscapes' (2.3 MB); labels are maps of that size. One process measures one number of cores.
 """
 
 import os
@@ -37,20 +36,16 @@ def main(_: list[str]) -> None:
 
 def measure() -> dict[str, Any]:
     """Times the writing of all images, twice; the second time counts."""
-    from auto_deeplab_tf.data import catalog, records, shards
+    from auto_deeplab_tf.data import records, sets, shards
+    from auto_deeplab_tf.data.dataset import in_memory
 
     members = [_example(i) for i in range(FLAGS.num_images)]
+    raw = in_memory(sets.describe("cityscapes"), {"train": members})
     settings = records.Settings(image_size=(512, 1024))
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             start, start_cpu = time.perf_counter(), time.process_time()
-            shards.write(
-                Path(folder),
-                catalog.get("cityscapes"),
-                {"train": members},
-                settings,
-                fingerprint="benchmark",
-            )
+            shards.write(Path(folder), raw, settings, fingerprint="benchmark")
             seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
             written = sum(path.stat().st_size for path in Path(folder).iterdir())
     return {
@@ -64,18 +59,18 @@ def measure() -> dict[str, Any]:
 def _example(number: int) -> Any:
     import numpy as np
 
-    from auto_deeplab_tf.data import image_files, records, scenes
-    from auto_deeplab_tf.data.origin import RawExample
+    from auto_deeplab_tf.data import image_files, resizing, scenes
+    from auto_deeplab_tf.data.dataset import RawExample
 
-    image, label = scenes.render(scenes.image_ids("val")[number % 8])
+    image, label = scenes.render(f"bench_{number % 8:06d}_000019")
     size = (image.shape[0] * _FACTOR, image.shape[1] * _FACTOR)
     noise = np.random.default_rng(number).normal(0, 1.5, (*size, 3))
-    large = records.resize_image(image.astype(np.float32), size) + noise
+    large = resizing.resize_image(image.astype(np.float32), size) + noise
     return RawExample(
         f"city_{number:06d}",
         "city",
         image_files.encode_png(np.clip(np.rint(large), 0, 255).astype(np.uint8)),
-        image_files.encode_png(records.resize_label(label, size)),
+        image_files.encode_png(resizing.resize_label(label, size)),
     )
 
 

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from auto_deeplab_tf.data import records
+from auto_deeplab_tf.data import resizing
 from auto_deeplab_tf.errors import UserError
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -89,7 +89,7 @@ def input_size(
 
 
 def resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Resizes as the training images were: `data.records.resize_image`, in a graph.
+    """Resizes as the training images were: `data.resizing.resize_image`, in a graph.
 
     Args:
         image: uint8 [h, w, C].
@@ -98,12 +98,7 @@ def resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     Returns:
         float32 [height, width, C], whole numbers 0..255.
     """
-    resized = tf.cond(
-        tf.reduce_all(size <= tf.shape(image)[:2]),
-        lambda: tf.image.resize(image, size, method="area"),
-        lambda: tf.image.resize(image, size, method="bilinear", antialias=True),
-    )
-    return tf.clip_by_value(tf.round(resized), 0.0, 255.0)
+    return tf.clip_by_value(tf.round(resizing.resize(image, size)), 0.0, 255.0)
 
 
 def read(path: pathlib.Path, size: tuple[int, int], channels: int = 3) -> np.ndarray:
@@ -122,4 +117,4 @@ def read(path: pathlib.Path, size: tuple[int, int], channels: int = 3) -> np.nda
         raise UserError(
             f"{path} cannot be read as an image ({reason}); mend or remove it."
         ) from error
-    return records.resize_image(image.numpy(), size).astype(np.float32)
+    return resizing.resize_image(image.numpy(), size).astype(np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import auto_deeplab_tf
-from auto_deeplab_tf.data import records
+from auto_deeplab_tf.data import resizing
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.segmentation_network import CHANNEL_NAMES
 from auto_deeplab_tf.segmenter import Segmenter, load_segmenter
@@ -107,7 +107,7 @@ def masks(
         size = image.shape[:2]
         seen = segmenter.command_input_size(size, input_size)
         if seen != size:
-            image = records.resize_image(image.astype(np.uint8), seen)
+            image = resizing.resize_image(image.astype(np.uint8), seen)
         # Eagerly: `predict_class_ids` would compile the network for each kind of size.
         class_ids = segmenter.class_ids(image[None], None if seen == size else size)
         answers.append(keras.ops.convert_to_numpy(class_ids)[0])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from auto_deeplab_tf.data.label_tables import voc_colors
+from auto_deeplab_tf.data.dataset import voc_colors
 
 PALETTE = [value for color in voc_colors(range(256)) for value in color]
 

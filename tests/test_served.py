@@ -11,7 +11,7 @@ from commands import check_refused, run
 
 from auto_deeplab_tf import cli, config, evaluate
 from auto_deeplab_tf.architecture import Architecture, Edge
-from auto_deeplab_tf.data import catalog
+from auto_deeplab_tf.data import sets
 from auto_deeplab_tf.segmenter import Segmenter
 from auto_deeplab_tf.served import ServedModel, load_model
 from export.saved_model import export_saved_model
@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 def model_file(request, tmp_path_factory):
     """A model that answers several classes; its training images had a size or not."""
     keras.utils.set_random_seed(0)
-    info = catalog.get("camvid")
+    info = sets.describe("camvid")
     segmenter = Segmenter(
         ARCHITECTURE,
         num_classes=11,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from auto_deeplab_tf import cli, config, evaluate, overlay, predict, train
 from auto_deeplab_tf.architecture import Architecture, Edge
-from auto_deeplab_tf.data import catalog
+from auto_deeplab_tf.data import sets
 from auto_deeplab_tf.segmenter import load_segmenter
 
 ARCHITECTURE = Architecture(
@@ -95,7 +95,7 @@ def test_train_leaves_what_the_interfaces_promise(finished, places):
     assert len(list((finished / "logs").iterdir())) == 1
 
     best, last = (load_segmenter(finished / name) for name in ("model.keras", "last.keras"))
-    info = catalog.get("camvid")
+    info = sets.describe("camvid")
     assert best.class_names == info.class_names and best.ignore_label == 255
     np.testing.assert_array_equal(best.palette, info.palette)
     assert best.architecture.fingerprint == ARCHITECTURE.fingerprint
@@ -289,7 +289,7 @@ def scores_by_hand(pairs):
     predictions = np.concatenate([prediction.ravel() for _, prediction in pairs])
     labels, predictions = labels[labels != 255], predictions[labels != 255]
     iou = {}
-    for index, name in enumerate(catalog.get("camvid").class_names):
+    for index, name in enumerate(sets.describe("camvid").class_names):
         union = ((labels == index) | (predictions == index)).sum()
         both = ((labels == index) & (predictions == index)).sum()
         iou[name] = both / union if union else None

@@ -28,41 +28,46 @@ def main() -> int:
 
 def check(options: config.CheckConfig) -> dict[str, Any]:
     """Checks as the command does; returns what it reports."""
-    from auto_deeplab_tf.data import source
+    from auto_deeplab_tf.data import sets
 
-    origin = source.find_origin(options.dataset, options.data_dir, options.dataset_config)
+    raw = sets.find(options.dataset, options.data_dir, options.dataset_config)
     defects = [
-        {"kind": defect.kind, "file": defect.path, "text": defect.text} for defect in origin.defects
+        {"kind": defect.kind, "file": defect.path, "text": defect.text} for defect in raw.defects
     ]
     splits = {}
-    for split in origin.splits:
-        splits[split], found = _check_split(origin, split)
+    for split in raw.splits:
+        splits[split], found = _check_split(raw, split)
         defects += found
     return {
         "dataset": options.dataset,
         "data_dir": options.data_dir,
-        "channels": origin.info.channels,
-        "bits": origin.info.image_bits,
+        "channels": raw.info.channels,
+        "bits": raw.info.image_bits,
         "splits": splits,
         "num_defects": len(defects),
         "defects": defects,
     }
 
 
-def _check_split(origin: Any, split: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _check_split(raw: Any, split: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
     import numpy as np
 
-    from auto_deeplab_tf.data import examples, parallel, records
+    from auto_deeplab_tf.data import image_files, parallel, records
 
-    info = origin.info
+    info = raw.info
     pixels = np.zeros(256, np.int64)
     sums = np.zeros((3, info.channels), np.int64)
     sizes: collections.Counter[str] = collections.Counter()
     groups: collections.Counter[str] = collections.Counter()
     defects = []
-    for example, examined in parallel.ordered_map(
-        lambda example: (example, examples.examine(example, info)), origin.read(split)
-    ):
+
+    def examine(image_id: str) -> Any:
+        example = raw.read(split, image_id)
+        return example, example and image_files.examine(example, info)
+
+    for example, examined in parallel.ordered_map(examine, raw.ids(split)):
+        if example is None:  # the data set leaves it out
+            continue
         groups[example.group] += 1
         for problem in examined.problems:
             text = f"{split}, {example.image_id}: {problem.error}"

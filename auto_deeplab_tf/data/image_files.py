@@ -1,12 +1,13 @@
-"""Image files as arrays: images of 1, 3 or 4 channels and 8 or 16 bits, label maps of ids."""
+"""Image files as arrays, and the rules of a data set that they are compared with."""
 
+import dataclasses
 import io
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from auto_deeplab_tf.data import catalog
+from auto_deeplab_tf.data.dataset import Dataset, RawExample
 from auto_deeplab_tf.errors import UserError
 
 # What TensorFlow reads in a record as it is; everything else becomes PNG.
@@ -14,7 +15,75 @@ _RECORD_FORMATS = ("PNG", "JPEG")
 _JPEG_QUALITY = 95
 
 
-def read_image(data: bytes, info: catalog.Dataset) -> tuple[np.ndarray, bool]:
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One rule that an example breaks: a short name, and the error that says it."""
+
+    kind: str
+    error: Exception
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """An example as arrays, as far as it could be read, and what is wrong with it.
+
+    Attributes:
+        image: uint8 or uint16 [height, width, channels].
+        as_it_is: whether a record can hold the image file's own bytes.
+        label: uint8 [height, width], class ids.
+        problems: every rule that it breaks.
+    """
+
+    image: np.ndarray | None
+    as_it_is: bool
+    label: np.ndarray | None
+    problems: tuple[Problem, ...]
+
+
+def examine(example: RawExample, info: Dataset) -> Examined:
+    """Decodes an example and compares it with all rules of its data set."""
+    image, as_it_is, label, label_ids = None, False, None, None
+    problems: list[Problem] = []
+
+    def problem(kind: str, error: Exception, path: str) -> None:
+        problems.append(Problem(kind, error, path))
+
+    try:
+        image, as_it_is = read_image(example.image, info)
+    except OSError as error:
+        text = f"image cannot be read ({error})"
+        problem("unreadable image", OSError(text), example.image_path)
+    except UserError as error:
+        problem("image of another kind", error, example.image_path)
+    try:
+        label_ids = read_label(example.label, info)
+    except OSError as error:
+        text = f"label map cannot be read ({error})"
+        problem("unreadable mask", OSError(text), example.label_path)
+    except UserError as error:
+        problem("mask of another kind", error, example.label_path)
+    if label_ids is not None:
+        try:
+            label = info.class_ids(label_ids)
+        except UserError as error:
+            problem("id out of range", error, example.label_path)
+    if image is not None and label_ids is not None and label_ids.shape != image.shape[:2]:
+        text = f"found {_size_text(image)} and {_size_text(label_ids)}"
+        rule = "image and label map must have the same size"
+        problem("size mismatch", UserError(f"{rule}; {text}"), example.label_path)
+    elif image is not None and info.image_size not in (None, image.shape[:2]):
+        wanted = f"{info.image_size[0]}x{info.image_size[1]}" if info.image_size else ""
+        text = f"images of {info.name} are {wanted}; found {_size_text(image)}"
+        problem("wrong size", UserError(text), example.image_path)
+    return Examined(image, as_it_is, label, tuple(problems))
+
+
+def _size_text(array: np.ndarray) -> str:
+    return f"{array.shape[0]}x{array.shape[1]}"
+
+
+def read_image(data: bytes, info: Dataset) -> tuple[np.ndarray, bool]:
     """Decodes an image file to the channels and bits of its data set.
 
     Gray becomes three equal channels, and transparency is left out, where the set has 3 channels;
@@ -69,11 +138,11 @@ def image_traits(data: bytes) -> tuple[int, int]:
     return array.shape[2], 16 if array.dtype == np.uint16 else 8
 
 
-def read_label(data: bytes, info: catalog.Dataset) -> np.ndarray:
+def read_label(data: bytes, info: Dataset) -> np.ndarray:
     """Decodes a label map to the ids that its file holds; a palette image to its indices.
 
     Returns:
-        integers [height, width]: label ids, `catalog.packed_color`s where the set's maps are
+        integers [height, width]: label ids, `dataset.packed_color`s where the set's maps are
         colours.
 
     Raises:

@@ -1,158 +1,143 @@
 """Prepares the records of a data set, once: `CACHE_DIR/NAME-SIZE-FINGERPRINT`.
 
-The folder appears complete or not at all. Until then everything is in the folder of the same name
-that ends with `.unfinished`: TFDS's own build of the set (`tfds`), and the records (`records`) with
-those shards that are finished. A preparation that was killed, or that found no space, goes on from
-them.
+The folder appears complete or not at all. Until then it has the same name with `.unfinished` behind
+it, and holds the shards that are finished. A preparation that was killed, or that found no space,
+resumes from them.
 """
 
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
 import hashlib
-import importlib
-import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from auto_deeplab_tf.data import records, shards
-from auto_deeplab_tf.data.origin import Origin, RawExample
+from auto_deeplab_tf.data.dataset import RawDataset
 from auto_deeplab_tf.errors import UserError
 
+# Files of up to this size together are hashed whole, which takes about a second; larger sets by
+# samples of each file.
+_HASHED_WHOLE_BYTES = 2**29
+_SAMPLE_BYTES = 4096
 
-def prepared(origin: Origin, cache: Path, settings: records.Settings) -> Path:
+
+def prepared(raw: RawDataset, cache: Path, settings: records.Settings) -> Path:
     """Returns the folder of the records, after making it if it is not there.
 
     Args:
-        origin: the files of the data set.
+        raw: the files of the data set.
         cache: the folder that holds such folders, or one of them.
         settings: the form of the records.
 
     Raises:
-        ValueError: for data that break a rule; for records that were made with other settings.
+        UserError: for data that break a rule; for records that were made with other settings.
         OSError: where the records cannot be written.
     """
-    _check_format(origin, settings)
-    fingerprint = _fingerprint(origin, settings)
+    raw.raise_defects()
+    _check_format(raw, settings)
+    fingerprint = _fingerprint(raw, settings)
     if (cache / records.MANIFEST).exists():
-        _check_fingerprint(cache, origin, settings, fingerprint)
+        _check_fingerprint(cache, raw, settings, fingerprint)
         return cache
-    directory = cache / f"{origin.info.name}-{settings.name}-{fingerprint[:16]}"
-    unfinished = cache / f"{directory.name}.unfinished"
-    if not directory.exists() or unfinished.exists():
+    directory = cache / f"{raw.info.name}-{settings.name}-{fingerprint[:16]}"
+    if not directory.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f"{directory.name}.lock"):
             if not directory.exists():  # else another process made it while this one waited
-                _prepare(directory, unfinished, origin, settings, fingerprint)
-            shutil.rmtree(unfinished, ignore_errors=True)
-    _check_fingerprint(directory, origin, settings, fingerprint)
+                _prepare(directory, raw, settings, fingerprint)
+    _check_fingerprint(directory, raw, settings, fingerprint)
     return directory
 
 
 def _prepare(
-    directory: Path,
-    unfinished: Path,
-    origin: Origin,
-    settings: records.Settings,
-    fingerprint: str,
+    directory: Path, raw: RawDataset, settings: records.Settings, fingerprint: str
 ) -> None:
-    """Builds the set with TFDS beside the records, and writes the records from it."""
-    name = origin.info.name
-    verb = "Going on to prepare" if unfinished.exists() else "Preparing"
-    print(f"{verb} {name} ({', '.join(origin.splits)}), once, in {directory}", file=sys.stderr)
-    target = unfinished / "records"
+    """Writes the records in an unfinished folder, and gives it its name when it is complete."""
+    unfinished = directory.with_name(f"{directory.name}.unfinished")
+    name = raw.info.name
+    verb = "Resuming the preparation of" if unfinished.exists() else "Preparing"
+    print(f"{verb} {name} ({', '.join(raw.splits)}), once, in {directory}", file=sys.stderr)
     try:
-        if (target / records.MANIFEST).exists():  # stopped at its last step
-            shards.clear(target)
+        if (unfinished / records.MANIFEST).exists():  # stopped at its last step
+            shards.clear(unfinished)
         else:
-            target.mkdir(parents=True, exist_ok=True)
-            builder = _build(origin, unfinished / "tfds")
-            members = {
-                split: _BuiltSplit(builder, origin, tfds_split)
-                for split, tfds_split in origin.splits.items()
-            }
-            with _progress_bar(sum(map(len, members.values()))) as report:
-                shards.write(
-                    target, origin.info, members, settings, fingerprint=fingerprint, report=report
-                )
-        target.rename(directory)
+            unfinished.mkdir(exist_ok=True)
+            with _progress_bar(sum(len(raw.ids(split)) for split in raw.splits)) as report:
+                shards.write(unfinished, raw, settings, fingerprint=fingerprint, report=report)
+        unfinished.rename(directory)
     except ValueError:
-        # The data have to be mended first, and will have another fingerprint then.
+        # The data have to be fixed first, and will have another fingerprint then.
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    except tf.errors.DataLossError as error:
-        shutil.rmtree(unfinished / "tfds", ignore_errors=True)
-        raise OSError(
-            f"what TFDS had built of {name} under {unfinished} was damaged, and is removed: run "
-            "the same command again"
-        ) from error
     except (OSError, tf.errors.OpError) as error:
-        raise _stopped(error, unfinished, target, name) from error
+        raise _stopped(error, unfinished, name) from error
 
 
-def _stopped(error: Exception, unfinished: Path, target: Path, name: str) -> OSError:
-    """The one line for a preparation that could not write, and that goes on when run again."""
+def _stopped(error: Exception, unfinished: Path, name: str) -> OSError:
+    """The one line for a preparation that could not write, and that resumes when run again."""
     reason = getattr(error, "message", None) or str(error)
     if os.strerror(errno.ENOSPC) in str(error):
         reason = "no space left on device"
-    finished = len(list(target.glob("*.tfrecord")))
+    finished = len(list(unfinished.glob("*.tfrecord")))
     return OSError(
         f"preparing {name} in {unfinished} stopped: {reason}. Finished shards stay ({finished} of "
-        "them): mend this, and the same command goes on from there"
+        "them): fix this, and the same command resumes from there"
     )
 
 
-def _check_format(origin: Origin, settings: records.Settings) -> None:
-    info = origin.info
+def _check_format(raw: RawDataset, settings: records.Settings) -> None:
+    info = raw.info
     if settings.image_format == "jpeg" and (info.channels == 4 or info.image_bits == 16):
         raise UserError(
-            f"--image_format=jpeg holds 1 or 3 channels of 8 bits; images of {info.name} have "
+            f"image_format=jpeg holds 1 or 3 channels of 8 bits; images of {info.name} have "
             f"{info.channels} of {info.image_bits}: use png"
         )
 
 
 def _check_fingerprint(
-    directory: Path, origin: Origin, settings: records.Settings, fingerprint: str
+    directory: Path, raw: RawDataset, settings: records.Settings, fingerprint: str
 ) -> None:
     """Refuses records that were not made from these files with these settings.
 
     Raises:
-        ValueError: saying in what they differ.
+        UserError: saying in what they differ.
     """
     manifest = records.read_manifest(directory)
     if manifest["fingerprint"] == fingerprint:
         return
     found = {"dataset": manifest["dataset"], **manifest.get("settings", {})}
-    wanted = {"dataset": origin.info.name, **settings.as_json()}
+    wanted = {"dataset": raw.info.name, **settings.as_json()}
     if found == wanted:
-        difference = "from other files (their names, sizes or times differ) or by other code"
+        difference = "from other files (their names, sizes or contents differ) or by other code"
     else:
-        difference = f"with {_flags(found)}, and this run is to have {_flags(wanted)}"
+        difference = f"with {_as_text(found)}, and this run is to have {_as_text(wanted)}"
     raise UserError(
-        f"{directory} holds records that were made {difference}: name another --cache_dir, such as "
+        f"{directory} holds records that were made {difference}: name another cache_dir, such as "
         "the folder that holds this one, and they are prepared there"
     )
 
 
-def _flags(settings: dict[str, Any]) -> str:
-    """Settings as the flags that give them."""
-    texts = []
-    for name, value in settings.items():
-        if value is not None:
-            text = "x".join(map(str, value)) if isinstance(value, list) else value
-            texts.append(f"--{name}={text}")
-    return " ".join(texts)
+def _as_text(settings: dict[str, Any]) -> str:
+    """Settings as NAME=VALUE, those that are given."""
+    texts = {
+        name: "x".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in settings.items()
+    }
+    return ", ".join(f"{name}={text}" for name, text in texts.items() if text is not None)
 
 
-def _fingerprint(origin: Origin, settings: records.Settings) -> str:
-    info = origin.info
+def _fingerprint(raw: RawDataset, settings: records.Settings) -> str:
+    """Digest of everything that the records depend on, so that changed data get new records."""
+    info = raw.info
     content = {
         "records": records.VERSION,
         "dataset": info.name,
@@ -161,78 +146,55 @@ def _fingerprint(origin: Origin, settings: records.Settings) -> str:
         "channels": [info.channels, info.image_bits],
         "measured": not info.mean,
         "record_settings": settings.as_json(),
-        "splits": list(origin.splits),
-        "settings": dict(origin.settings),
-        "files": origin.listing(),
+        "splits": raw.splits,
+        "settings": dict(raw.settings),
+        "files": files_digest(raw.files),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _build(origin: Origin, directory: Path):
-    """Builds the set with TFDS, without the network and with nothing printed to stdout.
+def files_digest(paths: Mapping[str, Path]) -> str:
+    """Returns a digest of the names, sizes and contents of files; times of change do not count.
 
-    What a complete build left is used; what an incomplete one left is removed.
+    Where the files hold 512 MiB or less together, every byte counts. In a larger set each file
+    counts with its size and with 4 KiB at its start, middle and end. What can go unnoticed then is
+    a file that was changed between these places and kept its size: in practice an uncompressed TIFF
+    or a JPEG that is edited in place. PNG files hold checksums of their pixels at their end, and
+    the listing of Cityscapes adds the checksums that a zip file holds of its members.
+
+    Args:
+        paths: the files, by the names that count.
     """
-    import tensorflow_datasets as tfds  # takes seconds; not needed where the records are there
-
-    directory.mkdir(exist_ok=True)
-    for path in directory.rglob("*incomplete*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-    if sys.stderr.isatty():
-        tfds.enable_progress_bar()
-    else:
-        tfds.disable_progress_bar()
-    module, _, name = origin.builder.partition(":")
-    builder_class = getattr(importlib.import_module(module), name)
-    builder = builder_class(data_dir=directory, **origin.builder_options)
-    options = tfds.download.DownloadConfig(manual_dir=origin.manual_dir)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
-            builder.download_and_prepare(download_config=options)
-    except OSError:
-        raise
-    except Exception as error:  # whatever the builder, or an archive that it unpacks, answers
-        if os.strerror(errno.ENOSPC) in str(error):  # TFDS hands it on as a RuntimeError
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the files in {origin.manual_dir} could not be read: {reason}") from error
-    return builder
+    names = sorted(paths)
+    stats = [paths[name].stat() for name in names]
+    # A process that opens several splits hashes once: this change time cannot be set by a user.
+    rows = [(n, str(paths[n]), s.st_size, s.st_ctime_ns) for n, s in zip(names, stats, strict=True)]
+    key = hashlib.sha256(repr(rows).encode()).hexdigest()
+    if key not in _digests:
+        whole = sum(stat.st_size for stat in stats) <= _HASHED_WHOLE_BYTES
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            found = pool.map(lambda name: _content_digest(paths[name], whole), names, chunksize=64)
+            digest = hashlib.sha256()
+            for name, stat, content in zip(names, stats, found, strict=True):
+                digest.update(repr((name, stat.st_size, content)).encode())
+        _digests[key] = digest.hexdigest()
+    return _digests[key]
 
 
-class _BuiltSplit:
-    """The examples of a split as TFDS has built it, in its order: `shards.Members`."""
+_digests: dict[str, str] = {}
 
-    def __init__(self, builder: Any, origin: Origin, tfds_split: str):
-        self._builder = builder
-        self._origin = origin
-        self._split = tfds_split
 
-    def __len__(self) -> int:
-        return self._builder.info.splits[self._split].num_examples
-
-    def __getitem__(self, span: slice) -> Iterator[RawExample]:
-        import tensorflow_datasets as tfds
-
-        origin = self._origin
-        # Encoded images come through as they are: decoding a palette image with TensorFlow would
-        # turn ids into luminance.
-        skip = {key: tfds.decode.SkipDecoding() for key in (origin.image_key, origin.label_key)}
-        dataset = self._builder.as_dataset(
-            split=f"{self._split}[{span.start}:{span.stop}]",
-            decoders=skip,
-            shuffle_files=False,
-            # File after file: the examples of a span, and no more of them in memory than needed.
-            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-        )
-        for example in tfds.as_numpy(dataset):
-            image_id = example["image_id"].decode()
-            yield RawExample(
-                image_id,
-                origin.group_of(image_id),
-                example[origin.image_key],
-                example[origin.label_key],
-            )
+def _content_digest(path: Path, whole: bool) -> str:
+    """SHA-256 of a file, or of samples of it."""
+    with path.open("rb", buffering=0) as file:
+        if whole:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+        digest = hashlib.sha256()
+        for start in (0, (size - _SAMPLE_BYTES) // 2, size - _SAMPLE_BYTES):
+            file.seek(max(0, start))
+            digest.update(file.read(_SAMPLE_BYTES))
+        return digest.hexdigest()
 
 
 @contextlib.contextmanager

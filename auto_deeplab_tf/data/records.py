@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from auto_deeplab_tf.data import catalog, examples, image_files
-from auto_deeplab_tf.data.origin import RawExample
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import write_text
 
 # Part of every fingerprint: raise it whenever records made by older code must not be used any more.
-VERSION = 3
+VERSION = 4
 MANIFEST = "records.json"
 
 
@@ -35,10 +33,10 @@ class Settings:
         max_image_side: pixels that the longer side of every example is brought to, the other one
             in proportion.
         image_format: "jpeg" or "png" for every image; None to keep the files as they are, and to
-            write images whose size changes in the format that the catalog says.
+            write images whose size changes in the format that the data set's description names.
 
     Raises:
-        ValueError: for settings that exclude each other or lie outside their range.
+        UserError: for settings that exclude each other or lie outside their range.
     """
 
     image_size: tuple[int, int] | None = None
@@ -49,21 +47,17 @@ class Settings:
         size = self.image_size
         if size is not None:
             if len(size) != 2 or min(size) < 1:
-                raise UserError(
-                    f"--image_size must be two positive numbers, HxW. Received: {size!r}"
-                )
+                raise UserError(f"image_size must be two positive numbers, HxW. Received: {size!r}")
             object.__setattr__(self, "image_size", (int(size[0]), int(size[1])))
         if self.max_image_side is not None:
             if self.max_image_side < 1:
                 raise UserError(
-                    f"--max_image_side must be 1 or more. Received: {self.max_image_side}"
+                    f"max_image_side must be 1 or more. Received: {self.max_image_side}"
                 )
             if size is not None:
-                raise UserError(
-                    "--image_size and --max_image_side both say the size: give one of them"
-                )
+                raise UserError("image_size and max_image_side both say the size: give one of them")
         if self.image_format not in (None, "jpeg", "png"):
-            raise UserError(f"--image_format must be jpeg or png. Received: {self.image_format!r}")
+            raise UserError(f"image_format must be jpeg or png. Received: {self.image_format!r}")
 
     def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) that an example of a given size is brought to."""
@@ -77,6 +71,7 @@ class Settings:
         return height, width
 
     def as_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
         size = None if self.image_size is None else list(self.image_size)
         return {**dataclasses.asdict(self), "image_size": size}
 
@@ -91,58 +86,26 @@ class Settings:
         return size if self.image_format is None else f"{size}-{self.image_format}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """An example in the form of the records.
-
-    Attributes:
-        image: PNG or JPEG file.
-        label: uint8 [height, width], class ids.
-        channel_sums: int64 [3, channels]: pixels, sum and sum of squares of each channel of the
-            image at its own size; None where the data set says mean and deviation.
-    """
-
-    image: bytes
-    label: np.ndarray
-    channel_sums: np.ndarray | None
-
-
-def prepare(example: RawExample, info: catalog.Dataset, settings: Settings) -> Prepared:
-    """Checks an example and brings it to the form of the records.
-
-    An image that keeps its size keeps its bytes, where TensorFlow reads them as they are and the
-    settings name no other format.
-
-    Raises:
-        ValueError, OSError: where it breaks a rule.
-    """
-    examined = examples.examine(example, info)
-    image, label = examined.image, examined.label
-    if examined.problems or image is None or label is None:
-        raise examined.problems[0].error
-    sums = None if info.mean else channel_sums(image)
-    size = settings.size_of(label.shape)
-    resized = size != label.shape
-    if resized:
-        image, label = resize_image(image, size), resize_label(label, size)
-    image_format = settings.image_format or (info.image_format if resized else None)
-    if examined.as_it_is and not resized and image_format in (None, _format_of(example.image)):
-        encoded = example.image
-    elif image_format == "jpeg":
-        encoded = image_files.encode_jpeg(image)
-    else:
-        encoded = image_files.encode_png(image)
-    return Prepared(encoded, label, sums)
-
-
 def channel_sums(image: np.ndarray) -> np.ndarray:
-    """int64 [3, channels]: pixels, sum and sum of squares; exact, so their order is no matter."""
+    """Returns the sums that `channel_statistics` needs; exact, so their order does not matter.
+
+    Args:
+        image: uint8 or uint16 [height, width, channels].
+
+    Returns:
+        int64 [3, channels]: number of pixels, sum, sum of squares.
+    """
     pixels = image.reshape(-1, image.shape[2]).astype(np.int64)
     return np.stack([np.full(image.shape[2], len(pixels)), pixels.sum(0), (pixels**2).sum(0)])
 
 
 def channel_statistics(sums: np.ndarray, bits: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, standard deviation) of each channel on the scale 0..255, from `channel_sums`."""
+    """Returns (mean, standard deviation) of each channel on the scale 0..255.
+
+    Args:
+        sums: [3, channels], `channel_sums` added up over the images.
+        bits: 8 or 16, of the images.
+    """
     count, total, squares = np.asarray(sums, np.float64)
     scale = 257.0 if bits == 16 else 1.0
     mean = total / count
@@ -152,34 +115,11 @@ def channel_statistics(sums: np.ndarray, bits: int) -> tuple[tuple[float, ...], 
     return tuple((mean / scale).tolist()), tuple((deviation / scale).tolist())
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes [h, w, c] of any dtype, which it keeps: by area where it shrinks on both axes, else
-    bilinearly with antialiasing."""
-    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-    if shrinks:
-        resized = tf.image.resize(image, size, method="area")
-    else:
-        resized = tf.image.resize(image, size, method="bilinear", antialias=True)
-    array = resized.numpy()
-    if np.issubdtype(image.dtype, np.integer):
-        array = np.clip(np.rint(array), 0, np.iinfo(image.dtype).max)
-    return array.astype(image.dtype)
-
-
-def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes [h, w]: each pixel takes the label under its centre."""
-    rows = ((np.arange(size[0]) + 0.5) * label.shape[0] / size[0]).astype(np.int64)
-    columns = ((np.arange(size[1]) + 0.5) * label.shape[1] / size[1]).astype(np.int64)
-    return label[rows[:, None], columns[None, :]]
-
-
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Writes `records.json`, which is what makes a folder one of records: last of all."""
     manifest = {**manifest, "version": VERSION}
     manifest["digest"] = _manifest_digest(manifest)
-    part = directory / f"{MANIFEST}.part"
-    part.write_text(json.dumps(manifest, indent=1) + "\n")
-    part.replace(directory / MANIFEST)
+    write_text(directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -199,7 +139,7 @@ def verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Compares the SHA-256 of files with what the manifest says.
 
     Raises:
-        ValueError: for a file that is missing, cut or changed.
+        UserError: for a file that is missing, cut or changed.
     """
     verify_sizes(directory, files)
     paths = [directory / name for name in files]
@@ -213,7 +153,7 @@ def verify_sizes(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> Non
     """Compares the sizes of files with what the manifest says.
 
     Raises:
-        ValueError: for a file that is missing or cut.
+        UserError: for a file that is missing or cut.
     """
     for name, expected in files.items():
         path = directory / name
@@ -221,13 +161,15 @@ def verify_sizes(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> Non
             raise damaged(path)
 
 
-def damaged(path: Path) -> ValueError:
-    return ValueError(
+def damaged(path: Path) -> UserError:
+    """Returns the error for a file of records that was cut or changed."""
+    return UserError(
         f"{path} is damaged: delete the folder {path.parent} to have the records prepared again"
     )
 
 
 def describe_file(path: Path) -> dict[str, Any]:
+    """Returns the size in bytes and the SHA-256 of a file, as the manifest holds them."""
     with path.open("rb") as file:
         return {
             "bytes": path.stat().st_size,
@@ -238,7 +180,3 @@ def describe_file(path: Path) -> dict[str, Any]:
 def _manifest_digest(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _format_of(image: bytes) -> str:
-    return "jpeg" if image.startswith(b"\xff\xd8") else "png"

@@ -1,8 +1,8 @@
-"""Writes a folder of records on all cores, shard by shard, so that a stopped writing can go on.
+"""Writes a folder of records on all cores, shard by shard, so that it can be resumed.
 
 A shard that is finished has its own SHA-256 and its rows of the index beside it, in
 `SPLIT-00000.json`: it is not written again. Which examples a shard holds follows from their number,
-so records that were stopped and went on are the same bytes as records that were not.
+so records whose writing was stopped and resumed are the same bytes as others.
 """
 
 import contextlib
@@ -11,16 +11,17 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from auto_deeplab_tf.data import catalog, image_files, parallel, records
+from auto_deeplab_tf.data import image_files, parallel, records
+from auto_deeplab_tf.data.dataset import Dataset, RawDataset, RawExample
 from auto_deeplab_tf.data.index import Index, Texts
-from auto_deeplab_tf.data.origin import RawExample
+from auto_deeplab_tf.data.resizing import resize_image, resize_label
 from auto_deeplab_tf.errors import UserError
 
 # What a stop costs is at most one shard's work; a folder holds at most this many files a split.
@@ -28,14 +29,6 @@ _MIN_EXAMPLES_PER_SHARD = 32
 _MAX_SHARDS = 256
 # A TFRecord frames its payload: length (8 bytes) and its checksum (4) before, checksum (4) after.
 RECORD_OVERHEAD = 16
-
-
-class Members(Protocol):
-    """The examples of one split, in an order that is always the same; a list is one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, span: slice, /) -> Iterable[RawExample]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +58,8 @@ class _Shard:
 
 def write(
     directory: Path,
-    info: catalog.Dataset,
-    splits: Mapping[str, Members],
-    settings: records.Settings | None = None,
+    raw: RawDataset,
+    settings: records.Settings,
     *,
     fingerprint: str,
     report: Callable[[int], None] = lambda examples: None,
@@ -75,29 +67,24 @@ def write(
     """Writes a folder of records, or the shards that are missing in one.
 
     Args:
-        directory: the folder; it exists. What else it holds of this writing is used if it is whole.
-        info: the data set.
-        splits: the examples of each split.
-        settings: the form of the records; None to keep the examples as they are.
+        directory: the folder; it exists. Shards in it of this fingerprint are kept if undamaged.
+        raw: the data set.
+        settings: the form of the records.
         fingerprint: of everything that the records depend on.
         report: called with the number of examples that are done, as they get done.
 
     Raises:
-        ValueError: where an example breaks a rule, a split is empty, or an id occurs twice.
-        OSError, tf.errors.OpError: where the records cannot be written.
+        UserError: where an example breaks a rule, a split is empty, or an id occurs twice.
+        OSError: where the records cannot be written; or `tf.errors.OpError`.
     """
-    settings = settings or records.Settings()
     entries = {}
-    for split, members in splits.items():
-        if not len(members):
-            raise UserError(f"{info.name}: split {split} has no images")
-        encode = functools.partial(_encode, info=info, settings=settings, split=split)
-        shards = _write_missing(directory, split, members, encode, info, fingerprint, report)
-        entries[split] = _finish_split(directory, split, shards, info)
+    for split in raw.splits:
+        shards = _write_missing(directory, raw, split, settings, fingerprint, report)
+        entries[split] = _finish_split(directory, split, shards, raw.info)
     records.write_manifest(
         directory,
         {
-            "dataset": info.name,
+            "dataset": raw.info.name,
             "settings": settings.as_json(),
             "fingerprint": fingerprint,
             "splits": entries,
@@ -108,77 +95,100 @@ def write(
 
 def clear(directory: Path) -> None:
     """Removes what only an unfinished folder needs."""
-    for path in (*directory.glob("*-*.json"), *directory.glob("*.part")):
+    for path in (*directory.glob("*-*.json"), *directory.glob("*.part*")):
         path.unlink()
 
 
 def spans(num_examples: int) -> list[range]:
-    """The examples of each shard."""
+    """Returns which examples each shard holds."""
     size = max(_MIN_EXAMPLES_PER_SHARD, -(-num_examples // _MAX_SHARDS))
     return [range(start, min(start + size, num_examples)) for start in range(0, num_examples, size)]
 
 
 def _write_missing(
     directory: Path,
+    raw: RawDataset,
     split: str,
-    members: Members,
-    encode: Callable[[RawExample], _Encoded],
-    info: catalog.Dataset,
+    settings: records.Settings,
     fingerprint: str,
     report: Callable[[int], None],
 ) -> list[_Shard]:
     """Writes the shards of a split that are not there yet; returns all of them."""
-    shard_spans = spans(len(members))
+    ids = raw.ids(split)
+    shard_spans = spans(len(ids))
     paths = [directory / f"{split}-{i:05d}.tfrecord" for i in range(len(shard_spans))]
-    shards = {}
-    for number, path in enumerate(paths):
-        shard = _finished(path, fingerprint)
-        if shard is not None:
-            shards[number] = shard
-            report(len(shard_spans[number]))
-    missing = [number for number in range(len(paths)) if number not in shards]
-    # One reading for each row of shards that are missing: to begin one takes time.
-    for _, row in itertools.groupby(enumerate(missing), lambda item: item[1] - item[0]):
-        numbers = [number for _, number in row]
-        raw = members[shard_spans[numbers[0]].start : shard_spans[numbers[-1]].stop]
-        with contextlib.closing(parallel.ordered_map(encode, raw)) as encoded:
-            for number in numbers:
-                expected = len(shard_spans[number])
-                taken = itertools.islice(encoded, expected)
-                shard = _write_shard(paths[number], taken, info, fingerprint, report)
-                if len(shard.rows) < expected:
-                    raise UserError(f"{info.name}: split {split} ended before its last example")
-                shards[number] = shard
-    return [shards[number] for number in range(len(paths))]
+    found = [_finished(path, fingerprint) for path in paths]
+    missing = [span for span, shard in zip(shard_spans, found, strict=True) if shard is None]
+    report(len(ids) - sum(map(len, missing)))
+    encode = functools.partial(_encode, raw=raw, split=split, settings=settings)
+    wanted = (ids[i] for span in missing for i in span)
+    with contextlib.closing(parallel.ordered_map(encode, wanted)) as encoded:
+        return [
+            shard
+            or _write_shard(
+                path, itertools.islice(encoded, len(span)), raw.info, fingerprint, report
+            )
+            for path, span, shard in zip(paths, shard_spans, found, strict=True)
+        ]
 
 
 def _encode(
-    example: RawExample, *, info: catalog.Dataset, settings: records.Settings, split: str
-) -> _Encoded:
-    """Brings an example to the form of the records; called from several threads."""
+    image_id: str, *, raw: RawDataset, split: str, settings: records.Settings
+) -> _Encoded | None:
+    """Reads an example and brings it to the form of the records; called from several threads.
+
+    None where the data set leaves the example out.
+    """
+    example = raw.read(split, image_id)
+    if example is None:
+        return None
     try:
-        prepared = records.prepare(example, info, settings)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{info.name} {split}, {example.image_id}: {error}") from error
-    label = prepared.label
+        return _encode_example(example, raw.info, settings)
+    except (UserError, OSError) as error:
+        raise UserError(f"{raw.info.name} {split}, {image_id}: {error}") from error
+
+
+def _encode_example(example: RawExample, info: Dataset, settings: records.Settings) -> _Encoded:
+    """Checks, resizes and encodes an example.
+
+    An image that keeps its size keeps its bytes, where TensorFlow reads them as they are and the
+    settings name no other format.
+    """
+    examined = image_files.examine(example, info)
+    image, label = examined.image, examined.label
+    if examined.problems or image is None or label is None:
+        raise examined.problems[0].error
+    # Mean and deviation are those of the images at their own size.
+    channel_sums = None if info.mean else records.channel_sums(image)
+    size = settings.size_of(label.shape)
+    resized = size != label.shape
+    if resized:
+        image, label = resize_image(image, size), resize_label(label, size)
+    image_format = settings.image_format or (info.image_format if resized else None)
+    own_format = "jpeg" if example.image.startswith(b"\xff\xd8") else "png"
+    if examined.as_it_is and not resized and image_format in (None, own_format):
+        encoded = example.image
+    elif image_format == "jpeg":
+        encoded = image_files.encode_jpeg(image)
+    else:
+        encoded = image_files.encode_png(image)
     record = tf.train.Example(
         features=tf.train.Features(
             feature={
                 "image_id": _bytes_feature(example.image_id.encode()),
-                "image": _bytes_feature(prepared.image),
+                "image": _bytes_feature(encoded),
                 "label": _bytes_feature(image_files.encode_png(label)),
             }
         )
     ).SerializeToString(deterministic=True)  # else its keys come in another order each time
     pixels = np.bincount(label.ravel(), minlength=256)
-    size = (label.shape[0], label.shape[1])
-    return _Encoded(record, example.image_id, example.group, size, pixels, prepared.channel_sums)
+    return _Encoded(record, example.image_id, example.group, size, pixels, channel_sums)
 
 
 def _write_shard(
     path: Path,
-    encoded: Iterator[_Encoded],
-    info: catalog.Dataset,
+    encoded: Iterator[_Encoded | None],
+    info: Dataset,
     fingerprint: str,
     report: Callable[[int], None],
 ) -> _Shard:
@@ -192,6 +202,9 @@ def _write_shard(
     try:
         with tf.io.TFRecordWriter(str(part)) as writer:
             for item in encoded:
+                report(1)
+                if item is None:
+                    continue
                 writer.write(item.record)
                 rows.append((item.image_id, item.group, offset, *item.size))
                 offset += len(item.record) + RECORD_OVERHEAD
@@ -201,7 +214,6 @@ def _write_shard(
                 ignored_pixels += int(item.pixels[info.ignore_label])
                 if item.channel_sums is not None:
                     channel_sums += item.channel_sums
-                report(1)
         _sync(part)
         shard = _Shard(
             fingerprint=fingerprint,
@@ -233,10 +245,12 @@ def _finished(path: Path, fingerprint: str) -> _Shard | None:
 
 
 def _finish_split(
-    directory: Path, split: str, shards: list[_Shard], info: catalog.Dataset
+    directory: Path, split: str, shards: list[_Shard], info: Dataset
 ) -> dict[str, Any]:
     """Writes the index, ordered by image id; returns what the manifest says of the split."""
     rows = [row for shard in shards for row in shard.rows]
+    if not rows:
+        raise UserError(f"{info.name}: split {split} has no images")
     ids, groups, offsets, heights, widths = zip(*rows, strict=True)
     encoded = np.array([image_id.encode() for image_id in ids])
     order = np.argsort(encoded, kind="stable")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,25 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf import config
-from auto_deeplab_tf.data import catalog, preparation, records
+from auto_deeplab_tf.data import preparation, records, sets
+from auto_deeplab_tf.data.dataset import Dataset, RawDataset
 from auto_deeplab_tf.data.index import Index
-from auto_deeplab_tf.data.origin import Origin
 from auto_deeplab_tf.errors import MissingFileError, UserError
-
-# The module of each data set that finds its files: `find(data_dir) -> Origin`.
-_ORIGINS = {
-    name: f"auto_deeplab_tf.data.{name}"
-    for name in (
-        *("scenes", "camvid", "cityscapes", "cityscapes_coarse"),
-        *("voc2012", "coco", "ade20k", "folder"),
-    )
-}
-
-
-def names() -> tuple[str, ...]:
-    """The names that `--dataset` takes."""
-    return tuple(_ORIGINS)
-
 
 # Up to this much is read whole when a split is opened, which takes about a second.
 _CHECKED_AT_OPENING_BYTES = 2**30
@@ -54,18 +38,18 @@ class Source:
         fingerprint: digest of the source files and of the settings of the records.
     """
 
-    def __init__(self, directory: Path, split: str, info: catalog.Dataset):
+    def __init__(self, directory: Path, split: str, info: Dataset):
         """Opens records, after comparing the sizes and checksums of their files.
 
         Where the shards are many, a byte that changed in them is noticed when its record is read.
 
         Raises:
-            ValueError: where a file was cut or changed, or the split is not there.
+            UserError: where a file was cut or changed, or the split is not there.
         """
         manifest = records.read_manifest(directory)
         if split not in manifest["splits"]:
             raise UserError(
-                f"--split of {info.name} must be one of {', '.join(manifest['splits'])} (the "
+                f"split of {info.name} must be one of {', '.join(manifest['splits'])} (the "
                 f"splits that were found). Received: {split!r}"
             )
         entry = manifest["splits"][split]
@@ -94,6 +78,7 @@ class Source:
 
     @property
     def num_examples(self) -> int:
+        """Number of examples."""
         return len(self.ids)
 
     @property
@@ -105,14 +90,9 @@ class Source:
         """Compares the SHA-256 of every file of the split.
 
         Raises:
-            ValueError: naming the file that was cut or changed.
+            UserError: naming the file that was cut or changed.
         """
         records.verify(self.directory, self._files)
-
-    @property
-    def class_frequencies(self) -> np.ndarray:
-        """float64 [num_classes]: share of each class among all pixels, the ignored included."""
-        return self.class_pixels / (self.class_pixels.sum() + self.ignored_pixels)
 
     def example(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Reads one example, in graph operations only.
@@ -173,11 +153,11 @@ def open_split(
     """Opens a split of a data set; the first time, prepares its records.
 
     Records lie in a folder of `cache_dir` named after a fingerprint of the source files (names,
-    sizes, times of change), of the settings and of the code. The folder appears complete or not at
-    all; what was stopped goes on.
+    sizes, contents), of the settings and of the code. The folder appears complete or not at all; a
+    preparation that was stopped is resumed.
 
     Args:
-        name: a name of the catalog.
+        name: a name of `sets.names()`.
         split: a split of that data set.
         data_dir: folder of the user's files; never written to. None for a set that needs none.
         cache_dir: folder for prepared records; None for `$XDG_CACHE_HOME/auto_deeplab_tf`, or
@@ -188,53 +168,22 @@ def open_split(
         dataset_config: the JSON file that describes `folder`; None for dataset.json in data_dir.
 
     Raises:
-        ValueError: for a name, split, size or data that breaks a rule.
-        FileNotFoundError: where the data are not there.
+        UserError: for a name, split, size or data that breaks a rule.
+        MissingFileError: where the data are not there.
     """
     settings = records.Settings(image_size, max_image_side, image_format)
-    origin = find_origin(name, data_dir, dataset_config)
-    _check_split(origin, split)
-    return Source(_prepared(origin, cache_dir, settings), split, origin.info)
+    raw = sets.find(name, data_dir, dataset_config)
+    _check_split(raw, split)
+    return Source(preparation.prepared(raw, _cache_dir(cache_dir), settings), split, raw.info)
 
 
-def find_origin(
-    name: str,
-    data_dir: str | os.PathLike | None = None,
-    dataset_config: str | os.PathLike | None = None,
-) -> Origin:
-    """Lists the files of a data set; `Origin.info` describes it.
-
-    Raises:
-        ValueError: for a name that is not known, or flags that the set does not take.
-        FileNotFoundError: where the data are not there.
-    """
-    if name not in _ORIGINS:
-        raise UserError(f"--dataset must be one of {', '.join(_ORIGINS)}. Received: {name!r}")
-    generated = name in catalog.names() and not catalog.get(name).needs_data_dir
-    if not generated and data_dir is None:
-        raise UserError(f"--dataset={name} needs --data_dir, the folder that holds its files")
-    if generated and data_dir is not None:
-        raise UserError(
-            f"--dataset={name} takes no --data_dir: it is generated. Received: {str(data_dir)!r}"
-        )
-    options = {}
-    if dataset_config is not None:
-        if name != "folder":
-            raise UserError(
-                f"--dataset_config describes --dataset=folder only. Received: --dataset={name}"
-            )
-        options["dataset_config"] = Path(dataset_config)
-    module = importlib.import_module(_ORIGINS[name])
-    return module.find(None if data_dir is None else Path(data_dir), **options)
-
-
-def describe(options: config.DatasetConfig) -> catalog.Dataset:
-    """The description of the data set that a command's flags name."""
-    return find_origin(options.dataset, options.data_dir, options.dataset_config).info
+def describe(options: config.DatasetConfig) -> Dataset:
+    """Returns the description of the data set that a command's options name."""
+    return sets.find(options.dataset, options.data_dir, options.dataset_config).info
 
 
 def open_for(options: config.DatasetConfig, split: str) -> Source:
-    """Opens a split of the data set that a command's flags name, as `open_split` does."""
+    """Opens a split of the data set that a command's options name, as `open_split` does."""
     return open_split(
         options.dataset,
         split,
@@ -248,18 +197,11 @@ def open_for(options: config.DatasetConfig, split: str) -> Source:
 
 
 def open_all(options: config.DatasetConfig) -> dict[str, Source]:
-    """Opens every split that the files have of the data set that a command's flags name."""
+    """Opens every split that the files have of the data set that a command's options name."""
     settings = records.Settings(options.image_size, options.max_image_side, options.image_format)
-    origin = find_origin(options.dataset, options.data_dir, options.dataset_config)
-    directory = _prepared(origin, options.cache_dir, settings)
-    return {split: Source(directory, split, origin.info) for split in origin.splits}
-
-
-def _prepared(
-    origin: Origin, cache_dir: str | os.PathLike | None, settings: records.Settings
-) -> Path:
-    origin.raise_defects()
-    return preparation.prepared(origin, _cache_dir(cache_dir), settings)
+    raw = sets.find(options.dataset, options.data_dir, options.dataset_config)
+    directory = preparation.prepared(raw, _cache_dir(options.cache_dir), settings)
+    return {split: Source(directory, split, raw.info) for split in raw.splits}
 
 
 @contextlib.contextmanager
@@ -267,7 +209,7 @@ def damage_named(*sources: Source) -> Iterator[None]:
     """Turns a record that fails its checksum while it is read into an error that names its file.
 
     Raises:
-        ValueError: naming the shard that was changed.
+        UserError: naming the shard that was changed.
     """
     try:
         yield
@@ -277,24 +219,22 @@ def damage_named(*sources: Source) -> Iterator[None]:
         raise
 
 
-def _check_split(origin: Origin, split: str) -> None:
-    info = origin.info
+def _check_split(raw: RawDataset, split: str) -> None:
+    info = raw.info
     if split in info.unlabelled_splits:
         raise UserError(
-            f"--split={split}: {info.name} is published without labels for it, so nothing can be "
+            f"split={split}: {info.name} is published without labels for it, so nothing can be "
             "scored; predict segments its images"
         )
     if split not in info.splits:
         raise UserError(
-            f"--split of {info.name} must be one of {', '.join(info.splits)}. Received: {split!r}"
+            f"split of {info.name} must be one of {', '.join(info.splits)}. Received: {split!r}"
         )
-    if split not in origin.splits:
-        raise MissingFileError(
-            f"{origin.manual_dir} has no split {split}; it has {', '.join(origin.splits)}"
-        )
+    if split not in raw.splits:
+        raise MissingFileError(f"{raw.root} has no split {split}; it has {', '.join(raw.splits)}")
 
 
-def _measured(info: catalog.Dataset, entry: Mapping[str, Any]) -> catalog.Dataset:
+def _measured(info: Dataset, entry: Mapping[str, Any]) -> Dataset:
     """The description with mean and deviation, measured where it has none."""
     if info.mean:
         return info

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from auto_deeplab_tf.data.records import resize_label
+from auto_deeplab_tf.data.resizing import resize_label
 from auto_deeplab_tf.errors import UserError
 
 

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from auto_deeplab_tf.data import catalog, image_files, records, shards
-from auto_deeplab_tf.data.origin import RawExample
+from auto_deeplab_tf.data import image_files, records, sets, shards
+from auto_deeplab_tf.data.dataset import RawExample, in_memory
 from auto_deeplab_tf.data.source import Source
 
 TOY = dataclasses.replace(
-    catalog.get("camvid"),
+    sets.describe("camvid"),
     name="toy",
     class_names=("low", "middle", "high"),
     colors=((0, 0, 0), (100, 100, 100), (200, 200, 200)),
     label_ids={0: 0, 1: 1, 2: 2, 9: 255},
-    class_frequencies=None,
 )
 
 
@@ -37,7 +36,7 @@ def make_source(tmp_path):
             for image_id, image, label in examples
         ]
         settings = records.Settings(image_size)
-        shards.write(directory, TOY, {"train": raw}, settings, fingerprint="none")
+        shards.write(directory, in_memory(TOY, {"train": raw}), settings, fingerprint="none")
         return Source(directory, "train", TOY)
 
     return make

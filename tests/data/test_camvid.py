@@ -33,9 +33,6 @@ def test_images_and_labels_come_through_as_they_are(make_camvid, cache, suffix):
         class_pixels += np.bincount(label_ids.ravel(), minlength=12)
     np.testing.assert_array_equal(source.class_pixels, class_pixels[:11])
     assert source.ignored_pixels == class_pixels[11]
-    assert source.class_frequencies.sum() + class_pixels[11] / class_pixels.sum() == pytest.approx(
-        1
-    )
     assert _listing(root) == before
 
 
@@ -49,7 +46,7 @@ def test_splits_that_are_not_there_are_named(make_camvid, cache):
     root = make_camvid({"train": 2, "val": 1})
     with pytest.raises(FileNotFoundError, match="has no split test; it has train, val"):
         data.open_split("camvid", "test", data_dir=root, cache_dir=cache)
-    with pytest.raises(ValueError, match="--split of camvid must be one of train, val, test"):
+    with pytest.raises(ValueError, match="split of camvid must be one of train, val, test"):
         data.open_split("camvid", "training", data_dir=root, cache_dir=cache)
 
 
@@ -153,5 +150,5 @@ def test_bad_input_is_named_and_leaves_nothing(make_camvid, cache, damage, messa
 def test_missing_directory(tmp_path, cache):
     with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         data.open_split("camvid", "train", data_dir=tmp_path / "nowhere", cache_dir=cache)
-    with pytest.raises(ValueError, match="--dataset=camvid needs --data_dir"):
+    with pytest.raises(ValueError, match="dataset=camvid needs data_dir"):
         data.open_split("camvid", "train", cache_dir=cache)

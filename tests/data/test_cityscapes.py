@@ -1,4 +1,4 @@
-"""TFDS's own Cityscapes builder, on small zip files that lie and are named as the real ones."""
+"""Cityscapes, on small zip files that lie and are named as the real ones."""
 
 import io
 import zipfile
@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from auto_deeplab_tf import config, data
-from auto_deeplab_tf.data import catalog, check
+from auto_deeplab_tf.data import check, sets
 
 IMAGES, LABELS = "leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"
 MEMBERS = {
@@ -66,15 +66,36 @@ def test_label_ids_become_train_ids_at_the_prepared_size(tmp_path):
     for i, image_id in enumerate(source.ids):
         image, label = source.example(tf.constant(i, tf.int64))
         label_ids = _label_ids(image_id)[::2, ::2]
-        np.testing.assert_array_equal(label, catalog.get("cityscapes").class_ids(label_ids))
+        np.testing.assert_array_equal(label, sets.describe("cityscapes").class_ids(label_ids))
         # JPEG of high quality: right but for the edges of the blocks.
         difference = np.abs(image.numpy().astype(int) - 7 * label_ids[..., None].astype(int))
         assert np.median(difference) <= 2
     val = data.open_split("cityscapes", "val", **options)
     assert val.ids == tuple(MEMBERS["val"])
-    # Neither the unpacked zips nor TFDS's own records stay behind.
     assert [path.name for path in cache.iterdir()] == [source.directory.name]
-    assert not (source.directory / "tfds").exists()
+
+
+def test_the_examples_are_those_of_the_builder_that_tfds_has(tmp_path):
+    """And those of our builder, which offers any set as a TFDS data set."""
+    import tensorflow_datasets as tfds
+
+    folder = _write(tmp_path / "zips", {**MEMBERS, "train": MEMBERS["train"][:2]})
+    theirs = tfds.builder("cityscapes/semantic_segmentation", data_dir=tmp_path / "theirs")
+    ours = data.tfds_builder("cityscapes", data_dir=folder, tfds_dir=tmp_path / "ours")
+    options = tfds.download.DownloadConfig(manual_dir=folder)
+    raw = sets.find("cityscapes", folder)
+    for split, name in (("train", "train"), ("val", "validation")):
+        found = []
+        for builder, tfds_split, key in ((theirs, name, "image_left"), (ours, split, "image")):
+            builder.download_and_prepare(download_config=options)
+            skip = {feature: tfds.decode.SkipDecoding() for feature in (key, "segmentation_label")}
+            examples = tfds.as_numpy(builder.as_dataset(split=tfds_split, decoders=skip))
+            found.append(
+                {e["image_id"].decode(): (e[key], e["segmentation_label"]) for e in examples}
+            )
+        read = [raw.read(split, image_id) for image_id in raw.ids(split)]
+        found.append({example.image_id: (example.image, example.label) for example in read})
+        assert found[0] == found[1] == found[2] and len(found[0]) == len(raw.ids(split))
 
 
 def _write_coarse(folder, ids=("nuernberg_000000_000004", "bamberg_000000_000007")):
@@ -105,20 +126,23 @@ def test_the_coarse_set_joins_the_fine_training_images(tmp_path):
     train = data.open_split("cityscapes_coarse", "train", **options)
     assert train.ids == tuple(sorted([*MEMBERS["train"], *extra]))
     for i, image_id in enumerate(train.ids):
-        expected = catalog.get("cityscapes").class_ids(_label_ids(image_id)[2::4, 2::4])
+        expected = sets.describe("cityscapes").class_ids(_label_ids(image_id)[2::4, 2::4])
         np.testing.assert_array_equal(train.example(tf.constant(i, tf.int64))[1], expected)
     assert data.open_split("cityscapes_coarse", "val", **options).ids == tuple(MEMBERS["val"])
 
 
 def test_check_reads_the_zips(tmp_path):
-    folder = _write(tmp_path / "zips", size=(64, 128), skip_label="bonn_000000_000019")
+    folder = _write(
+        tmp_path / "zips", size=(64, 128), skip_label="bonn_000000_000019", stray="Thumbs.db"
+    )
     found = check.check(config.CheckConfig(dataset="cityscapes", data_dir=folder))
     assert found["splits"]["train"]["pairs"] == 2
     kinds = [defect["kind"] for defect in found["defects"]]
-    assert kinds == ["missing mask", *["wrong size"] * 3]
-    assert "images of cityscapes are 1024x2048; found 64x128" in found["defects"][1]["text"]
+    assert kinds == ["stray file", "missing mask", *["wrong size"] * 3]
+    assert "Thumbs.db does not belong there" in found["defects"][0]["text"]
+    assert "images of cityscapes are 1024x2048; found 64x128" in found["defects"][2]["text"]
     name = "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png"
-    assert found["defects"][1]["file"] == f"{IMAGES}:{name}"
+    assert found["defects"][2]["file"] == f"{IMAGES}:{name}"
 
 
 @pytest.mark.parametrize(
@@ -128,11 +152,10 @@ def test_check_reads_the_zips(tmp_path):
             {"skip_label": "bonn_000000_000019"},
             "gtFine_trainvaltest.zip has no gtFine/train/bonn/bonn_000000_000019_gtFine_labelIds",
         ),
-        ({"stray": "Thumbs.db"}, "Thumbs.db does not belong there"),
         ({"members": {**MEMBERS, "val": []}}, "has no images in leftImg8bit/val/CITY/"),
     ],
 )
-def test_zips_that_tfds_would_stumble_over(tmp_path, change, message):
+def test_zips_that_lack_files(tmp_path, change, message):
     small = {"size": (64, 128)}
     folder = _write(tmp_path / "zips", **small, **change)
     with pytest.raises((ValueError, OSError), match=message):
@@ -159,12 +182,12 @@ def test_zips_that_are_cut_or_missing(tmp_path):
 
 
 def test_a_zip_that_is_damaged_inside(tmp_path):
-    folder = _write(tmp_path / "zips", size=(64, 128))
+    folder = _write(tmp_path / "zips", {split: MEMBERS[split][:1] for split in ("train", "val")})
     path = folder / IMAGES
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 255
     path.write_bytes(content)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="cannot be read") as caught:
         data.open_split("cityscapes", "train", data_dir=folder, cache_dir=tmp_path / "cache")
-    assert caught.match("could not be read: ") and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").iterdir())

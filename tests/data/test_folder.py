@@ -10,9 +10,8 @@ import tiny_camvid
 from PIL import Image
 
 from auto_deeplab_tf import data
-from auto_deeplab_tf.data import catalog, pipeline, split
-from auto_deeplab_tf.data.folder_config import FolderConfig
-from auto_deeplab_tf.data.source import find_origin
+from auto_deeplab_tf.data import pipeline, sets, split
+from auto_deeplab_tf.data.sets.folder_config import FolderConfig
 
 SIZE = (18, 25)
 
@@ -208,7 +207,7 @@ def camvid_as_folder(camvid, root, content):
 
 
 def camvid_json():
-    info = catalog.get("camvid")
+    info = sets.describe("camvid")
     names = zip(info.class_names, info.colors, strict=True)
     return {
         "classes": [{"name": name, "color": list(color)} for name, color in names],
@@ -250,7 +249,7 @@ def test_a_changed_description_is_noticed(maker):
     with pytest.raises(FileNotFoundError, match=r'dataset.json: no such file; .*"classes"'):
         maker.open()
     assert maker.open(dataset_config=elsewhere).fingerprint == after.fingerprint
-    with pytest.raises(ValueError, match="--dataset_config describes --dataset=folder only"):
+    with pytest.raises(ValueError, match="dataset_config describes --dataset=folder only"):
         data.open_split("scenes", "train", dataset_config=elsewhere)
 
 
@@ -297,7 +296,7 @@ def test_lists_that_do_not_fit(maker):
     maker.describe()
     (maker.root / "train.txt").write_text("a\na\nz\n")
     (maker.root / "val.txt").write_text("a\n")
-    kinds = {defect.kind: defect for defect in find_origin("folder", maker.root).defects}
+    kinds = {defect.kind: defect for defect in sets.find("folder", maker.root).defects}
     assert sorted(kinds) == ["duplicate stem", "in two splits", "missing image"]
     with pytest.raises(FileNotFoundError, match=r"train.txt names z, but there is no image"):
         maker.open()

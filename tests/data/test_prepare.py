@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +13,21 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from auto_deeplab_tf import config, data
-from auto_deeplab_tf.data import catalog, image_files, parallel, pipeline, records, shards
+from auto_deeplab_tf.data import (
+    image_files,
+    parallel,
+    pipeline,
+    preparation,
+    records,
+    resizing,
+    shards,
+)
 from auto_deeplab_tf.data import source as source_lib
-from auto_deeplab_tf.data.origin import RawExample
+from auto_deeplab_tf.data.dataset import RawDataset, RawExample, in_memory
 from auto_deeplab_tf.data.source import Source
 from tests.data.conftest import TOY
 
@@ -52,26 +60,28 @@ def _examples(count, size=(24, 36), seed=0):
 
 def _write(directory, examples, **options):
     directory.mkdir(exist_ok=True)
-    shards.write(directory, TOY, {"train": examples}, fingerprint="f", **options)
+    raw = examples if isinstance(examples, RawDataset) else in_memory(TOY, {"train": examples})
+    settings = options.pop("settings", records.Settings())
+    shards.write(directory, raw, settings, fingerprint="f", **options)
     return Source(directory, "train", TOY)
 
 
 # ---- the command
 
 
-def test_the_command_prints_what_it_made_and_goes_on_after_a_kill(make_camvid, tmp_path):
+def test_the_command_prints_what_it_made_and_resumes_after_a_kill(make_camvid, tmp_path):
     root = make_camvid({"train": 180, "val": 9}, size=(97, 131))
     cache = tmp_path / "killed"
     process = subprocess.Popen(_command(root, cache), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if len(list(cache.glob("*.unfinished/records/train-*.json"))) >= 2:
+        if len(list(cache.glob("*.unfinished/train-*.json"))) >= 2:
             break
         time.sleep(0.002)
     assert process.poll() is None, process.communicate()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    (unfinished,) = cache.glob("*.unfinished/records")
+    (unfinished,) = cache.glob("*.unfinished")
     finished = {
         path.name: path.stat().st_mtime_ns
         for path in unfinished.glob("*.tfrecord")
@@ -81,7 +91,7 @@ def test_the_command_prints_what_it_made_and_goes_on_after_a_kill(make_camvid, t
 
     done = _run(root, cache, "--json")
     assert done.returncode == 0, done.stderr
-    assert "Going on to prepare camvid" in done.stderr and "189/189" in done.stderr
+    assert "Resuming the preparation of camvid" in done.stderr and "189/189" in done.stderr
     result = json.loads(done.stdout)
     assert [path.name for path in cache.iterdir()] == [os.path.basename(result["directory"])]
     (directory,) = cache.iterdir()
@@ -118,31 +128,22 @@ def _small_disk(folder, size):
 
 
 def test_no_space_left_on_the_device(make_camvid, tmp_path):
-    # 100 images of 38 kB: TFDS's copy fits, the records beside it do not.
+    # 100 images of 38 kB in shards of 32.
     root, cache = make_camvid({"train": 100}, size=(97, 131)), tmp_path / "cache"
-    with _small_disk(cache, "6m") as resize:
+    with _small_disk(cache, "3m") as resize:
         done = _run(root, cache)
         assert done.returncode == 1 and done.stdout == ""
         *_, line = done.stderr.strip().splitlines()
         assert line.startswith("error: preparing camvid in ") and "Traceback" not in done.stderr
-        assert "stopped: no space left on device. Finished shards stay (1 of them)" in line
-        (shard,) = cache.glob("*.unfinished/records/*.tfrecord")
+        assert "stopped: no space left on device. Finished shards stay (2 of them)" in line
+        shard, _ = sorted(cache.glob("*.unfinished/*.tfrecord"))
         time_of_shard = shard.stat().st_mtime_ns
-        assert not list(cache.glob("*.unfinished/records/*.part"))
+        assert not list(cache.glob("*.unfinished/*.part"))
         resize("20m")
         source = data.open_split("camvid", "train", data_dir=root, cache_dir=cache)
         assert (source.directory / shard.name).stat().st_mtime_ns == time_of_shard
         whole = data.open_split("camvid", "train", data_dir=root, cache_dir=tmp_path / "whole")
         assert _contents(source.directory) == _contents(whole.directory)
-
-
-def test_no_space_left_while_tfds_builds(make_camvid, tmp_path):
-    root, cache = make_camvid({"train": 40}, size=(97, 131)), tmp_path / "cache"
-    with _small_disk(cache, "1m") as resize:
-        with pytest.raises(OSError, match="camvid in .* stopped: no space left on device"):
-            data.open_split("camvid", "train", data_dir=root, cache_dir=cache)
-        resize("20m")
-        assert data.open_split("camvid", "train", data_dir=root, cache_dir=cache).num_examples == 40
 
 
 def test_a_write_that_fails_leaves_what_is_finished(tmp_path, monkeypatch):
@@ -165,24 +166,13 @@ def test_a_write_that_fails_leaves_what_is_finished(tmp_path, monkeypatch):
     assert _contents(again.directory) == _contents(whole.directory)
 
 
-def test_what_a_kill_left_of_the_build_and_of_the_last_step(make_camvid, tmp_path):
+def test_a_kill_before_the_last_step(make_camvid, tmp_path):
     root, cache = make_camvid({"train": 3}), tmp_path / "cache"
     directory = data.open_split("camvid", "train", data_dir=root, cache_dir=cache).directory
     before = _contents(directory)
     unfinished = cache / f"{directory.name}.unfinished"
-    # Killed between the last step and the removal of what is left over.
-    (unfinished / "tfds").mkdir(parents=True)
-    data.open_split("camvid", "train", data_dir=root, cache_dir=cache)
-    assert [path.name for path in cache.iterdir()] == [directory.name]
-    # Killed before the last step.
-    unfinished.mkdir()
-    directory.rename(unfinished / "records")
-    (unfinished / "records" / "train-00000.json").write_text("{}")
-    data.open_split("camvid", "train", data_dir=root, cache_dir=cache)
-    assert _contents(directory) == before
-    # Killed while TFDS built.
-    shutil.rmtree(directory)
-    (unfinished / "tfds" / "camvid" / "incomplete.A1B2C3_1.0.0").mkdir(parents=True)
+    directory.rename(unfinished)
+    (unfinished / "train-00000.json").write_text("{}")
     data.open_split("camvid", "train", data_dir=root, cache_dir=cache)
     assert _contents(directory) == before
     assert [path.name for path in cache.iterdir()] == [directory.name]
@@ -209,7 +199,9 @@ def test_verify_names_a_shard_that_was_changed(make_camvid, tmp_path):
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("image_format", [None, "png", "jpeg"])
 @pytest.mark.parametrize("image_size", [None, (24, 36), (31, 17)])
-def test_labels_are_exact_and_unchanged_images_keep_their_bytes(suffix, image_format, image_size):
+def test_labels_are_exact_and_unchanged_images_keep_their_bytes(
+    tmp_path, suffix, image_format, image_size
+):
     rng = np.random.default_rng(0)
     # Smooth, so that JPEG is near it.
     image = np.cumsum(rng.integers(0, 7, (24, 36, 3)), axis=1).clip(max=255).astype(np.uint8)
@@ -217,20 +209,24 @@ def test_labels_are_exact_and_unchanged_images_keep_their_bytes(suffix, image_fo
     stored = image_files.encode_png(image) if suffix == ".png" else image_files.encode_jpeg(image)
     raw = RawExample("a_0", "a", stored, image_files.encode_png(label_ids))
     settings = records.Settings(image_size, image_format=image_format)
-    prepared = records.prepare(raw, TOY, settings)
+    source = _write(tmp_path, [raw], settings=settings)
     size = image_size or (24, 36)
     rows = [int((i + 0.5) * 24 / size[0]) for i in range(size[0])]
     columns = [int((i + 0.5) * 36 / size[1]) for i in range(size[1])]
     expected = np.where(label_ids == 9, 255, label_ids)[rows][:, columns]
-    np.testing.assert_array_equal(prepared.label, expected)
-    found = Image.open(io.BytesIO(prepared.image))
+    np.testing.assert_array_equal(source.example(0)[1], expected)
+    record = tf.train.Example.FromString(
+        next(tf.data.TFRecordDataset(str(tmp_path / "train-00000.tfrecord")).as_numpy_iterator())
+    )
+    (encoded,) = record.features.feature["image"].bytes_list.value
+    found = Image.open(io.BytesIO(encoded))
     assert found.size == (size[1], size[0])
     own_format = "png" if suffix == ".png" else "jpeg"
     if size == (24, 36) and image_format in (None, own_format):
-        assert prepared.image == stored
+        assert encoded == stored
     else:
         assert found.format == (image_format or TOY.image_format).upper()
-        pixels = records.resize_image(np.asarray(Image.open(io.BytesIO(stored))), size)
+        pixels = resizing.resize_image(np.asarray(Image.open(io.BytesIO(stored))), size)
         tolerance = 0 if found.format == "PNG" else 4
         assert np.abs(np.asarray(found).astype(int) - pixels).mean() <= tolerance
 
@@ -258,10 +254,10 @@ def test_the_longer_side_is_brought_to_a_length():
 
 def test_settings_that_break_a_rule():
     for options, message in [
-        ({"image_size": (0, 18)}, "--image_size must be two positive numbers"),
-        ({"max_image_side": 0}, "--max_image_side must be 1 or more"),
+        ({"image_size": (0, 18)}, "image_size must be two positive numbers"),
+        ({"max_image_side": 0}, "max_image_side must be 1 or more"),
         ({"image_size": (3, 4), "max_image_side": 9}, "both say the size: give one"),
-        ({"image_format": "gif"}, "--image_format must be jpeg or png"),
+        ({"image_format": "gif"}, "image_format must be jpeg or png"),
     ]:
         with pytest.raises(ValueError, match=message):
             records.Settings(**options)
@@ -282,8 +278,8 @@ def test_records_of_other_settings_are_refused(make_camvid, tmp_path):
     with pytest.raises(ValueError) as caught:
         data.open_split("camvid", "train", cache_dir=small.directory, image_format="jpeg", **where)
     assert caught.match(
-        "holds records that were made with --dataset=camvid --image_size=12x18, and this run is "
-        "to have --dataset=camvid --image_format=jpeg: name another --cache_dir"
+        "holds records that were made with dataset=camvid, image_size=12x18, and this run is "
+        "to have dataset=camvid, image_format=jpeg: name another cache_dir"
     )
     # A folder that was renamed is not taken for another.
     full = data.open_split("camvid", "train", cache_dir=cache, **where).directory
@@ -291,20 +287,18 @@ def test_records_of_other_settings_are_refused(make_camvid, tmp_path):
         path.unlink()
     full.rmdir()
     small.directory.rename(full)
-    with pytest.raises(ValueError, match="made with --dataset=camvid --image_size=12x18, and"):
+    with pytest.raises(ValueError, match="made with dataset=camvid, image_size=12x18, and"):
         data.open_split("camvid", "train", cache_dir=cache, **where)
     changed = next((root / "train").iterdir())
-    os.utime(changed, ns=(1, 1))
+    changed.write_bytes(changed.read_bytes() + b"\0")
     with pytest.raises(ValueError, match="made from other files"):
         data.open_split("camvid", "train", cache_dir=full, image_size=(12, 18), **where)
 
 
-def test_jpeg_cannot_hold_every_image(make_camvid, tmp_path, monkeypatch):
-    root = make_camvid({"train": 2})
-    deep = dataclasses.replace(catalog.get("camvid"), image_bits=16)
-    monkeypatch.setattr(catalog, "get", lambda name: deep)
-    with pytest.raises(ValueError, match="--image_format=jpeg holds 1 or 3 channels of 8 bits; "):
-        data.open_split("camvid", "train", data_dir=root, cache_dir=tmp_path, image_format="jpeg")
+def test_jpeg_cannot_hold_every_image(tmp_path):
+    raw = in_memory(dataclasses.replace(TOY, image_bits=16), {"train": _examples(1)})
+    with pytest.raises(ValueError, match="image_format=jpeg holds 1 or 3 channels of 8 bits; "):
+        preparation.prepared(raw, tmp_path, records.Settings(image_format="jpeg"))
 
 
 # ---- shards
@@ -316,14 +310,15 @@ def _flip_byte(path, position):
     path.write_bytes(content)
 
 
-class _Counted(list):
-    """Members that note which of them are read."""
+def _counted(examples):
+    """The examples as a data set, and a list of the ids that are read."""
+    raw, seen = in_memory(TOY, {"train": examples}), []
 
-    spans = ()
+    def read(split, image_id):
+        seen.append(image_id)
+        return raw.read(split, image_id)
 
-    def __getitem__(self, span):
-        self.spans = (*self.spans, (span.start, span.stop))
-        return super().__getitem__(span)
+    return dataclasses.replace(raw, read=read), seen
 
 
 class _Stop(Exception):
@@ -334,8 +329,8 @@ class _Stop(Exception):
 def test_stopped_anywhere_the_records_become_the_same(tmp_path, monkeypatch, seed):
     monkeypatch.setattr(shards, "_MIN_EXAMPLES_PER_SHARD", 5)
     rng = np.random.default_rng(seed)
-    members = _Counted(_examples(33))
-    whole = _write(tmp_path / "whole", members)
+    raw, seen = _counted(_examples(33))
+    whole = _write(tmp_path / "whole", raw)
     assert sorted(path.name for path in whole.directory.iterdir()) == [
         "records.json",
         *(f"train-{i:05d}.tfrecord" for i in range(7)),
@@ -351,24 +346,22 @@ def test_stopped_anywhere_the_records_become_the_same(tmp_path, monkeypatch, see
             raise _Stop
 
     with pytest.raises(_Stop):
-        _write(stopped, members, report=report)
+        _write(stopped, raw, report=report)
     assert not (stopped / "records.json").exists() and not list(stopped.glob("*.part"))
     finished = len(list(stopped.glob("*.json")))
     assert finished == (stop - 1) // 5
-    members.spans = ()
+    seen.clear()
     if finished:
         # What is damaged since is written again, the others are not.
         damaged = int(rng.integers(finished))
         _flip_byte(stopped / f"train-{damaged:05d}.tfrecord", int(rng.integers(1000)))
     reported = []
-    again = _write(stopped, members, report=reported.append)
+    again = _write(stopped, raw, report=reported.append)
     assert sum(reported) == 33
     assert _contents(again.directory) == _contents(whole.directory)
-    expected = [(damaged * 5, damaged * 5 + 5)] if finished else []
-    expected.append((finished * 5, 33))
-    if finished and damaged == finished - 1:
-        expected = [(damaged * 5, 33)]
-    assert list(members.spans) == expected
+    again = [*range(damaged * 5, damaged * 5 + 5)] if finished else []
+    expected = [raw.ids("train")[i] for i in (*again, *range(finished * 5, 33))]
+    assert sorted(seen) == sorted(expected)
 
 
 def test_every_example_has_a_shard():
@@ -381,15 +374,20 @@ def test_every_example_has_a_shard():
         assert len(spans) <= 256 and all(len(span) >= 32 for span in spans[:-1])
 
 
-def test_members_that_end_early_are_noticed(tmp_path):
-    class Short(list):
-        def __getitem__(self, span):
-            return super().__getitem__(span)[:-1]
+def test_examples_that_the_set_leaves_out(tmp_path):
+    raw, _ = _counted(_examples(40))
+    kept = raw.ids("train")[35:]
 
-    with pytest.raises(ValueError, match="split train ended before its last example"):
-        _write(tmp_path / "records", Short(_examples(4)))
-    with pytest.raises(ValueError, match="toy: split train has no images"):
-        _write(tmp_path / "records", [])
+    def read(split, image_id):
+        return raw.read(split, image_id) if image_id in kept else None
+
+    some = dataclasses.replace(raw, read=read)
+    source = _write(tmp_path / "records", some)  # its first shard is empty
+    assert source.ids == tuple(sorted(kept))
+    assert {source.example(i)[0].shape[0] for i in range(5)} == {24}
+    for nothing in (dataclasses.replace(raw, read=lambda *a: None), in_memory(TOY, {"train": []})):
+        with pytest.raises(ValueError, match="toy: split train has no images"):
+            _write(tmp_path / "none", nothing)
 
 
 def test_results_come_in_order_whatever_thread_is_first():

@@ -7,8 +7,8 @@ import scipy.io
 import tensorflow as tf
 
 from auto_deeplab_tf import data
-from auto_deeplab_tf.data import catalog, coco
-from auto_deeplab_tf.data.source import find_origin
+from auto_deeplab_tf.data import sets
+from auto_deeplab_tf.data.sets import coco
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_voc_palettes_are_read_as_indices(tmp_path, cache):
     root = tmp_path / "VOCdevkit" / "VOC2012"
     val = data.open_split("voc2012", "val", data_dir=root, cache_dir=cache)
     assert val.ids == tuple(VAL)
-    with pytest.raises(ValueError, match="--split=test: voc2012 is published without labels"):
+    with pytest.raises(ValueError, match="split=test: voc2012 is published without labels"):
         data.open_split("voc2012", "test", data_dir=root, cache_dir=cache)
 
 
@@ -64,7 +64,7 @@ def test_sbd_adds_to_train_and_never_to_val(tmp_path, cache, form):
         np.testing.assert_array_equal(found[stem][1], labels[stem])
     expected = np.where(labels[EXTRA[0]] == 255, 0, labels[EXTRA[0]])
     np.testing.assert_array_equal(found[EXTRA[0]][1], expected)
-    assert list(find_origin("voc2012", root).splits) == ["train", "val"]
+    assert list(sets.find("voc2012", root).splits) == ["train", "val"]
 
 
 def test_ade20k_shifts_ids_and_ignores_0(tmp_path, cache):
@@ -74,7 +74,7 @@ def test_ade20k_shifts_ids_and_ignores_0(tmp_path, cache):
     for stem, (_, label) in read_all(source).items():
         expected = labels[stem].astype(int) - 1
         np.testing.assert_array_equal(label, np.where(expected < 0, 255, expected))
-    info = catalog.get("ade20k")
+    info = sets.describe("ade20k")
     assert info.num_classes == 150
     assert (info.class_names[0], info.class_names[149]) == ("wall", "flag")
 
@@ -172,5 +172,5 @@ def test_a_voc_image_without_its_label_is_named(tmp_path, cache):
     with pytest.raises(FileNotFoundError, match=rf"{TRAIN[1]}\.jpg has no label map"):
         data.open_split("voc2012", "train", data_dir=root, cache_dir=cache)
     (root / "JPEGImages" / f"{TRAIN[0]}.jpg").unlink()
-    kinds = [defect.kind for defect in find_origin("voc2012", root).defects]
+    kinds = [defect.kind for defect in sets.find("voc2012", root).defects]
     assert sorted(kinds) == ["missing image", "missing mask"]

@@ -6,7 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from auto_deeplab_tf import Segmenter
-from auto_deeplab_tf.data import records
+from auto_deeplab_tf.data import resizing
 from export import common, image_files
 
 
@@ -19,7 +19,7 @@ def test_resizing_is_that_of_the_records(size):
     )
     resized = resize(image, tf.constant(size)).numpy()
     assert resized.dtype == np.float32
-    np.testing.assert_array_equal(resized, records.resize_image(image, size))
+    np.testing.assert_array_equal(resized, resizing.resize_image(image, size))
 
 
 @pytest.mark.parametrize("trained", [None, (180, 240), (97, 129)])
@@ -38,7 +38,7 @@ def test_a_file_is_read_as_the_network_sees_it(tmp_path):
     Image.fromarray(image).save(tmp_path / "image.png")
     read = image_files.read(tmp_path / "image.png", (33, 41))
     assert read.dtype == np.float32
-    np.testing.assert_array_equal(read, records.resize_image(image, (33, 41)))
+    np.testing.assert_array_equal(read, resizing.resize_image(image, (33, 41)))
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x89PNG\r\n\x1a\n" + b"junk" * 20])

@@ -4,8 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from auto_deeplab_tf.data.catalog import CITYSCAPES_LABEL_IDS as LABEL
-from auto_deeplab_tf.data.scene_drawing import (
+from auto_deeplab_tf.data.scenes.drawing import (
     CLEAR,
     Painter,
     Surface,
@@ -14,7 +13,8 @@ from auto_deeplab_tf.data.scene_drawing import (
     mix,
     noise,
 )
-from auto_deeplab_tf.data.scene_light import Light
+from auto_deeplab_tf.data.scenes.light import Light
+from auto_deeplab_tf.data.sets.cityscapes import LABEL_IDS as LABEL
 
 NUM_SIGNS = 6
 _WARM = np.array([1.0, 0.82, 0.48], np.float32)

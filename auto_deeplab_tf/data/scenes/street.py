@@ -1,76 +1,18 @@
-"""The embedded default data: street scenes drawn by a program, labelled with Cityscapes label ids.
-
-A scene is a bent street in perspective with what stands along it, drawn nearest-wins, then lit,
-fogged and passed through a camera. Each city has a style of its own (architecture, greenery,
-weather, camera); the cities of `val` do not occur in `train`. Everything follows from the image id.
-"""
+"""One street: what stands along it, from the style of its city and the random draws of its id."""
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from auto_deeplab_tf.data import catalog, image_files
-from auto_deeplab_tf.data import scene_objects as objects
-from auto_deeplab_tf.data.catalog import CITYSCAPES_LABEL_IDS as LABEL
-from auto_deeplab_tf.data.origin import Origin, RawExample, code_digest
-from auto_deeplab_tf.data.scene_drawing import (
-    Camera,
-    Canvas,
-)
-from auto_deeplab_tf.data.scene_ground import Ground
-from auto_deeplab_tf.data.scene_light import Light, develop, sky_color
-from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.data.scenes import objects
+from auto_deeplab_tf.data.scenes.drawing import Camera, Canvas
+from auto_deeplab_tf.data.scenes.ground import Ground
+from auto_deeplab_tf.data.scenes.light import Light, develop, sky_color
+from auto_deeplab_tf.data.sets.cityscapes import LABEL_IDS as LABEL
 
 IMAGE_SIZE = (128, 256)
-TRAIN_CITIES = (
-    "arnfeld",
-    "belmar",
-    "corvin",
-    "dunwick",
-    "elsburg",
-    "fenholt",
-    "garmouth",
-    "hallin",
-)
-VAL_CITIES = ("ingrath", "jarrow", "kestrel")
-IMAGES_PER_CITY = {"train": 42, "val": 24}
 _FAR = 110.0
-
-
-def find(data_dir: Path | None) -> Origin:
-    """The scenes are drawn, so they depend on the code alone."""
-    if data_dir is not None:
-        raise UserError(f"the generated scenes take no --data_dir. Received: {str(data_dir)!r}")
-
-    def read(split: str) -> Iterator[RawExample]:
-        for image_id in image_ids(split):
-            image, label = (image_files.encode_png(array) for array in render(image_id))
-            yield RawExample(image_id, image_id.split("_")[0], image, label)
-
-    code = sorted(Path(__file__).parent.glob("scene*.py"))
-    return Origin(
-        info=catalog.get("scenes"),
-        read=read,
-        splits={"train": "train", "val": "validation"},
-        builder="auto_deeplab_tf.data.builders.scenes:Scenes",
-        image_key="image_left",
-        label_key="segmentation_label",
-        group_of=lambda image_id: image_id.split("_")[0],
-        settings={
-            "code": code_digest(*code),
-            "images": IMAGES_PER_CITY,
-            "labels": LABEL,
-        },
-    )
-
-
-def image_ids(split: str) -> list[str]:
-    """Ids of the images of a split, in the form of Cityscapes: CITY_SEQUENCE_FRAME."""
-    cities = {"train": TRAIN_CITIES, "val": VAL_CITIES}[split]
-    return [f"{city}_{i:06d}_000019" for city in cities for i in range(IMAGES_PER_CITY[split])]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,85 +10,110 @@ Pillow, which counts the outline in; pycocotools would differ by a pixel along s
 """
 
 import collections
+import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from auto_deeplab_tf.data import catalog, image_files, pairs
-from auto_deeplab_tf.data.label_tables import COCO_OF_VOC, VOC_NAMES
-from auto_deeplab_tf.data.origin import Origin, RawExample
+from auto_deeplab_tf.data import image_files
+from auto_deeplab_tf.data.dataset import IGNORE_LABEL, RawDataset, RawExample
+from auto_deeplab_tf.data.sets import pairs, voc2012
 from auto_deeplab_tf.errors import MissingFileError, UserError
 
+DATASET = dataclasses.replace(voc2012.DATASET, name="coco")
 MIN_LABELLED_PIXELS = 1000
+# COCO's names of VOC's classes, where they differ.
+_COCO_OF_VOC = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
 
 
-def find(data_dir: Path) -> Origin:
+def find(data_dir: Path) -> RawDataset:
     """Lists the annotation files and the images; the annotations are read when they are needed.
 
     Raises:
         FileNotFoundError: where there are no annotations, or none of the images.
     """
     root = pairs.root_of(data_dir, "annotations", "coco")
-    splits: dict[str, str] = {}
+    splits: tuple[str, ...] = ()
     files: dict[str, Path] = {}
-    for split in ("train", "val"):
+    for split in DATASET.splits:
         annotations = root / "annotations" / f"instances_{split}2017.json"
         if annotations.is_file():
             images = pairs.existing(root / f"{split}2017")
-            splits[split] = split
+            splits += (split,)
             listed = pairs.listing(images, (".jpg",)).files.values()
             files |= {str(path.relative_to(root)): path for path in (annotations, *listed)}
     if not splits:
         raise MissingFileError(
             f"{root / 'annotations'} has no instances_train2017.json and no instances_val2017.json"
         )
-    return Origin(
-        info=catalog.get("coco"),
+    annotations_of = functools.cache(lambda split: _Annotations.load(root, split))
+    return RawDataset(
+        info=DATASET,
+        root=root,
         splits=splits,
-        builder="auto_deeplab_tf.data.builders.coco:Coco",
-        manual_dir=root,
-        image_key="image",
-        label_key="segmentation_label",
-        group_of=lambda image_id: "",
-        read=functools.partial(_read, root),
+        ids=lambda split: tuple(annotations_of(split).images),
+        read=lambda split, image_id: annotations_of(split).example(image_id),
         files=files,
         settings={"min_labelled_pixels": MIN_LABELLED_PIXELS},
     )
 
 
-def _read(root: Path, split: str) -> Iterator[RawExample]:
-    path = root / "annotations" / f"instances_{split}2017.json"
-    try:
-        content = json.loads(path.read_bytes())
-        class_of = _class_of(content["categories"])
-        instances = collections.defaultdict(list)
-        for annotation in content["annotations"]:
-            if annotation["category_id"] in class_of:
-                instances[annotation["image_id"]].append(annotation)
-        images = sorted(content["images"], key=lambda image: image["file_name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no complete annotation file of COCO ({error!r})") from error
-    for image in images:
-        annotations = instances.get(image["id"], [])
-        label = label_map((image["height"], image["width"]), annotations, class_of)
-        labelled = np.count_nonzero((label > 0) & (label < catalog.IGNORE_LABEL))
+@dataclasses.dataclass(frozen=True)
+class _Annotations:
+    """An annotation file: its images by id, and their instances of VOC's classes."""
+
+    path: Path
+    folder: Path
+    images: Mapping[str, Mapping[str, Any]]
+    instances: Mapping[int, Sequence[Mapping[str, Any]]]
+    class_of: Mapping[int, int]
+
+    @classmethod
+    def load(cls, root: Path, split: str) -> "_Annotations":
+        path = root / "annotations" / f"instances_{split}2017.json"
+        try:
+            content = json.loads(path.read_bytes())
+            class_of = _class_of(content["categories"])
+            instances = collections.defaultdict(list)
+            for annotation in content["annotations"]:
+                if annotation["category_id"] in class_of:
+                    instances[annotation["image_id"]].append(annotation)
+            images = sorted(content["images"], key=lambda image: image["file_name"])
+            by_id = {Path(image["file_name"]).stem: image for image in images}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no complete annotation file of COCO ({error!r})") from error
+        return cls(path, root / f"{split}2017", by_id, dict(instances), class_of)
+
+    def example(self, image_id: str) -> RawExample | None:
+        """The example of an image; None where too little of it is labelled."""
+        image = self.images[image_id]
+        annotations = self.instances.get(image["id"], [])
+        label = label_map((image["height"], image["width"]), annotations, self.class_of)
+        labelled = np.count_nonzero((label > 0) & (label < IGNORE_LABEL))
         if labelled < MIN_LABELLED_PIXELS:
-            continue
-        file = root / f"{split}2017" / image["file_name"]
+            return None
+        file = self.folder / image["file_name"]
         drawn = image_files.encode_png(label)
-        yield RawExample(file.stem, "", pairs.content(file), drawn, str(file), str(path))
+        return RawExample(image_id, "", pairs.content(file), drawn, str(file), str(self.path))
 
 
 def _class_of(categories: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     """Category id -> VOC's class id."""
     ids = {category["name"]: category["id"] for category in categories}
-    names = enumerate(VOC_NAMES[1:], start=1)
-    return {ids[COCO_OF_VOC.get(name, name)]: class_id for class_id, name in names}
+    names = enumerate(voc2012.CLASS_NAMES[1:], start=1)
+    return {ids[_COCO_OF_VOC.get(name, name)]: class_id for class_id, name in names}
 
 
 def label_map(
@@ -110,7 +135,7 @@ def label_map(
         class_id = class_of[annotation["category_id"]]
         taken = mask & (label != 0) & (label != class_id)
         label[mask] = class_id
-        label[taken] = catalog.IGNORE_LABEL
+        label[taken] = IGNORE_LABEL
     return label
 
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from auto_deeplab_tf.data import catalog
-from auto_deeplab_tf.data.label_tables import voc_colors
+from auto_deeplab_tf.data.dataset import IGNORE_LABEL, Dataset, packed_color, voc_colors
 from auto_deeplab_tf.errors import MissingFileError, UserError
 
 CONFIG_FILE = "dataset.json"
@@ -63,7 +62,7 @@ class FolderConfig:
         """Reads and checks the file."""
         if not path.is_file():
             raise MissingFileError(
-                f"{path}: no such file; --dataset=folder needs a JSON file with the class names, "
+                f"{path}: no such file; dataset=folder needs a JSON file with the class names, "
                 f"such as {_EXAMPLE}"
             )
         try:
@@ -106,8 +105,8 @@ class FolderConfig:
             config = dataclasses.replace(config, ignore=free)
         return config
 
-    def description(self, channels: int, bits: int) -> catalog.Dataset:
-        """The catalog entry, for images of so many channels and bits."""
+    def description(self, channels: int, bits: int) -> Dataset:
+        """Returns the description of the set, for images of so many channels and bits."""
         if self.mean and len(self.mean) != channels:
             raise UserError(
                 f"{self.path}: mean must have {channels} numbers, one per channel of the images. "
@@ -118,11 +117,11 @@ class FolderConfig:
             for class_id, entry in enumerate(self.classes)
             for label_id in entry.label_ids
         }
-        return catalog.Dataset(
+        return Dataset(
             name="folder",
             class_names=tuple(entry.name for entry in self.classes),
             colors=tuple(entry.color for entry in self.classes),
-            label_ids=label_ids | {label_id: catalog.IGNORE_LABEL for label_id in self.ignore},
+            label_ids=label_ids | {label_id: IGNORE_LABEL for label_id in self.ignore},
             splits=(),
             mean=self.mean,
             std=self.std,
@@ -191,7 +190,7 @@ class _Checker:
 
     def label_id(self, key: str, value: Any, masks: str) -> int:
         if masks == "colors":
-            return catalog.packed_color(self.color(key, value))
+            return packed_color(self.color(key, value))
         fits = type(value) is int and 0 <= value <= 65535
         self.rule(fits, key, value, "label ids, 0 to 65535")
         return value

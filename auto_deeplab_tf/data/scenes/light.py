@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from auto_deeplab_tf.data.scene_drawing import Camera, layered_noise, mix
+from auto_deeplab_tf.data.scenes.drawing import Camera, layered_noise, mix
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,37 @@ both label has VOC's labels, which are the finer ones.
 
 from pathlib import Path
 
-from auto_deeplab_tf.data import catalog, image_files, pairs
-from auto_deeplab_tf.data.origin import Defect, Origin
+from auto_deeplab_tf.data import image_files
+from auto_deeplab_tf.data.dataset import (
+    IGNORE_LABEL,
+    PHOTOGRAPHS_MEAN,
+    PHOTOGRAPHS_STD,
+    Dataset,
+    Defect,
+    RawDataset,
+    voc_colors,
+)
+from auto_deeplab_tf.data.sets import pairs
 from auto_deeplab_tf.errors import MissingFileError
 
+CLASS_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+DATASET = Dataset(
+    name="voc2012",
+    class_names=CLASS_NAMES,
+    colors=voc_colors(range(len(CLASS_NAMES))),
+    label_ids={**{i: i for i in range(len(CLASS_NAMES))}, 255: IGNORE_LABEL},
+    splits=("train", "val"),
+    unlabelled_splits=("test",),
+    mean=PHOTOGRAPHS_MEAN,
+    std=PHOTOGRAPHS_STD,
+)
 
-def find(data_dir: Path) -> Origin:
+
+def find(data_dir: Path) -> RawDataset:
     """Lists the files.
 
     Raises:
@@ -50,13 +75,11 @@ def find(data_dir: Path) -> Origin:
         {stem: images[stem] for stem in more if stem in images}, more, root / "SegmentationClass"
     )
     splits["train"] = dict(sorted({**splits["train"], **found}.items()))
-    return pairs.origin(
-        catalog.get("voc2012"),
+    return pairs.raw_dataset(
+        DATASET,
         root,
         splits,
         [*defects, *unpaired],
-        builder="auto_deeplab_tf.data.builders.voc2012:Voc2012",
-        group_of=lambda image_id: "",
         more_files=tuple(lists.values()),
         label_bytes=_label_bytes,
     )
@@ -82,6 +105,6 @@ def _label_bytes(path: Path) -> bytes:
 
     try:
         label = scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0]
-    except Exception:  # whatever SciPy answers to a broken file: the reader names it
+    except Exception:  # whatever SciPy raises for a broken file: the reader names it
         return b""
     return image_files.encode_png(label.astype("uint8"))

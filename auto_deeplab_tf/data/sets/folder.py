@@ -12,15 +12,16 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from auto_deeplab_tf.data import catalog, image_files, pairs
-from auto_deeplab_tf.data.folder_config import CONFIG_FILE, FolderConfig
-from auto_deeplab_tf.data.origin import Defect, Origin
+from auto_deeplab_tf.data import image_files
+from auto_deeplab_tf.data.dataset import Dataset, Defect, RawDataset
+from auto_deeplab_tf.data.sets import pairs
+from auto_deeplab_tf.data.sets.folder_config import CONFIG_FILE, FolderConfig
 from auto_deeplab_tf.errors import MissingFileError, UserError
 
 _SPLITS = ("train", "val", "test")
 
 
-def find(data_dir: Path, dataset_config: Path | None = None) -> Origin:
+def find(data_dir: Path, dataset_config: Path | None = None) -> RawDataset:
     """Lists the files, and describes them as the JSON file says.
 
     Raises:
@@ -28,27 +29,25 @@ def find(data_dir: Path, dataset_config: Path | None = None) -> Origin:
         ValueError: where the JSON file breaks a rule.
     """
     if not data_dir.is_dir():
-        raise MissingFileError(f"--data_dir={data_dir} is not a directory")
+        raise MissingFileError(f"data_dir={data_dir} is not a directory")
     config = FolderConfig.load(dataset_config or data_dir / CONFIG_FILE)
     masks = pairs.existing(data_dir / config.masks_dir)
     images = pairs.existing(data_dir / config.images_dir)
     found, defects = pairs.of_folders(images, masks, pairs.IMAGE_SUFFIXES)
     group_of = _grouping(config, found)
     splits, list_files, split_defects = _splits(data_dir, config, found, images, group_of)
-    return pairs.origin(
+    return pairs.raw_dataset(
         _describe(config, splits),
         data_dir,
         splits,
         [*defects, *split_defects],
-        builder="auto_deeplab_tf.data.builders.folder:Folder",
-        builder_options={"dataset_config": dataset_config},
         group_of=group_of,
         more_files=list_files,
         settings={"config": config.content},
     )
 
 
-def _describe(config: FolderConfig, splits: Mapping[str, pairs.Pairs]) -> catalog.Dataset:
+def _describe(config: FolderConfig, splits: Mapping[str, pairs.Pairs]) -> Dataset:
     channels, bits = config.channels, config.bits
     if channels is None or bits is None:
         seen = _traits_of_first(splits)

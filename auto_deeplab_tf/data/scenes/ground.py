@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from auto_deeplab_tf.data.catalog import CITYSCAPES_LABEL_IDS as LABEL
-from auto_deeplab_tf.data.scene_drawing import Canvas, chance, hash01, layered_noise, mix, noise
-from auto_deeplab_tf.data.scene_light import Light
+from auto_deeplab_tf.data.scenes.drawing import Canvas, chance, hash01, layered_noise, mix, noise
+from auto_deeplab_tf.data.scenes.light import Light
+from auto_deeplab_tf.data.sets.cityscapes import LABEL_IDS as LABEL
 
 _FAR = 165.0  # metres; what lies beyond is a row of pixels at most
 _KERB = np.array([0.66, 0.65, 0.63], np.float32)

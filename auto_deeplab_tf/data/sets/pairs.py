@@ -3,12 +3,11 @@
 import collections
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from auto_deeplab_tf.data import catalog
-from auto_deeplab_tf.data.origin import Defect, Origin, RawExample
+from auto_deeplab_tf.data.dataset import Dataset, Defect, RawDataset, RawExample
 from auto_deeplab_tf.errors import MissingFileError, UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -111,56 +110,48 @@ def in_list(found: Pairs, path: Path, known: set[str]) -> tuple[Pairs, list[Defe
     return {stem: found[stem] for stem in sorted(set(stems)) if stem in found}, defects
 
 
-def origin(
-    info: catalog.Dataset,
+def raw_dataset(
+    info: Dataset,
     root: Path,
     splits: Mapping[str, Pairs],
     defects: Sequence[Defect],
     *,
-    builder: str,
-    group_of: Callable[[str], str],
+    group_of: Callable[[str], str] = lambda image_id: "",
     more_files: Sequence[Path] = (),
     label_bytes: Callable[[Path], bytes] | None = None,
     settings: Mapping[str, Any] | None = None,
-    builder_options: Mapping[str, Any] | None = None,
-) -> Origin:
-    """The origin of a set of pairs; the builder is a `builders.examples.ExamplesBuilder`.
+) -> RawDataset:
+    """Returns the data set that pairs of files make.
 
     Args:
         info: description of the set.
         root: folder of the user's files.
         splits: the pairs of each split.
-        defects: what is wrong with the listing.
-        builder: as in `Origin`, like what is not described here.
-        group_of: as in `Origin`.
+        defects: problems of the listing.
+        group_of: returns the drive or city of an image id; default: no groups.
         more_files: files that the splits depend on, such as lists.
-        label_bytes: reads a label map as an image file.
-        settings: as in `Origin`.
-        builder_options: as in `Origin`.
+        label_bytes: reads a label map as an image file; default: the file's bytes.
+        settings: as in `RawDataset`.
     """
     paths = [path for pairs in splits.values() for pair in pairs.values() for path in pair]
     paths += more_files
 
-    def read(split: str) -> Iterator[RawExample]:
-        for image_id, (image, label) in splits[split].items():
-            yield RawExample(
-                image_id,
-                group_of(image_id),
-                content(image),
-                (label_bytes or content)(label),
-                str(image),
-                str(label),
-            )
+    def read(split: str, image_id: str) -> RawExample:
+        image, label = splits[split][image_id]
+        return RawExample(
+            image_id,
+            group_of(image_id),
+            content(image),
+            (label_bytes or content)(label),
+            str(image),
+            str(label),
+        )
 
-    return Origin(
+    return RawDataset(
         info=info,
-        splits={split: split for split in splits},
-        builder=builder,
-        builder_options=builder_options or {},
-        manual_dir=root,
-        image_key="image",
-        label_key="segmentation_label",
-        group_of=group_of,
+        root=root,
+        splits=tuple(splits),
+        ids=lambda split: tuple(splits[split]),
         read=read,
         files={os.path.relpath(path, root): path for path in paths},
         settings=settings or {},
@@ -183,13 +174,13 @@ def root_of(data_dir: Path, inside: str, name: str) -> Path:
         FileNotFoundError: where there is none, or more than one.
     """
     if not data_dir.is_dir():
-        raise MissingFileError(f"--data_dir={data_dir} is not a directory")
+        raise MissingFileError(f"data_dir={data_dir} is not a directory")
     found: list[Path] = []
     for pattern in (inside, f"*/{inside}", f"*/*/{inside}"):
         found = found or [path for path in sorted(data_dir.glob(pattern)) if path.is_dir()]
     if len(found) != 1:
         raise MissingFileError(
-            f"--data_dir={data_dir} must be {name}, the folder that holds {inside}/, or a folder "
+            f"data_dir={data_dir} must be {name}, the folder that holds {inside}/, or a folder "
             f"above it. Found: {len(found) or 'none'}"
         )
     root = found[0]
