@@ -66,17 +66,15 @@ def training_batches(
     """
     indices = _checked_indices(source, indices)
     if batch_size < 1:
-        raise UserError(f"--batch_size must be 1 or more. Received: {batch_size}")
+        raise UserError(f"batch_size must be 1 or more. Received: {batch_size}")
     if start_step < 0:
         raise UserError(f"start_step must be 0 or more. Received: {start_step}")
     if not 0 < scale_range[0] <= scale_range[1]:
-        raise UserError(
-            f"--scale_min must be above 0 and at most --scale_max. Received: {scale_range}"
-        )
+        raise UserError(f"scale_min must be above 0 and at most scale_max. Received: {scale_range}")
     if crop_tries < 1:
-        raise UserError(f"--crop_tries must be 1 or more. Received: {crop_tries}")
+        raise UserError(f"crop_tries must be 1 or more. Received: {crop_tries}")
     if not 0.0 <= color_jitter <= 1.0:
-        raise UserError(f"--color_jitter must lie in 0..1. Received: {color_jitter}")
+        raise UserError(f"color_jitter must lie in 0..1. Received: {color_jitter}")
     check_crop_size(source, crop_size, scale_range[1])
     crop_size = (int(crop_size[0]), int(crop_size[1]))
     num_examples = len(indices)
@@ -158,7 +156,7 @@ def evaluation_batches(
         width]).
     """
     if batch_size < 1:
-        raise UserError(f"--batch_size must be 1 or more. Received: {batch_size}")
+        raise UserError(f"batch_size must be 1 or more. Received: {batch_size}")
     batch_size = batch_size if source.image_size else 1
     indices = tf.constant(_checked_indices(source, indices), tf.int64)
 
@@ -214,17 +212,17 @@ def check_crop_size(source: Source, crop_size: tuple[int, int], scale_max: float
         ValueError: naming both sizes.
     """
     if len(crop_size) != 2 or min(crop_size) < 1:
-        raise UserError(f"--crop_size must be two positive numbers, HxW. Received: {crop_size!r}")
+        raise UserError(f"crop_size must be two positive numbers, HxW. Received: {crop_size!r}")
     height, width = source.max_image_size
     filled = min(1.0, height * scale_max / crop_size[0]) * min(
         1.0, width * scale_max / crop_size[1]
     )
     if filled < 0.5:
         raise UserError(
-            f"--crop_size={crop_size[0]}x{crop_size[1]} is too large for the images of "
-            f"{source.info.name} (at most {height}x{width}): even at --scale_max={scale_max:g} "
+            f"crop_size={crop_size[0]}x{crop_size[1]} is too large for the images of "
+            f"{source.info.name} (at most {height}x{width}): even at scale_max={scale_max:g} "
             f"they fill only {100 * filled:.0f} % of it, and the rest is padding. Make it smaller, "
-            "or --image_size or --scale_max larger"
+            "or image_size or scale_max larger"
         )
 
 

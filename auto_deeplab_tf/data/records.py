@@ -55,7 +55,7 @@ class Settings:
                     f"max_image_side must be 1 or more. Received: {self.max_image_side}"
                 )
             if size is not None:
-                raise UserError("image_size and max_image_side both say the size: give one of them")
+                raise UserError("image_size and max_image_side both set the size: give one of them")
         if self.image_format not in (None, "jpeg", "png"):
             raise UserError(f"image_format must be jpeg or png. Received: {self.image_format!r}")
 

@@ -249,7 +249,7 @@ def test_a_changed_description_is_noticed(maker):
     with pytest.raises(FileNotFoundError, match=r'dataset.json: no such file; .*"classes"'):
         maker.open()
     assert maker.open(dataset_config=elsewhere).fingerprint == after.fingerprint
-    with pytest.raises(ValueError, match="dataset_config describes --dataset=folder only"):
+    with pytest.raises(ValueError, match="dataset_config describes dataset=folder only"):
         data.open_split("scenes", "train", dataset_config=elsewhere)
 
 

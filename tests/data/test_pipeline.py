@@ -169,8 +169,8 @@ def test_options_of_the_flags(numbered_source):
         "seed": 7, "crop_tries": 4, "color_jitter": 0.25,
     }  # fmt: skip
     for name, value, message in (
-        ("crop_tries", 0, "--crop_tries=0: must be at least 1"),
-        ("color_jitter", 1.5, "--color_jitter=1.5: must be at most 1"),
+        ("crop_tries", 0, "crop_tries=0: must be at least 1"),
+        ("color_jitter", 1.5, "color_jitter=1.5: must be at most 1"),
     ):
         with pytest.raises(ValueError, match=message):
             config.TrainConfig(run_dir="run", architecture="auto_deeplab", **{name: value})
@@ -192,8 +192,8 @@ def test_only_crops_that_are_mostly_padding_are_refused(size, crop_size, scale_m
     if filled is None:
         return pipeline.check_crop_size(source, crop_size, scale_max)
     text = (
-        f"--crop_size={crop_size[0]}x{crop_size[1]} is too large for the images of toy (at most "
-        f"{size[0]}x{size[1]}): even at --scale_max={scale_max:g} they fill only {filled} % of it"
+        f"crop_size={crop_size[0]}x{crop_size[1]} is too large for the images of toy (at most "
+        f"{size[0]}x{size[1]}): even at scale_max={scale_max:g} they fill only {filled} % of it"
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         pipeline.check_crop_size(source, crop_size, scale_max)
@@ -204,15 +204,15 @@ def test_bad_options(numbered_source):
     for change, message in [
         (
             {"crop_size": (49, 40)},
-            r"--crop_size=49x40 is too large for the images of toy \(at most",
+            r"crop_size=49x40 is too large for the images of toy \(at most",
         ),
-        ({"crop_tries": 0}, "--crop_tries must be 1 or more. Received: 0"),
-        ({"color_jitter": 1.5}, r"--color_jitter must lie in 0\.\.1. Received: 1.5"),
-        ({"crop_size": (0, 20)}, "--crop_size must be two positive numbers"),
-        ({"batch_size": 0}, "--batch_size must be 1 or more"),
+        ({"crop_tries": 0}, "crop_tries must be 1 or more. Received: 0"),
+        ({"color_jitter": 1.5}, r"color_jitter must lie in 0\.\.1. Received: 1.5"),
+        ({"crop_size": (0, 20)}, "crop_size must be two positive numbers"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"start_step": -1}, "start_step must be 0 or more"),
-        ({"scale_range": (2.0, 0.5)}, "--scale_min must be above 0 and at most --scale_max"),
-        ({"scale_range": (0.0, 0.5)}, "--scale_min must be above 0"),
+        ({"scale_range": (2.0, 0.5)}, "scale_min must be above 0 and at most scale_max"),
+        ({"scale_range": (0.0, 0.5)}, "scale_min must be above 0"),
         ({"indices": []}, "at least one example"),
         ({"indices": [0, 7]}, r"indices must lie in 0\.\.6"),
     ]:

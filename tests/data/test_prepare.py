@@ -256,12 +256,12 @@ def test_settings_that_break_a_rule():
     for options, message in [
         ({"image_size": (0, 18)}, "image_size must be two positive numbers"),
         ({"max_image_side": 0}, "max_image_side must be 1 or more"),
-        ({"image_size": (3, 4), "max_image_side": 9}, "both say the size: give one"),
+        ({"image_size": (3, 4), "max_image_side": 9}, "both set the size: give one"),
         ({"image_format": "gif"}, "image_format must be jpeg or png"),
     ]:
         with pytest.raises(ValueError, match=message):
             records.Settings(**options)
-    with pytest.raises(ValueError, match="both say the size: give one"):
+    with pytest.raises(ValueError, match="both set the size: give one"):
         config.PrepareConfig(image_size=(64, 64), max_image_side=100)
 
 
