@@ -210,7 +210,7 @@ class Architecture:
             return cls.preset(argument)
         if not Path(argument).exists():
             raise MissingFileError(
-                f"--architecture={argument} is neither a file nor a preset: give an "
+                f"architecture={argument} is neither a file nor a preset: give an "
                 f"architecture.json, as `decode` writes it, or one of {', '.join(PRESETS)}."
             )
         return cls.load(argument)

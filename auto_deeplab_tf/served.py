@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf.data.resizing import resize_image
-from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.errors import FieldError, UserError
 from auto_deeplab_tf.segmenter import load_segmenter, with_area_of
 
 _NEEDED = "serving_default: images float32 [N, H, W, C] -> class_ids int32 [N, H, W]"
@@ -44,7 +44,7 @@ class ServedModel:
             self._loaded = tf.saved_model.load(str(folder))
         except (OSError, ValueError, tf.errors.OpError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"--model={path} cannot be read as a SavedModel: {reason}") from error
+            raise UserError(f"model={path} cannot be read as a SavedModel: {reason}") from error
         self._signatures = self._loaded.signatures
         self._fixed_size = self._checked_signature()
         metadata = self._metadata()
@@ -63,7 +63,7 @@ class ServedModel:
         found = self._signatures.get("serving_default")
         if found is None:
             raise UserError(
-                f"--model={self._path} has no signature serving_default; needed is {_NEEDED}"
+                f"model={self._path} has no signature serving_default; needed is {_NEEDED}"
             )
         inputs, outputs = found.structured_input_signature[1], found.structured_outputs
         images, class_ids = inputs.get("images"), outputs.get("class_ids")
@@ -76,7 +76,7 @@ class ServedModel:
         )
         if not fits:
             raise UserError(
-                f"--model={self._path} takes {_shown(inputs)} and answers {_shown(outputs)}; "
+                f"model={self._path} takes {_shown(inputs)} and returns {_shown(outputs)}; "
                 f"needed is {_NEEDED}"
             )
         height, width = images.shape[1:3]
@@ -100,7 +100,7 @@ class ServedModel:
             return input_size or seen
         if input_size not in (None, self._fixed_size):
             height, width = self._fixed_size
-            raise UserError(f"--model={self._path} takes images of {height}x{width} only")
+            raise UserError(f"model={self._path} takes images of {height}x{width} only")
         return self._fixed_size
 
     def predict_class_ids(
@@ -121,9 +121,11 @@ class ServedModel:
             ValueError: for scales and flip: they average what a SavedModel does not answer.
         """
         if tuple(scales) != (1.0,) or flip:
-            raise UserError(
-                f"--scales and --flip need a .keras file: --model={self._path} is a SavedModel, "
-                "which answers class ids only"
+            raise FieldError(
+                f"scales and flip need a .keras file: model={self._path} is a SavedModel, "
+                "which returns class ids only",
+                "scales",
+                "flip",
             )
         size = images.shape[1:3]
         if input_size in (None, size):
@@ -150,7 +152,7 @@ class ServedModel:
         limit = self.num_classes
         if class_ids.min() < 0 or (limit is not None and class_ids.max() >= limit):
             raise UserError(
-                f"--model={self._path} answers class ids {class_ids.min()}..{class_ids.max()}, "
+                f"model={self._path} returns class ids {class_ids.min()}..{class_ids.max()}, "
                 f"outside of 0..{'' if limit is None else limit - 1}"
             )
         return class_ids
@@ -173,7 +175,7 @@ def load_model(path: str | os.PathLike) -> Any:
         versions = [entry for entry in versions if (entry / "saved_model.pb").is_file()]
         if not versions:
             raise UserError(
-                f"--model={path} is a folder without a SavedModel (saved_model.pb, there or in a "
+                f"model={path} is a folder without a SavedModel (saved_model.pb, there or in a "
                 "numbered folder); give one, or a .keras file"
             )
         folder = max(versions, key=lambda entry: int(entry.name))

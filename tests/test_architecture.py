@@ -292,7 +292,7 @@ def test_missing_file_and_unknown_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a file"):
         Architecture.load(tmp_path)
     with pytest.raises(
-        FileNotFoundError, match=r"--architecture=autodeeplab is neither .* auto_deeplab\.$"
+        FileNotFoundError, match=r"architecture=autodeeplab is neither .* auto_deeplab\.$"
     ):
         Architecture.from_argument("autodeeplab")
 

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -152,3 +153,24 @@ def test_every_entry_point_is_known():
             for statement in statements
         ):
             assert module in ENTRY_POINTS or module.startswith("export."), module
+
+
+# Messages to be reworded; the list only gets shorter.
+NAMES_FLAGS = {"data.", "training.bilevel", "segmenter"}
+
+
+@pytest.mark.parametrize("module", CHECKED)
+def test_only_commands_name_flags(module):
+    """Library code names a setting as Python does; the command line adds the dashes."""
+    name = module.removeprefix("auto_deeplab_tf.")
+    if group(module) == len(GROUPS) or name.startswith(("cli", "config.")):
+        return
+    if any(name == part or name.startswith(part) for part in NAMES_FLAGS):
+        return
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, (ast.Expr, ast.Constant)):
+            text = getattr(node, "value", None)
+            if isinstance(node, ast.Expr) and isinstance(text, ast.Constant):
+                text.value = ""  # a docstring
+            elif isinstance(text, str):
+                assert not re.search(r"(?<![\w-])--[a-z]\w+", text), text

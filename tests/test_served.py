@@ -70,7 +70,7 @@ def test_a_saved_model_has_the_scores_of_its_keras_file(model_file, data, tmp_pa
             assert found.pop(name) == pytest.approx(expected[name], abs=1e-3)
         assert found.pop("per_class_iou") == pytest.approx(expected["per_class_iou"], abs=1e-2)
         assert found == {name: expected[name] for name in found}
-    with pytest.raises(ValueError, match="--scales and --flip need a .keras file: --model="):
+    with pytest.raises(ValueError, match="scales and flip need a .keras file: model="):
         score(exported, data, tmp_path / "saved", "--flip")
 
 
@@ -118,12 +118,12 @@ def test_what_is_no_such_saved_model_is_refused_in_one_line(data, tmp_path):
         (tmp_path / "empty", "is a folder without a SavedModel"),
         (tmp_path / "broken", "cannot be read as a SavedModel"),
         (named, "has no signature serving_default; needed is serving_default: images float32"),
-        (floats, "takes images float32 .* and answers logits float32 .*; needed is serving_def"),
+        (floats, "takes images float32 .* and returns logits float32 .*; needed is serving_def"),
     ):
         with pytest.raises((ValueError, OSError), match=words) as error:
             load_model(folder)
         assert "\n" not in str(error.value) and str(folder) in str(error.value)
-    for shift, words in ((-1, "answers class ids -1"), (11, "classes 0..10")):
+    for shift, words in ((-1, "returns class ids -1"), (11, "classes 0..10")):
         folder = foreign(
             tmp_path / f"shift{shift}",
             lambda images, shift=shift: {"class_ids": darkest(images)["class_ids"] + shift},

@@ -226,7 +226,7 @@ def test_bad_input_is_answered_by_one_line_and_nothing_is_written(case, places, 
 
 def test_an_unknown_baseline_is_refused(places, tmp_path):
     others = {name: value for name, value in places.items() if name != "architecture"}
-    with pytest.raises(ValueError, match="--network=resnet: no baseline of that name"):
+    with pytest.raises(ValueError, match="network=resnet: no baseline of that name"):
         train.train(options(others | {"network": "resnet"}, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -479,11 +479,11 @@ def test_init_from_takes_all_but_the_class_layer(finished, model, places, tmp_pa
 
 def test_init_from_another_network_is_refused(finished, places, tmp_path):
     source = f"--init_from={finished / 'model.keras'}"
-    with pytest.raises(ValueError, match=r"has filter_multiplier 1, .* give --filter_multiplier=1"):
+    with pytest.raises(ValueError, match=r"has filter_multiplier 1, .* give filter_multiplier=1"):
         train.train(options(places, tmp_path / "run", source, "--filter_multiplier=2"))
     other = tmp_path / "other.json"
     Architecture((0, 1), ARCHITECTURE.cell, "separable").save(other)
-    with pytest.raises(ValueError, match="has another architecture than --architecture"):
+    with pytest.raises(ValueError, match="has another architecture than this training"):
         train.train(options(places | {"architecture": other}, tmp_path / "run", source))
     assert not (tmp_path / "run").exists()
 

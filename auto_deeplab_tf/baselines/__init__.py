@@ -53,12 +53,12 @@ def check_name(name: str) -> None:
     """
     if name not in BASELINES:
         raise UserError(
-            f"--network={name}: no baseline of that name; allowed: {', '.join(BASELINES)}"
+            f"network={name}: no baseline of that name; allowed: {', '.join(BASELINES)}"
         )
     package = BASELINES[name].package
     if package is not None and importlib.util.find_spec(package) is None:
         raise ImportError(
-            f"--network={name} needs {package}, which is not installed: "
+            f"network={name} needs {package}, which is not installed: "
             "pip install auto_deeplab_tf[references]"
         )
 

@@ -5,7 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 
-from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.errors import FieldError, UserError
 
 
 @functools.cache
@@ -26,14 +26,14 @@ def strategy(name: str) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy(
             [device.name for device in tf.config.list_logical_devices(kind)]
         )
-    raise UserError(f"--distribution_strategy is one_device or mirrored. Received: {name!r}")
+    raise FieldError(f"distribution_strategy is one_device or mirrored. Received: {name!r}")
 
 
 def check_batch_size(batch_size: int, replicas: int) -> None:
     """Refuses a batch that the replicas cannot share equally."""
     if batch_size % replicas:
         raise UserError(
-            f"--batch_size={batch_size} must be a multiple of the {replicas} devices: "
+            f"batch_size={batch_size} must be a multiple of the {replicas} devices: "
             "every replica takes the same number of images."
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from auto_deeplab_tf import config as config_lib
-from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.errors import FieldError, UserError
 from auto_deeplab_tf.files import write_text
 
 FLAGS_FILE = "flags.txt"
@@ -44,23 +44,23 @@ class RunDir:
         self._lock: Any = None
         flags_file = self.path / FLAGS_FILE
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--run_dir must be a folder. Received: {self.path}, a file")
+            raise FieldError(f"run_dir must be a folder. Received: {self.path}, a file")
         if flags_file.exists():
             if not resume:
                 raise UserError(
-                    f"--noresume: {self.path} already holds a run; name another --run_dir."
+                    f"resume=false: {self.path} already holds a run; name another run_dir."
                 )
             before = config_lib.from_flags_text(type(options), flags_file.read_text("utf-8"))
             conflicts = config_lib.resume_conflicts(before, options)
             if conflicts:
                 raise UserError(
-                    f"{self.path} belongs to a run with other options: {'; '.join(conflicts)}. "
-                    "Name another --run_dir, or the options of that run."
+                    f"{self.path} belongs to a run with other settings: {'; '.join(conflicts)}. "
+                    "Name another run_dir, or give the settings of that run."
                 )
         elif self.path.exists() and any(e.name != _LOCK_FILE for e in self.path.iterdir()):
             raise UserError(
                 f"{self.path} is not empty and holds no run (no {FLAGS_FILE}): "
-                "name an empty or new folder as --run_dir."
+                "name an empty or a new folder as run_dir."
             )
 
     def __truediv__(self, name: str) -> Path:
@@ -74,7 +74,7 @@ class RunDir:
         except BlockingIOError:
             self._lock.close()
             raise UserError(
-                f"{self.path} is in use by another process: wait for it, or name another --run_dir."
+                f"{self.path} is in use by another process: wait for it, or name another run_dir."
             ) from None
         write_text(self / FLAGS_FILE, config_lib.flags_text(self._options))
         return self
@@ -94,7 +94,7 @@ class RunDir:
         if path.exists() and path.read_text("utf-8") != text:
             raise UserError(
                 f"{path} does not hold what this run would write into it: the data have changed "
-                "since the run began. Name another --run_dir, or bring the old data back."
+                "since the run began. Name another run_dir, or bring the old data back."
             )
         write_text(path, text)
 
@@ -205,7 +205,7 @@ class Checkpoints:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"{self.latest} does not fit this program ({reason}): use the version that wrote "
-                "it, or another --run_dir."
+                "it, or another run_dir."
             ) from error
         return True
 

@@ -39,12 +39,11 @@ def take_weights(model: Any, source: Any, path: str | os.PathLike) -> dict[str, 
     for name in ours.keys() | theirs.keys():
         if name not in ours or name not in theirs:
             raise UserError(
-                f"--init_from={path} holds another network: only one of the two has the weight "
-                f"{name}"
+                f"init_from={path} holds another network: only one of the two has the weight {name}"
             )
         if name not in new and ours[name].shape != theirs[name].shape:
             raise UserError(
-                f"--init_from={path} holds another network: the weight {name} is "
+                f"init_from={path} holds another network: the weight {name} is "
                 f"{list(theirs[name].shape)} there and {list(ours[name].shape)} here"
             )
     taken = [name for name in ours if name not in new]
@@ -56,12 +55,12 @@ def take_weights(model: Any, source: Any, path: str | os.PathLike) -> dict[str, 
 def _check_same_network(ours: Any, theirs: Any, path: str | os.PathLike) -> None:
     if type(ours) is not type(theirs):
         raise UserError(
-            f"--init_from={path} holds a {type(theirs).__name__}, and this trains a "
+            f"init_from={path} holds a {type(theirs).__name__}, and this trains a "
             f"{type(ours).__name__}: the weights of one do not fit the other"
         )
     if len(ours.mean) != len(theirs.mean):
         raise UserError(
-            f"--init_from={path} takes images of {len(theirs.mean)} channels, and the data set has "
+            f"init_from={path} takes images of {len(theirs.mean)} channels, and the data set has "
             f"{len(ours.mean)}: the weights of the first layer do not fit"
         )
     here, there = ours.get_config(), theirs.get_config()
@@ -70,11 +69,11 @@ def _check_same_network(ours: Any, theirs: Any, path: str | os.PathLike) -> None
             continue
         if key == "architecture":
             raise UserError(
-                f"--init_from={path} has another architecture than --architecture: give the one "
-                "that it was trained with"
+                f"init_from={path} has another architecture than this training: give the one that "
+                "it was trained with"
             )
         raise UserError(
-            f"--init_from={path} has {key} {there.get(key)!r}, and this training "
+            f"init_from={path} has {key} {there.get(key)!r}, and this training "
             f"{here.get(key)!r}: give --{key}={there.get(key)}"
         )
 

@@ -241,7 +241,7 @@ def test_the_dense_prediction_cell_is_the_published_one():
     [
         (
             lambda: build_baseline("resnet"),
-            "--network=resnet: no baseline of that name; allowed: " + ", ".join(PINNED),
+            "network=resnet: no baseline of that name; allowed: " + ", ".join(PINNED),
         ),
         (
             lambda: small("frrn_b", num_classes=0),

@@ -46,7 +46,7 @@ def test_the_class_layer_is_taken_where_the_classes_are_the_same(names, same):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"head_channels": 16}, "--init_from=x.keras has head_channels 8, and this training 16"),
+        ({"head_channels": 16}, "init_from=x.keras has head_channels 8, and this training 16"),
         ({"mean": (100.0,), "std": (50.0,)}, "takes images of 3 channels, and the data set has 1"),
     ],
 )
