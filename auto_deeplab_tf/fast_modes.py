@@ -9,7 +9,7 @@ from typing import Any
 
 from auto_deeplab_tf.errors import UserError
 
-EXACT = {"partial_channels": 1, "mix_predecessors": False, "sampled_paths": 0}
+EXACT = {"partial_channels": 1, "sampled_paths": 0}
 
 
 def fast_modes(**settings: Any) -> dict[str, Any]:
@@ -41,9 +41,4 @@ def check_fast_modes(filter_multiplier: int, settings: dict[str, Any]) -> None:
         raise UserError(
             f"sampled_paths={paths} must be 0 (all paths) or at least 2: the weight of a lone path "
             "is a mere scale that normalisation cancels, and beta would learn nothing."
-        )
-    if paths and settings["mix_predecessors"]:
-        raise UserError(
-            f"sampled_paths={paths} cannot go with mix_predecessors: a node on no path would not "
-            "be 0. Leave one of them out."
         )

@@ -66,7 +66,7 @@ class ArchitectureSearch:
         arch_weight_decay: L2 on alpha and beta.
         batch_norm_decay: of the moving statistics.
         gradient_clip_norm: largest global norm of the weights' gradient, or None.
-        partial_channels, mix_predecessors, sampled_paths: fast modes, see `Supernet`.
+        partial_channels, sampled_paths: fast modes, see `Supernet`.
         path_temperature: of sampled paths, see `BilevelModel`.
         seed: of the initial weights, alpha and beta.
         dtype_policy: "float32", "mixed_bfloat16" or "mixed_float16": the dtype of the features.
@@ -94,7 +94,6 @@ class ArchitectureSearch:
         batch_norm_decay: float = 0.99,
         gradient_clip_norm: float | None = None,
         partial_channels: int = 1,
-        mix_predecessors: bool = False,
         sampled_paths: int = 0,
         path_temperature: Any = 1.0,
         seed: int = 0,
@@ -112,7 +111,6 @@ class ArchitectureSearch:
             seed=seed,
             dtype=dtype_policy,
             partial_channels=partial_channels,
-            mix_predecessors=mix_predecessors,
             sampled_paths=sampled_paths,
         )
         self.model = BilevelModel(

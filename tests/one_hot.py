@@ -47,13 +47,13 @@ def _statistics(kind, values, lane):
     lanes = len(kind.predecessors)
     widths = [("prev", lanes), ("prev_prev", 1)]
     edges_of = dict(kind.sources)
-    for sources in kind.rounds:
+    for sources in kind.source_groups:
         for stage, convolutions in enumerate(kind.stages):
             for operation in convolutions:
                 for target in range(len(edges_of[sources[0]])):
                     for source in sources:
                         key = (source, operation.name, stage, target)
-                        widths.append((key, kind.lanes(source)))
+                        widths.append((key, kind.branches(source)))
     found, offset = {}, 0
     for name, own in widths:
         start = offset + min(lane, own - 1) * FILTERS
@@ -70,7 +70,7 @@ def _assign_unit(unit, kernels, source, operation, stage, kind, target, lane):
         # Kernels that the predecessors share stand there once.
         own = 1 if kind.share_operations else len(kind.predecessors)
     else:
-        own = kind.lanes(source)
+        own = kind.branches(source)
     prevs = 0 if source != "prev_prev" else kernel.shape[-2] - own
     lane = prevs + min(lane, own - 1)
     if not unit.separable:

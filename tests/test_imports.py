@@ -19,6 +19,7 @@ GROUPS = [
     "sampling",
     "fast_modes",
     "config.",
+    "method",
     "nn.",
     "baselines.",
     "data.",

@@ -78,7 +78,7 @@ def _node(name, kind, pixels):
         works.append(_convolution(area, state.channels, kind.filters))
         kept += area * kind.filters
     for source, edges in kind.sources:
-        lanes, targets = kind.lanes(source), len(edges)
+        lanes, targets = kind.branches(source), len(edges)
         narrow = area * lanes * filters
         wide = targets * narrow
         calls += 12 * targets
@@ -108,8 +108,8 @@ def _node(name, kind, pixels):
         # The sum of a source's edges is written, and read for the sum of a block.
         works.append(Work("elementwise", 0, free * narrow + 2 * wide))
     states = area * kind.num_blocks * kind.filters
-    works.append(Work("elementwise", 0, (kind.num_cells + 1) * states))
-    kept += (kind.num_blocks - 1) * area * kind.num_cells * kind.filters
+    works.append(Work("elementwise", 0, (len(kind.predecessors) + 1) * states))
+    kept += (kind.num_blocks - 1) * area * len(kind.predecessors) * kind.filters
     return SegmentCount(name, tuple(works), states, kept, calls)
 
 

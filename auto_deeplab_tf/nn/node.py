@@ -1,47 +1,55 @@
-"""A node of the relaxed trellis (paper, eq. 1 and 2) as one pure function, in a fused formulation.
+"""The relaxed node: the same function as `method.relaxed_node` (eq. 1 and 2), faster.
 
-What the plain formulation computes edge by edge and operation by operation runs here as few wide
-operations:
+The plain formulation makes one call for each edge, operation and predecessor. The steps from there:
 
 - All edges that leave one source state run together, `targets` copies of the state side by side
-  (target-major). The node's two inputs are known at once, so their edges run together too.
+  (target-major). The node's two inputs are known at once, so their edges run together too: the
+  source groups are (`prev`, `prev_prev`), then block by block.
 - The (up to 3) predecessors of the node lie side by side on the channel axis. Operation kernels are
   the node's (`share_operations`) or each predecessor's own; batch statistics are always the
   predecessor's own.
-- `prev_prev` is the same for every predecessor, so with shared kernels its edges are computed once:
-  a lane of its own beside those of the predecessors.
+- `prev_prev` is the same for every predecessor, so with shared kernels its edges are computed once,
+  in a branch of their own beside those of the predecessors.
 - One batch normalisation serves all convolutions of a stage. It has no affine part, so normalising
   and weighting by alpha is one multiplication and one addition per channel.
 - Pooling is computed once a source; `none` costs nothing.
 
-Channels are always ordered (operation, target, lane, filter); a lane is a predecessor, or
-`prev_prev`.
+Three words, used throughout:
 
-Two settings change what is computed (the fast modes of the search): `partial_channels` sends a part
-of the channels through the operations, `mix_predecessors` evaluates one cell for all predecessors.
+    branch         the part of the channels that belongs to one predecessor's cell, or to the
+                   edges from `prev_prev` where these are computed once for all predecessors
+    source group   the source states whose edges are computed at once
+    target         a block that reads a source, so one edge of it
+
+Channels are always ordered (operation, target, branch, filter).
+
+`partial_channels`, a fast mode of the search, sends a part of the channels through the operations
+(`method.partial_mixed_operation`).
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
-from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.operations import operation_layer_class
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
     BatchStatistics,
+    Layout,
     SegmentKind,
+    Tensor,
     kernel_layout,
     project,
     spread,
 )
-from auto_deeplab_tf.search_space import OPERATION_TABLE, Operation, relaxed_edges
+from auto_deeplab_tf.search_space import OPERATION_TABLE, Operation, RelaxedEdge, relaxed_edges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,27 +66,27 @@ class StateShape:
 
 
 class KernelArray(NamedTuple):
-    """Kernels of one form, side by side: float [*shape, edges, own lanes, filters].
+    """Kernels of one form, side by side: float [*shape, edges, own branches, filters].
 
     Attributes:
         shape: of a kernel without its last axis.
         fan_in: the number of inputs that one output sums.
-        own_lanes: lanes with kernels of their own: where predecessors share them 1, of the node's
-            inputs 2 (`prev`, `prev_prev`).
+        own_branches: branches with kernels of their own: where predecessors share them 1, of the
+            node's inputs 2 (`prev`, `prev_prev`).
         pieces: (name, number of edges) of what the array is cut into by edges. The name is
-            "round/operation_stage", or "round/pointwise_stage" with those of all separable
-            operations, operation-major; the round is "inputs" or the block that is read.
+            "group/operation_stage", or "group/pointwise_stage" with those of all separable
+            operations, operation-major; the group is "inputs" or the block that is read.
     """
 
     shape: tuple[int, ...]
     fan_in: int
-    own_lanes: int
+    own_branches: int
     pieces: list[tuple[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class NodeKind(SegmentKind):
-    """The relaxed node of one level.
+    """The same function as `method.relaxed_node`, faster, by the steps above.
 
     sH^l = sum over predecessors p of beta_p * Cell(p, sH^{l-2}; alpha), each p first brought to
     stride s.
@@ -92,11 +100,8 @@ class NodeKind(SegmentKind):
         atrous: "separable" or "full".
         share_operations: whether the predecessors share the kernels of the operations.
         operations: the columns of alpha.
-        partial_channels: K, a divisor of `filters`. On every edge the first 1/K of the channels go
-            through the operations and the others pass as they are; the edges into a block are
-            weighted; a block's channels are shuffled, so that all of them take their turn.
-            (PC-DARTS, Xu et al., ICLR 2020, arXiv:1907.05737.) 1: all channels, edges unweighted.
-        mix_predecessors: sH^l = Cell(sum_p beta_p * p, sH^{l-2}; alpha): one cell a node.
+        partial_channels: K, a divisor of `filters`, of `method.partial_mixed_operation`. 1: all
+            channels go through the operations, and the edges into a block are not weighted.
     """
 
     level: int
@@ -110,44 +115,38 @@ class NodeKind(SegmentKind):
         default_factory=lambda: tuple(OPERATION_TABLE)
     )
     partial_channels: int = 1
-    mix_predecessors: bool = False
 
     @functools.cached_property
-    def sources(self):
+    def sources(self) -> tuple[tuple[str, tuple[RelaxedEdge, ...]], ...]:
         """The source states in the order of computation with their edges: ((name, edges), ...)."""
-        by_source = {}
+        by_source: dict[str, list[RelaxedEdge]] = {}
         for edge in relaxed_edges(self.num_blocks):
             by_source.setdefault(edge.source, []).append(edge)
         blocks = [f"block_{i}" for i in range(self.num_blocks - 1)]
         return tuple((name, tuple(by_source[name])) for name in ("prev", "prev_prev", *blocks))
 
     @property
-    def num_cells(self):
-        """The number of cells that the node evaluates side by side."""
-        return 1 if self.mix_predecessors else len(self.predecessors)
-
-    @property
-    def mixed_filters(self):
+    def mixed_filters(self) -> int:
         """The channels of a block that go through the operations."""
         return self.filters // self.partial_channels
 
-    def lanes(self, source):
-        """The number of cells for which the edges of a source are computed."""
-        return 1 if source == "prev_prev" and self.share_operations else self.num_cells
+    def branches(self, source: str) -> int:
+        """The number of branches for which the edges of a source are computed."""
+        return 1 if source == "prev_prev" and self.share_operations else len(self.predecessors)
 
     @property
-    def rounds(self):
-        """The sources that are computed side by side, in order: the inputs, then block by block."""
+    def source_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The source groups in order: the inputs, then block by block."""
         return (("prev", "prev_prev"), *((f"block_{i}",) for i in range(self.num_blocks - 1)))
 
-    def _round_lanes(self, sources):
-        return sum(map(self.lanes, sources))
+    def _group_branches(self, sources: Sequence[str]) -> int:
+        return sum(map(self.branches, sources))
 
-    def _is_separable(self, operation):
+    def _is_separable(self, operation: Operation) -> bool:
         return operation.is_separable(self.atrous)
 
     @functools.cached_property
-    def stages(self):
+    def stages(self) -> tuple[tuple[Operation, ...], ...]:
         """The convolutions that run side by side.
 
         Stage r holds those with more than r repeats, separable ones first.
@@ -167,20 +166,27 @@ class NodeKind(SegmentKind):
         )
 
     @functools.cached_property
-    def kernel_arrays(self):
+    def kernel_arrays(self) -> dict[str, KernelArray]:
         """The operations' kernels of all edges by name, a `KernelArray` for each form.
 
         So what unpacks them is one call for each form.
         """
-        filters, arrays = self.mixed_filters, {}
+        filters = self.mixed_filters
+        arrays: dict[str, KernelArray] = {}
 
-        def add(sources, form, shape, fan_in, piece):
-            own = len(sources) if self.share_operations else self._round_lanes(sources)
+        def add(
+            sources: Sequence[str],
+            form: str,
+            shape: tuple[int, ...],
+            fan_in: int,
+            piece: tuple[str, int],
+        ) -> None:
+            own = len(sources) if self.share_operations else self._group_branches(sources)
             name = f"{'inputs' if len(sources) > 1 else 'blocks'}/{form}"
             arrays.setdefault(name, KernelArray(shape, fan_in, own, [])).pieces.append(piece)
 
-        for sources in self.rounds:
-            name, targets = _round_name(sources), len(self._edges(sources))
+        for sources in self.source_groups:
+            name, targets = _group_name(sources), len(self._edges(sources))
             for stage, convolutions in enumerate(self.stages):
                 separable = [c for c in convolutions if self._is_separable(c)]
                 for operation in convolutions:
@@ -197,53 +203,75 @@ class NodeKind(SegmentKind):
         return arrays
 
     @functools.cached_property
-    def kernels(self):
+    def kernels(self) -> Layout:
         """Those of the projections, float [channels, filters]; then `kernel_arrays`."""
-        shapes = {
+        shapes: dict[str, tuple[tuple[int, ...], int]] = {
             f"prev_{i}": ((state.channels, self.filters), state.channels)
             for i, state in enumerate(self.predecessors)
         }
         shapes["prev_prev"] = ((self.prev_prev.channels, self.filters), self.prev_prev.channels)
         for name, array in self.kernel_arrays.items():
             edges = sum(count for _, count in array.pieces)
-            shape = (*array.shape, edges, array.own_lanes, self.mixed_filters)
+            shape = (*array.shape, edges, array.own_branches, self.mixed_filters)
             shapes[name] = (shape, array.fan_in)
         return kernel_layout(shapes)
 
-    def unpack(self, kernels):
+    def unpack(self, kernels: Tensor) -> dict[str, Tensor]:
         """Cuts a flat vector of kernels [kernels.size].
 
         Returns:
             name -> kernels: of the projections as they are; of the pieces of `kernel_arrays` float
-                [*shape, edges, lanes, filters], of full kernels with own lanes.
+                [*shape, edges, branches, filters], of full kernels with own branches.
         """
         unpacked = self.kernels.unpack(kernels)
         for name, array in self.kernel_arrays.items():
             values, edges_axis = unpacked.pop(name), len(array.shape)
             is_full = edges_axis == 3
             if self.share_operations and not is_full:
-                lanes_axis = edges_axis + 1
-                first, *once = backend.split(values, [1] * array.own_lanes, lanes_axis)
-                values = spread(first, lanes_axis, self.num_cells)
+                branch_axis = edges_axis + 1
+                first, *once = backend.split(values, [1] * array.own_branches, branch_axis)
+                values = spread(first, branch_axis, len(self.predecessors))
                 if once:
-                    values = ops.concatenate([values, *once], axis=lanes_axis)
+                    values = ops.concatenate([values, *once], axis=branch_axis)
             names, counts = zip(*array.pieces, strict=True)
             unpacked |= zip(names, backend.split(values, list(counts), edges_axis), strict=True)
         return unpacked
 
     @functools.cached_property
-    def num_normalized(self):
-        channels = (len(self.predecessors) + 1) * self.filters
-        for sources in self.rounds:
-            edges = len(self._edges(sources)) * self._round_lanes(sources)
-            channels += sum(map(len, self.stages)) * edges * self.mixed_filters
-        return channels
+    def normalized(self) -> tuple[tuple[Any, int], ...]:
+        """See `SegmentKind.normalized`.
 
-    def _edges(self, sources):
-        """The edges that leave the first source of a round; the others lead to the same blocks."""
+        The names are ("prev", predecessor), ("prev_prev",) and (source, operation, stage, block,
+        branch of the source).
+        """
+        found: list[tuple[Any, int]] = [
+            (("prev", index), self.filters) for index in range(len(self.predecessors))
+        ]
+        found.append((("prev_prev",), self.filters))
+        for sources in self.source_groups:
+            for stage, convolutions in enumerate(self.stages):
+                found += (
+                    ((source, operation.name, stage, edge.block, branch), self.mixed_filters)
+                    for operation in convolutions
+                    for edge in self._edges(sources)
+                    for source in sources
+                    for branch in range(self.branches(source))
+                )
+        return tuple(found)
+
+    def _edges(self, sources: Sequence[str]) -> tuple[RelaxedEdge, ...]:
+        """The edges that leave the first source of a group; the others lead to the same blocks."""
         return dict(self.sources)[sources[0]]
 
-    def compute(self, kernels, affine, moving, architecture, inputs, training):
+    def compute(
+        self,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        training: bool,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `SegmentKind.compute`.
 
         architecture: (alpha [num_edges, num_ops], beta [predecessors]), with partial channels also
@@ -254,41 +282,41 @@ class NodeKind(SegmentKind):
         alpha, beta, *edge_weights = architecture
         kernels = self.unpack(ops.cast(kernels, inputs[0].dtype))
         statistics = BatchStatistics(moving, training)
-        images = self._project(inputs, beta, kernels, statistics)
+        images = self._project(inputs, kernels, statistics)
         rows = ops.transpose(alpha)
         if edge_weights:
             rows = ops.concatenate([rows * edge_weights[0], ops.expand_dims(edge_weights[0], 0)])
-        terms = [[] for _ in range(self.num_blocks)]
-        passed = [[] for _ in range(self.num_blocks)]
-        blocks = []
-        for sources, weights in zip(self.rounds, self._lane_weights(rows), strict=True):
-            if sources != self.rounds[0]:
+        terms: list[list[Tensor]] = [[] for _ in range(self.num_blocks)]
+        passed: list[list[Tensor]] = [[] for _ in range(self.num_blocks)]
+        blocks: list[Tensor] = []
+        for sources, weights in zip(self.source_groups, self._branch_weights(rows), strict=True):
+            if sources != self.source_groups[0]:
                 images = backend.keep(self._join(terms[len(blocks)], passed[len(blocks)]))
                 blocks.append(images)
             if edge_weights:
                 images, rest = self._part(sources, images)
                 weights, passing = backend.split(weights, [len(self.operations), 1], 0)
-                self._deal(sources, self._pass(rest, passing), passed)
-            self._deal(sources, self._mix(sources, images, weights, kernels, statistics), terms)
+                self._distribute(sources, self._pass(rest, passing), passed)
+            mixed = self._mix(sources, images, weights, kernels, statistics)
+            self._distribute(sources, mixed, terms)
         blocks.append(self._join(terms[-1], passed[-1]))
-        # [N, h, w, 1, cells, filters] each, side by side on the axis of targets.
+        # [N, h, w, 1, predecessors, filters] each, side by side on the axis of targets.
         output = ops.concatenate(blocks, axis=3)
         _, height, width, *_ = output.shape
-        if not self.mix_predecessors:
-            output = weighted(output, ops.reshape(beta, (-1, 1)))
-        if self.num_cells > 1:
+        output = weighted(output, ops.reshape(beta, (-1, 1)))
+        if len(self.predecessors) > 1:
             output = ops.sum(output, axis=4)
         output = ops.reshape(output, (-1, height, width, self.num_blocks * self.filters))
         return (output,), statistics.moments()
 
-    def _lane_weights(self, rows):
-        """Spreads the weights of the edges over the lanes of each round.
+    def _branch_weights(self, rows: Tensor) -> Iterator[Tensor]:
+        """Spreads the weights of the edges over the branches of each source group.
 
         Args:
             rows: float32 [R, num_edges], for each edge alpha's row, and more.
 
-        Returns:
-            For each round float32 [R, targets, lanes].
+        Yields:
+            For each source group float32 [R, targets, branches].
         """
         edges = [[edge.index for edge in edges] for _, edges in self.sources]
         order = np.eye(rows.shape[1], dtype="float32")[:, list(itertools.chain(*edges))]
@@ -299,55 +327,62 @@ class NodeKind(SegmentKind):
                 strict=True,
             )
         )
-        for sources in self.rounds:
-            # [sources, lanes]: 1 where the lane is the source's.
-            lanes = np.repeat(
-                np.eye(len(sources), dtype="float32"), list(map(self.lanes, sources)), axis=1
+        for sources in self.source_groups:
+            # [sources, branches]: 1 where the branch is the source's.
+            branches = np.repeat(
+                np.eye(len(sources), dtype="float32"), list(map(self.branches, sources)), axis=1
             )
-            yield ops.matmul(ops.stack([by_source[source] for source in sources], axis=-1), lanes)
+            weights = ops.stack([by_source[source] for source in sources], axis=-1)
+            yield ops.matmul(weights, branches)
 
-    def _deal(self, sources, mixed, terms):
-        """Hands each block its part of a round: appends float [N, h, w, 1, cells, filters].
+    def _distribute(
+        self, sources: Sequence[str], mixed: Tensor, terms: Sequence[list[Tensor]]
+    ) -> None:
+        """Appends to each block's terms what comes from a source group.
+
+        That is float [N, h, w, 1, predecessors, filters].
 
         Args:
-            mixed: float [N, h, w, targets, lanes, filters].
-            terms: a list for each block.
+            mixed: float [N, h, w, targets, branches, filters].
+            terms: A list for each block.
         """
         if len(sources) > 1:
-            own = list(map(self.lanes, sources))
+            own = list(map(self.branches, sources))
             prev, prev_prev = backend.split(mixed, own, axis=4)
             mixed = prev + spread(prev_prev, 4, own[0] // own[1])
         edges = self._edges(sources)
         for edge, part in zip(edges, backend.split(mixed, [1] * len(edges), axis=3), strict=True):
             terms[edge.block].append(part)
 
-    def _part(self, sources, images):
-        """Parts the channels into those that go through the operations and those that pass.
+    def _part(self, sources: Sequence[str], images: Tensor) -> list[Tensor]:
+        """Splits the channels into those that go through the operations and those that pass.
 
         Args:
-            images: float [N, h, w, ..., C], any form of lanes * filters channels.
+            images: float [N, h, w, ..., C], any form of branches * filters channels.
 
         Returns:
-            float [N, h, w, lanes, mixed filters] and [N, h, w, lanes, other filters].
+            float [N, h, w, branches, mixed filters] and [N, h, w, branches, other filters].
         """
         _, height, width, *_ = images.shape
-        images = ops.reshape(images, (-1, height, width, self._round_lanes(sources), self.filters))
-        return backend.split(images, [self.mixed_filters, self.filters - self.mixed_filters], 4)
+        branches = self._group_branches(sources)
+        images = ops.reshape(images, (-1, height, width, branches, self.filters))
+        sizes = [self.mixed_filters, self.filters - self.mixed_filters]
+        return list(backend.split(images, sizes, 4))
 
-    def _pass(self, rest, weights):
+    def _pass(self, rest: Tensor, weights: Tensor) -> Tensor:
         """Weights the channels that pass by each edge that leaves their source.
 
         Args:
-            rest: float [N, h, w, lanes, filters].
-            weights: float32 [1, targets, lanes].
+            rest: float [N, h, w, branches, filters].
+            weights: float32 [1, targets, branches].
 
         Returns:
-            float [N, h, w, targets, lanes, filters].
+            float [N, h, w, targets, branches, filters].
         """
         return weighted(ops.expand_dims(rest, 3), ops.expand_dims(weights, 3))
 
-    def _join(self, terms, passed):
-        """Sums the edges into a block: float [N, h, w, 1, cells, filters].
+    def _join(self, terms: list[Tensor], passed: list[Tensor]) -> Tensor:
+        """Sums the edges into a block: float [N, h, w, 1, predecessors, filters].
 
         Channels that passed are joined to the others and shuffled: of K groups the first channels,
         then the second ones, and so on.
@@ -356,18 +391,18 @@ class NodeKind(SegmentKind):
         if not passed:
             return block
         block = ops.concatenate([block, backend.sum_all(passed)], axis=5)
-        _, height, width, _, cells, _ = block.shape
+        _, height, width, _, branches, _ = block.shape
         groups = ops.reshape(block, (-1, self.partial_channels, self.mixed_filters))
         shuffled = ops.transpose(groups, (0, 2, 1))
-        return ops.reshape(shuffled, (-1, height, width, 1, cells, self.filters))
+        return ops.reshape(shuffled, (-1, height, width, 1, branches, self.filters))
 
-    def _project(self, inputs, beta, kernels, statistics):
+    def _project(
+        self, inputs: Sequence[Tensor], kernels: dict[str, Tensor], statistics: BatchStatistics
+    ) -> Tensor:
         """Brings the inputs to the node's stride and width: ReLU, 1x1, batch normalisation.
 
-        Where predecessors are mixed, by beta, that is the normalisation's gamma.
-
         Returns:
-            float [N, h, w, lanes * filters], `prev` before `prev_prev`.
+            float [N, h, w, branches * filters], `prev` before `prev_prev`.
         """
         log2_stride = self.level + 2
         # Sizes are ceil(H / s): the finest input says them exactly, a coarser one alone could not.
@@ -382,53 +417,55 @@ class NodeKind(SegmentKind):
             stride = 2 ** max(log2_stride - state.log2_stride, 0)
             projected.append(project(images, kernels[name], stride))
         joined = backend.keep(ops.concatenate(projected, axis=-1))
-        gamma = None
-        if self.mix_predecessors:
-            weights = ops.concatenate([beta, ops.ones(1, "float32")])
-            gamma = ops.reshape(spread(ops.expand_dims(weights, 1), 1, self.filters), (-1,))
-        images = statistics.normalize(joined, gamma)
-        if self.share_operations and not self.mix_predecessors:
+        images = statistics.normalize(joined)
+        if self.share_operations:
             return images
         *prevs, prev_prev = backend.split(images, [self.filters] * len(projected), axis=-1)
-        if self.mix_predecessors:
-            prevs = [backend.sum_all(prevs)]
-        return ops.concatenate([*prevs, *[prev_prev] * self.lanes("prev_prev")], axis=-1)
+        return ops.concatenate([*prevs, *[prev_prev] * len(prevs)], axis=-1)
 
-    def _size(self, inputs):
+    def _size(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
         """Returns (h, w) of the node, from an input that is not coarser than it."""
         for state, images in zip((*self.predecessors, self.prev_prev), inputs, strict=True):
             if state.log2_stride <= self.level + 2:
                 stride = 2 ** (self.level + 2 - state.log2_stride)
                 return tuple(-(-extent // stride) for extent in images.shape[1:3])
-        raise UserError("A node has a predecessor or an H^{l-2} at its own stride or a finer one.")
+        raise ValueError("A node has a predecessor or an H^{l-2} at its own stride or a finer one.")
 
-    def _mix(self, sources, images, weights, kernels, statistics):
+    def _mix(
+        self,
+        sources: Sequence[str],
+        images: Tensor,
+        weights: Tensor,
+        kernels: dict[str, Tensor],
+        statistics: BatchStatistics,
+    ) -> Tensor:
         """Sums the alpha-weighted operations of all edges that leave the sources (eq. 1).
 
         Args:
-            images: float [N, h, w, ..., C], any form of lanes * mixed filters channels.
-            weights: float32 [num_ops, targets, lanes].
+            images: float [N, h, w, ..., C], any form of branches * mixed filters channels.
+            weights: float32 [num_ops, targets, branches].
 
         Returns:
-            float [N, h, w, targets, lanes, mixed filters].
+            float [N, h, w, targets, branches, mixed filters].
         """
-        _, targets, lanes = weights.shape
+        _, targets, branches = weights.shape
         _, height, width, *_ = images.shape
-        images = ops.reshape(images, (-1, height, width, lanes * self.mixed_filters))
+        images = ops.reshape(images, (-1, height, width, branches * self.mixed_filters))
         # For each operation [1, targets, C].
         weights = ops.reshape(
             spread(ops.expand_dims(weights, 3), 3, self.mixed_filters),
             (-1, targets, images.shape[-1]),
         )
         names = [operation.name for operation in self.operations]
-        weights = dict(zip(names, backend.split(weights, [1] * len(names), axis=0), strict=True))
-        terms = self._convolution_terms(sources, images, weights, kernels, statistics)
-        terms.append(self._free_operations(images, weights))
+        rows = backend.split(weights, [1] * len(names), axis=0)
+        by_name = dict(zip(names, rows, strict=True))
+        terms = self._convolution_terms(sources, images, by_name, kernels, statistics)
+        terms.append(self._free_operations(images, by_name))
         return ops.reshape(
-            backend.sum_all(terms), (-1, height, width, targets, lanes, self.mixed_filters)
+            backend.sum_all(terms), (-1, height, width, targets, branches, self.mixed_filters)
         )
 
-    def _free_operations(self, images, weights):
+    def _free_operations(self, images: Tensor, weights: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the operations without parameters: float [N, h, w, targets * C].
 
         `none` adds nothing.
@@ -442,7 +479,14 @@ class NodeKind(SegmentKind):
         total = backend.sum_all(terms)
         return ops.reshape(total, (-1, height, width, total.shape[3] * total.shape[4]))
 
-    def _convolution_terms(self, sources, images, weights, kernels, statistics):
+    def _convolution_terms(
+        self,
+        sources: Sequence[str],
+        images: Tensor,
+        weights: dict[str, Tensor],
+        kernels: dict[str, Tensor],
+        statistics: BatchStatistics,
+    ) -> list[Tensor]:
         """The weighted convolutions, stage by stage: a list of float [N, h, w, targets * C].
 
         The last normalisation of an operation has alpha for its gamma.
@@ -451,7 +495,8 @@ class NodeKind(SegmentKind):
         wide = targets * images.shape[-1]
         narrow_input = ops.relu(images)
         wide_input = widen(narrow_input, targets)
-        stage_inputs, terms = {}, []
+        stage_inputs: dict[str, Tensor] = {}
+        terms: list[Tensor] = []
         for operation in self.stages[0]:
             own = transformed(operation, images)
             if own is not images:
@@ -460,29 +505,36 @@ class NodeKind(SegmentKind):
             result = self._convolve(
                 sources, stage, convolutions, narrow_input, wide_input, stage_inputs, kernels
             )
-            going_on = [c.name for c in convolutions if c.repeats > stage + 1]
+            unfinished = [c.name for c in convolutions if c.repeats > stage + 1]
             one = np.ones((1, targets, images.shape[-1]), "float32")
-            gammas = [one if c.name in going_on else weights[c.name] for c in convolutions]
+            gammas = [one if c.name in unfinished else weights[c.name] for c in convolutions]
             gamma = ops.reshape(ops.concatenate(gammas, axis=0), (-1,))
             result = statistics.normalize(result, gamma)
             parts = backend.split(result, [wide] * len(convolutions), axis=-1)
             for operation, part in zip(convolutions, parts, strict=True):
-                if operation.name in going_on:
+                if operation.name in unfinished:
                     stage_inputs[operation.name] = ops.relu(part)
                 else:
                     terms.append(part)
         return terms
 
     def _convolve(
-        self, sources, stage, convolutions, narrow_input, wide_input, stage_inputs, kernels
-    ):
+        self,
+        sources: Sequence[str],
+        stage: int,
+        convolutions: Sequence[Operation],
+        narrow_input: Tensor,
+        wide_input: Tensor,
+        stage_inputs: dict[str, Tensor],
+        kernels: dict[str, Tensor],
+    ) -> Tensor:
         """Runs one stage before its normalisation.
 
         Returns:
-            float [N, h, w, convolutions * targets * lanes * filters].
+            float [N, h, w, convolutions * targets * branches * filters].
         """
-        name = _round_name(sources)
-        depthwise = []
+        name = _group_name(sources)
+        depthwise: list[Tensor] = []
         separable = [operation for operation in convolutions if self._is_separable(operation)]
         # In the first stage neighbours of one rate share their input; later each has its own.
         for (rate, own), members in itertools.groupby(
@@ -497,57 +549,57 @@ class NodeKind(SegmentKind):
         if separable:
             pointwise = kernels[f"{name}/pointwise_{stage}"]
             pointwise = ops.reshape(pointwise, (self.mixed_filters, -1, self.mixed_filters))
-            depthwise = ops.concatenate(depthwise, axis=-1) if len(depthwise) > 1 else depthwise[0]
-            results.append(backend.grouped_pointwise(backend.keep(depthwise), pointwise))
+            wide = ops.concatenate(depthwise, axis=-1) if len(depthwise) > 1 else depthwise[0]
+            results.append(backend.grouped_pointwise(backend.keep(wide), pointwise))
         for operation in convolutions[len(separable) :]:
             kernel = kernels[f"{name}/{operation.name}_{stage}"]
             images = stage_inputs.get(operation.name, narrow_input)
-            lanes = self._round_lanes(sources)
-            results.append(self._full_convolution(images, kernel, lanes, operation.rate))
+            branches = self._group_branches(sources)
+            results.append(self._full_convolution(images, kernel, branches, operation.rate))
         return backend.keep(ops.concatenate(results, axis=-1) if len(results) > 1 else results[0])
 
-    def _full_convolution(self, images, kernel, lanes, rate):
-        """A full atrous convolution of every lane to all targets.
+    def _full_convolution(self, images: Tensor, kernel: Tensor, branches: int, rate: int) -> Tensor:
+        """A full atrous convolution of every branch to all targets.
 
         Args:
-            images: float [N, h, w, lanes * filters], or with an input for each target, [N, h, w,
-                targets * lanes * filters].
-            kernel: float [k, k, filters, targets, own lanes, filters].
+            images: float [N, h, w, branches * filters], or with an input for each target, [N, h, w,
+                targets * branches * filters].
+            kernel: float [k, k, filters, targets, own branches, filters].
 
         Returns:
-            float [N, h, w, targets * lanes * filters].
+            float [N, h, w, targets * branches * filters].
         """
         size, _, filters, targets, own, _ = kernel.shape
-        sharing = 1 if own == lanes else self.num_cells
+        sharing = 1 if own == branches else len(self.predecessors)
         _, height, width, channels = images.shape
         parts = backend.split(images, [filters] * (channels // filters), -1)
         results = []
-        if len(parts) > lanes:
+        if len(parts) > branches:
             for index, part in enumerate(parts):
-                target, lane = divmod(index, lanes)
-                weights = kernel[:, :, :, target, lane // sharing]
+                target, branch = divmod(index, branches)
+                weights = kernel[:, :, :, target, branch // sharing]
                 results.append(backend.conv(part, weights, rate=rate))
             return ops.concatenate(results, axis=-1)
-        for lane, part in enumerate(parts):
+        for branch, part in enumerate(parts):
             weights = ops.reshape(
-                kernel[:, :, :, :, lane // sharing], (size, size, filters, targets * filters)
+                kernel[:, :, :, :, branch // sharing], (size, size, filters, targets * filters)
             )
             result = backend.conv(part, weights, rate=rate)
             results.append(ops.reshape(result, (-1, height, width, targets, filters)))
         stacked = ops.stack(results, axis=-2)
-        return ops.reshape(stacked, (-1, height, width, targets * lanes * filters))
+        return ops.reshape(stacked, (-1, height, width, targets * branches * filters))
 
 
-def _round_name(sources):
+def _group_name(sources: Sequence[str]) -> str:
     return "inputs" if len(sources) > 1 else sources[0]
 
 
-def _joined(kernels):
-    """Depthwise kernels in a row: float [k, k, edges, lanes, C] -> [k, k, edges * lanes * C]."""
+def _joined(kernels: Tensor) -> Tensor:
+    """Flattens depthwise kernels: [k, k, edges, branches, C] -> [k, k, edges * branches * C]."""
     return ops.reshape(kernels, (*kernels.shape[:2], math.prod(kernels.shape[2:])))
 
 
-def weighted(images, weights):
+def weighted(images: Tensor, weights: Tensor) -> Tensor:
     """Multiplies maps by float32 weights that broadcast; in the dtype of the maps.
 
     The product, and so the sum in the gradient of the weights, is taken in float32.
@@ -555,12 +607,12 @@ def weighted(images, weights):
     return ops.cast(ops.cast(images, "float32") * weights, images.dtype)
 
 
-def transformed(operation, images):
+def transformed(operation: Operation, images: Tensor) -> Tensor:
     """What an operation does at stride 1 before its convolutions, or without any; often nothing."""
     return operation_layer_class(operation.name).transform(operation, images, 1)
 
 
-def widen(images, targets):
+def widen(images: Tensor, targets: int) -> Tensor:
     """Copies of a map side by side: float [N, h, w, C] -> [N, h, w, targets * C]."""
     _, height, width, channels = images.shape
     copies = spread(ops.expand_dims(images, 3), 3, targets)

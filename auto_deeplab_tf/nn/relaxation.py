@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.nn import backend
-from auto_deeplab_tf.nn.segments import SegmentKind
+from auto_deeplab_tf.nn.segments import SegmentKind, Tensor
 from auto_deeplab_tf.search_space import NUM_LEVELS, NUM_MOVES, Transition, move_mask
 
 # A finite stand-in for -inf: its softmax is exactly 0, and so is its gradient, never NaN.
@@ -35,7 +36,15 @@ class RelaxKind(SegmentKind):
 
     input_gradients = False
 
-    def compute(self, kernels, affine, moving, architecture, inputs, training):
+    def compute(
+        self,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        training: bool,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `SegmentKind.compute`.
 
         architecture: (alpha_logits [num_edges, num_ops], beta_logits [L, 4, 3]), with partial
@@ -66,7 +75,7 @@ class RelaxKind(SegmentKind):
             outputs.append(self._live(visits))
         return tuple(outputs), None
 
-    def _live(self, visits):
+    def _live(self, visits: Tensor) -> Tensor:
         nodes = [(node[0].layer, node[0].to_level) for node in self.incoming]
         if visits is None:
             return ops.ones(len(nodes), "float32")
@@ -76,7 +85,7 @@ class RelaxKind(SegmentKind):
         return ops.minimum(ops.matmul(picked, ops.reshape(visits, (-1,))), 1.0)
 
 
-def sample_moves(logits, noise, temperature):
+def sample_moves(logits: Tensor, noise: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """Draws paths from the stem on, and gives each move the share of the paths that take it.
 
     At (layer l, level s) path n takes the move m of the largest logits[l, s, m] + noise[n, l, s, m]

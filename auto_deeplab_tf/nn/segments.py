@@ -6,6 +6,8 @@ stand inline where a whole step is traced.
 """
 
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +15,9 @@ from keras import ops
 
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.operations import BATCH_NORM_EPSILON
+
+# A tensor of any Keras backend.
+Tensor = Any
 
 
 class Layout:
@@ -22,17 +27,21 @@ class Layout:
     arguments small.
 
     Args:
-        shapes: name -> shape, in the order of the vector.
+        shapes: Name -> shape, in the order of the vector.
         initial: `(name, shape, generator) -> float array`, the initial values of one array.
     """
 
-    def __init__(self, shapes, initial):
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        initial: Callable[[str, tuple[int, ...], np.random.Generator], np.ndarray],
+    ) -> None:
         self.shapes = dict(shapes)
         self._initial = initial
         self._sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.size = sum(self._sizes)
 
-    def unpack(self, flat):
+    def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """Returns name -> tensor for a flat vector [size]."""
         if not self.shapes:
             return {}
@@ -42,10 +51,10 @@ class Layout:
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
-    def initializer(self, seed):
+    def initializer(self, seed: Any) -> Callable[..., Tensor]:
         """Returns a Keras initializer (a callable) of the flat vector."""
 
-        def initialize(shape, dtype=None):
+        def initialize(shape: Any, dtype: Any = None) -> Tensor:
             generator = np.random.default_rng(seed)
             parts = [
                 np.ravel(self._initial(name, size, generator)) for name, size in self.shapes.items()
@@ -55,20 +64,20 @@ class Layout:
         return initialize
 
 
-def kernel_layout(kernels):
+def kernel_layout(kernels: Mapping[str, tuple[tuple[int, ...], int]]) -> Layout:
     """Returns the `Layout` of kernels, initialised by He's N(0, 2 / fan_in).
 
     Args:
-        kernels: name -> (shape, fan_in), fan_in the number of inputs that one output sums.
+        kernels: Name -> (shape, fan_in), fan_in the number of inputs that one output sums.
     """
 
-    def initial(name, shape, generator):
+    def initial(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
         return generator.standard_normal(shape) * math.sqrt(2.0 / kernels[name][1])
 
     return Layout({name: shape for name, (shape, _) in kernels.items()}, initial)
 
 
-def affine_layout(shapes):
+def affine_layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """Returns the `Layout` of gammas, betas and biases.
 
     Arrays whose name ends in "gamma" are 1 at first, the others 0.
@@ -77,21 +86,23 @@ def affine_layout(shapes):
 
 
 class BatchStatistics:
-    """Serves the batch normalisations of a segment, and collects the statistics of the batch.
+    """Applies the batch normalisations of a segment, and collects the statistics of the batch.
 
     Args:
-        moving: float32 [2, M], moving means and variances of all normalised channels, in the order
+        moving: Float32 [2, M], moving means and variances of all normalised channels, in the order
             of the calls.
         training: True: statistics of the batch (over all replicas); False: the moving ones.
     """
 
-    def __init__(self, moving, training):
+    def __init__(self, moving: Tensor, training: bool) -> None:
         self._moving = moving
         self._training = training
         self._offset = 0
-        self._collected = []
+        self._collected: list[Tensor] = []
 
-    def normalize(self, images, gamma=None, beta=None):
+    def normalize(
+        self, images: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None
+    ) -> Tensor:
         """Normalises over N, h and w; then times gamma plus beta.
 
         Args:
@@ -115,21 +126,21 @@ class BatchStatistics:
         shift = beta - mean * scale
         return images * ops.cast(scale, images.dtype) + ops.cast(shift, images.dtype)
 
-    def moments(self):
+    def moments(self) -> Tensor:
         """Returns the batch's statistics, float32 [2, M]; the moving ones in inference."""
         if self._training and self._collected:
             return ops.concatenate(self._collected, axis=1)
         return self._moving
 
 
-def spread(values, axis, count):
+def spread(values: Tensor, axis: int, count: int) -> Tensor:
     """Repeats a tensor along an axis of length 1, as broadcasting does; its gradient is one sum."""
     if count == 1:
         return values
 
-    @ops.custom_gradient
-    def repeat(values):
-        def gradient(upstream):
+    @ops.custom_gradient  # type: ignore[untyped-decorator]
+    def repeat(values: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        def gradient(upstream: Tensor) -> Tensor:
             return ops.sum(upstream, axis=axis, keepdims=True)
 
         return ops.concatenate([values] * count, axis=axis), gradient
@@ -145,30 +156,52 @@ class SegmentKind:
     Attributes:
         kernels: `Layout` of the convolution kernels (weight decay applies to them).
         affine: `Layout` of batch normalisation's gammas and betas, and biases.
-        num_normalized: M, the number of batch-normalised channels.
-        input_gradients: whether anything before the segment needs a gradient through its inputs.
+        normalized: (name, channels) of each batch normalisation in the order of the computation.
+        input_gradients: Whether anything before the segment needs a gradient through its inputs.
     """
 
-    kernels = kernel_layout({})
-    affine = affine_layout({})
-    num_normalized = 0
     input_gradients = True
 
     @property
-    def layouts(self):
+    def kernels(self) -> Layout:
+        return kernel_layout({})
+
+    @property
+    def affine(self) -> Layout:
+        return affine_layout({})
+
+    @property
+    def normalized(self) -> tuple[tuple[Any, int], ...]:
+        return ()
+
+    @property
+    def num_normalized(self) -> int:
+        """M, the number of batch-normalised channels."""
+        return sum(channels for _, channels in self.normalized)
+
+    @property
+    def layouts(self) -> tuple[Layout, Layout]:
         """How the trainable weights lie in their flat vectors: a `Layout` of each vector."""
         return self.kernels, self.affine
 
-    def compute(self, kernels, affine, moving, architecture, inputs, training):
+    def compute(
+        self,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        training: bool,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Computes the outputs.
 
         Args:
-            kernels: float32 [kernels.size]; None where that is 0; likewise:
-            affine: float32 [affine.size].
-            moving: float32 [2, num_normalized].
-            architecture: tuple of alpha / beta tensors that the segment reads; may be empty.
-            inputs: tuple of feature maps.
-            training: bool, static.
+            kernels: Float32 [kernels.size]; None where that is 0; likewise:
+            affine: Float32 [affine.size].
+            moving: Float32 [2, num_normalized].
+            architecture: The alpha / beta tensors that the segment reads; may be empty.
+            inputs: Feature maps.
+            training: Static.
 
         Returns:
             (outputs, moments): tuple of tensors; float32 [2, num_normalized].
@@ -176,7 +209,7 @@ class SegmentKind:
         raise NotImplementedError
 
 
-def project(images, kernel, stride):
+def project(images: Tensor, kernel: Tensor, stride: int) -> Tensor:
     """ReLU and a 1x1 convolution with a stride.
 
     images [N, h, w, C], kernel [C, D] -> [N, ceil(h / stride), ..., D].
@@ -186,18 +219,26 @@ def project(images, kernel, stride):
     return ops.conv(ops.relu(images), ops.reshape(kernel, (1, 1, *kernel.shape)), padding="same")
 
 
-class Segment(keras.layers.Layer):
+class Segment(keras.layers.Layer):  # type: ignore[misc]
     """One place of the supernet: a kind, its variables, the states it reads and writes.
 
     Args:
         kind: `SegmentKind`.
-        reads: names of the feature states read.
-        writes: names of the states written.
-        reads_architecture: names of the alpha / beta states read.
-        seed: int, of the initial kernels.
+        reads: Names of the feature states read.
+        writes: Names of the states written.
+        reads_architecture: Names of the alpha / beta states read.
+        seed: Of the initial kernels, for `numpy.random.default_rng`.
     """
 
-    def __init__(self, kind, reads, writes, reads_architecture=(), seed=0, **kwargs):
+    def __init__(
+        self,
+        kind: SegmentKind,
+        reads: Iterable[str],
+        writes: Iterable[str],
+        reads_architecture: Iterable[str] = (),
+        seed: Any = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.kind = kind
         self.reads = tuple(reads)
@@ -217,24 +258,27 @@ class Segment(keras.layers.Layer):
             )
         self.built = True
 
-    def _vector(self, name, layout, seed):
+    def _vector(self, name: str, layout: Layout, seed: Any) -> Any:
         if not layout.size:
             return None
         return self.add_weight(
             name=name, shape=(layout.size,), initializer=layout.initializer(seed), dtype="float32"
         )
 
-    def read(self):
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the values of its variables, None for none: (kernels, affine, moving)."""
         weights = (self.kernels, self.affine, self.moving)
-        return tuple(None if variable is None else backend.read(variable) for variable in weights)
+        kernels, affine, moving = (
+            None if variable is None else backend.read(variable) for variable in weights
+        )
+        return kernels, affine, moving
 
-    def arguments(self, weights, states):
+    def arguments(self, weights: Sequence[Tensor], states: Mapping[str, Tensor]) -> tuple[Any, ...]:
         """Returns what the kind computes with: (kernels, affine, moving, architecture, inputs).
 
         Args:
-            weights: of `read`.
-            states: tensors by name.
+            weights: Of `read`.
+            states: Tensors by name.
         """
         return (
             *weights,
@@ -243,5 +287,5 @@ class Segment(keras.layers.Layer):
         )
 
 
-def _zero_mean_unit_variance(shape, dtype=None):
+def _zero_mean_unit_variance(shape: Any, dtype: Any = None) -> Tensor:
     return ops.stack([ops.zeros(shape[1:], dtype), ops.ones(shape[1:], dtype)])

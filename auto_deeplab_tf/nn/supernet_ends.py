@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -10,12 +12,14 @@ from auto_deeplab_tf.nn.atrous import atrous_conv
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
     BatchStatistics,
+    Layout,
     SegmentKind,
+    Tensor,
     affine_layout,
     kernel_layout,
     project,
 )
-from auto_deeplab_tf.search_space import STEM_CHANNELS, STEM_STRIDES
+from auto_deeplab_tf.search_space import ASPP_EXTENTS, STEM_CHANNELS, STEM_STRIDES, stride
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class StemKind(SegmentKind):
     input_gradients = False
 
     @functools.cached_property
-    def kernels(self):
+    def kernels(self) -> Layout:
         shapes, channels = {}, len(self.mean)
         for i, filters in enumerate(STEM_CHANNELS):
             shapes[f"conv_{i}"] = ((3, 3, channels, filters), 9 * channels)
@@ -46,14 +50,22 @@ class StemKind(SegmentKind):
         return kernel_layout(shapes)
 
     @functools.cached_property
-    def affine(self):
-        return affine_layout(_gammas_and_betas(enumerate(STEM_CHANNELS)))
+    def affine(self) -> Layout:
+        return affine_layout(_gammas_and_betas(self.normalized))
 
     @property
-    def num_normalized(self):
-        return sum(STEM_CHANNELS)
+    def normalized(self) -> tuple[tuple[Any, int], ...]:
+        return tuple(enumerate(STEM_CHANNELS))
 
-    def compute(self, kernels, affine, moving, architecture, inputs, training):
+    def compute(
+        self,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        training: bool,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `SegmentKind.compute`.
 
         inputs: (images float32 [N, H, W, len(mean)], 0..255); outputs: (stride 2, stride 4).
@@ -65,10 +77,10 @@ class StemKind(SegmentKind):
         mean, std = (np.asarray(values, "float32") for values in (self.mean, self.std))
         features = ops.cast((images - mean) / std, self.dtype)
         outputs = []
-        for i, stride in enumerate(STEM_STRIDES):
+        for i, step in enumerate(STEM_STRIDES):
             if i:
                 features = ops.relu(features)
-            features = ops.conv(features, kernels[f"conv_{i}"], strides=stride, padding="same")
+            features = ops.conv(features, kernels[f"conv_{i}"], strides=step, padding="same")
             features = statistics.normalize(features, affine[f"{i}/gamma"], affine[f"{i}/beta"])
             outputs.append(features)
         return (outputs[1], outputs[2]), statistics.moments()
@@ -92,11 +104,12 @@ class HeadKind(SegmentKind):
     num_classes: int
 
     @property
-    def rate(self):
-        return 96 // 2 ** (self.level + 2)
+    def rate(self) -> int:
+        """The atrous rate, 96 / stride."""
+        return ASPP_EXTENTS[0] // stride(self.level)
 
     @functools.cached_property
-    def kernels(self):
+    def kernels(self) -> Layout:
         channels = self.channels
         return kernel_layout(
             {
@@ -108,18 +121,22 @@ class HeadKind(SegmentKind):
         )
 
     @functools.cached_property
-    def affine(self):
-        branches = ("pointwise", "atrous", "pooling")
-        return affine_layout(
-            _gammas_and_betas((branch, self.channels) for branch in branches)
-            | {"bias": (self.num_classes,)}
-        )
+    def affine(self) -> Layout:
+        return affine_layout(_gammas_and_betas(self.normalized) | {"bias": (self.num_classes,)})
 
     @property
-    def num_normalized(self):
-        return 3 * self.channels
+    def normalized(self) -> tuple[tuple[Any, int], ...]:
+        return tuple((branch, self.channels) for branch in ("pointwise", "atrous", "pooling"))
 
-    def compute(self, kernels, affine, moving, architecture, inputs, training):
+    def compute(
+        self,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        training: bool,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `SegmentKind.compute`.
 
         inputs: (map [N, h, w, channels],); outputs: (logits [N, h, w, classes],).
@@ -131,14 +148,14 @@ class HeadKind(SegmentKind):
         features = ops.relu(features)
         pooled = ops.mean(ops.cast(features, "float32"), axis=(1, 2), keepdims=True)
         pooled = ops.cast(pooled, features.dtype)
-        branches = {
+        convolved = {
             "pointwise": project(features, kernels["pointwise"], 1),
             "atrous": atrous_conv(features, kernels["atrous"], self.rate),
             "pooling": project(pooled, kernels["pooling"], 1),
         }
         branches = [
             ops.relu(statistics.normalize(images, affine[f"{name}/gamma"], affine[f"{name}/beta"]))
-            for name, images in branches.items()
+            for name, images in convolved.items()
         ]
         branches[2] = ops.broadcast_to(branches[2], ops.shape(features))
         joined = ops.concatenate(branches, axis=-1)
@@ -153,7 +170,15 @@ class LogitsKind(SegmentKind):
     Where paths are sampled, only those of the levels that a path ends on count.
     """
 
-    def compute(self, kernels, affine, moving, architecture, inputs, training):
+    def compute(
+        self,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        training: bool,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `SegmentKind.compute`.
 
         architecture: (), or where paths are sampled (live float32 [num_nodes],), the nodes of the
@@ -172,5 +197,5 @@ class LogitsKind(SegmentKind):
         return (sum(resized[1:], resized[0]),), None
 
 
-def _gammas_and_betas(channels):
-    return {f"{name}/{part}": (width,) for name, width in channels for part in ("gamma", "beta")}
+def _gammas_and_betas(normalized: Iterable[tuple[Any, int]]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}/{part}": (width,) for name, width in normalized for part in ("gamma", "beta")}

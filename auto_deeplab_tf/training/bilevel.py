@@ -88,6 +88,8 @@ class BilevelModel(keras.Model):
         self._xla_gradients = tf.function(
             self._loss_and_gradients, autograph=False, jit_compile=True
         )
+        # The plain formulation has no segments to compile one by one.
+        self._compiled_gradients = tf.function(self._loss_and_gradients, autograph=False)
         self._eager_apply = {
             "weights": tf.function(self._apply_weights, autograph=False),
             "architecture": tf.function(self._apply_architecture, autograph=False),
@@ -163,23 +165,25 @@ class BilevelModel(keras.Model):
         Returns the mean loss of the epoch so far.
         """
         images, labels = batch
-        if tf.executing_eagerly():
-            states, moments = self.supernet.forward(images, True, self.sampling(wrt))
+        eager = tf.executing_eagerly()
+        if eager and self.supernet.formulation == "fused":
+            computed = self.supernet.forward(images, True, self.sampling(wrt))
             loss_sum, weight_sum, logits_gradient = self._eager_loss(
-                labels, states["logits"], self._loss_scale(wrt)
+                labels, computed.logits, self._loss_scale(wrt)
             )
-            gradients = self.supernet.backward(states, logits_gradient, wrt)
-            moments = [m for m in moments if m is not None]
-            apply = self._eager_apply[wrt]
+            gradients = self.supernet.backward(computed, logits_gradient, wrt)
+            moments = _present(computed.moments)
         else:
-            function = (
-                self._xla_gradients
-                if self.supernet.execution.jit_compile
-                else self._loss_and_gradients
-            )
+            if self.supernet.execution.jit_compile:
+                function = self._xla_gradients
+            else:
+                function = self._compiled_gradients if eager else self._loss_and_gradients
             loss_sum, weight_sum, gradients, moments = function(
                 wrt, images, labels, self._loss_scale(wrt), self.sampling(wrt)
             )
+        if eager:
+            apply = self._eager_apply[wrt]
+        else:
             apply = self._apply_weights if wrt == "weights" else self._apply_architecture
         if wrt == "weights":
             apply(gradients, moments)
@@ -239,11 +243,11 @@ class BilevelModel(keras.Model):
         variables = [variable.value for variable in self._variables(wrt)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            states, moments = self.supernet.forward(images, True, sampling)
-            loss_sum, weight_sum = self.loss_function(labels, states["logits"])
+            computed = self.supernet.forward(images, True, sampling)
+            loss_sum, weight_sum = self.loss_function(labels, computed.logits)
             loss = scale * losses.normalized(loss_sum, weight_sum)
         gradients = tape.gradient(loss, variables)
-        return loss_sum, weight_sum, gradients, [m for m in moments if m is not None]
+        return loss_sum, weight_sum, gradients, _present(computed.moments)
 
     def _apply_weights(self, gradients, moments):
         # Each replica hands in its share: the optimizer sums the shares of all of them.
@@ -291,7 +295,7 @@ class BilevelModel(keras.Model):
         self.confusion.reset_state()
         for images, labels in batches:
             logits = whole_images.logits(
-                lambda images: self.supernet.forward(images, training=False)[0]["logits"],
+                lambda images: self.supernet(images, training=False),
                 images,
                 self.supernet.mean,
             )
@@ -330,6 +334,10 @@ class BilevelModel(keras.Model):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
+
+
+def _present(moments):
+    return [values for values in moments if values is not None]
 
 
 def _scaling_its_loss(optimizer):

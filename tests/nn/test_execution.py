@@ -35,13 +35,13 @@ WEIGHTING = random((2, *SIZE, CLASSES), 1)
 
 def eager_results(net):
     """Logits, moments, and the gradients of all variables."""
-    states, moments = net.forward(tf.constant(X), training=True)
+    computed = net.forward(tf.constant(X), training=True)
     gradients = [
         gradient
         for wrt in ("weights", "architecture")
-        for gradient in net.backward(states, tf.constant(WEIGHTING), wrt)
+        for gradient in net.backward(computed, tf.constant(WEIGHTING), wrt)
     ]
-    return states["logits"], [m for m in moments if m is not None], gradients
+    return computed.logits, [m for m in computed.moments if m is not None], gradients
 
 
 def traced_results(net):
@@ -50,13 +50,10 @@ def traced_results(net):
         variables = [v.value for v in [*net.trainable_variables, *net.architecture_variables]]
         with tf.GradientTape() as tape:
             tape.watch(variables)
-            states, moments = net.forward(tf.constant(X), training=True)
-            loss = tf.reduce_sum(states["logits"] * WEIGHTING)
-        return (
-            states["logits"],
-            [m for m in moments if m is not None],
-            tape.gradient(loss, variables),
-        )
+            computed = net.forward(tf.constant(X), training=True)
+            loss = tf.reduce_sum(computed.logits * WEIGHTING)
+        moments = [m for m in computed.moments if m is not None]
+        return computed.logits, moments, tape.gradient(loss, variables)
 
     return step()
 
@@ -122,8 +119,7 @@ def test_only_a_segment_that_is_not_recomputed_keeps_tensors():
     net = supernet(num_layers=1)
 
     def kept():
-        states, _ = net.forward(tf.constant(X), training=True)
-        return [t for name in states if name.startswith("residuals/") for t in states[name]]
+        return [t for kept in net.forward(tf.constant(X), True).residuals for t in kept]
 
     assert kept() == []
     net.execution = Execution(remat=False)
@@ -161,9 +157,9 @@ def test_the_pullback_of_a_segment_that_keeps_computes_no_convolution_again():
 def test_mixed_precision_keeps_alpha_beta_statistics_and_logits_in_float32(dtype):
     net, reference = supernet(dtype), supernet()
     logits, moments, gradients = eager_results(net)
-    states, _ = net.forward(tf.constant(X), training=True)
-    assert states["layer_0_level_0"].dtype == net.compute_dtype
-    for tensor in [logits, *moments, *gradients, states["alpha"], states["beta_0"]]:
+    computed = net.forward(tf.constant(X), training=True)
+    assert computed.features[0, 0].dtype == net.compute_dtype
+    for tensor in [logits, *moments, *gradients, computed.alpha, computed.betas[0]]:
         assert tensor.dtype == tf.float32
     expected = eager_results(reference)
     tolerance = {"mixed_bfloat16": 0.1, "mixed_float16": 0.02}[dtype]

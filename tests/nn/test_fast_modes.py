@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference_supernet import plain_logits
+from reference_supernet import plain_loss_and_gradients
 
 from auto_deeplab_tf.nn.relaxation import sample_moves
 from auto_deeplab_tf.nn.supernet import build_supernet
@@ -46,22 +46,10 @@ def supernet(num_layers=2, seed=0, **modes):
 def gradients_of(net, sampling=None):
     """Loss and gradients, first of the weights, then of the architecture variables."""
     weighting = weighting_of_loss()
-    states, _ = net.forward(images(), True, sampling)
-    loss = tf.reduce_sum(states["logits"] * weighting)
-    found = [net.backward(states, weighting, wrt) for wrt in ("weights", "architecture")]
+    computed = net.forward(images(), True, sampling)
+    loss = tf.reduce_sum(computed.logits * weighting)
+    found = [net.backward(computed, weighting, wrt) for wrt in ("weights", "architecture")]
     return loss, found[0] + found[1]
-
-
-def plain_gradients_of(net, moves_of=None):
-    weighting = weighting_of_loss()
-    variables = [v.value for v in net.trainable_variables]
-    architecture = [v.value for v in net.architecture_variables]
-    with tf.GradientTape() as tape:
-        tape.watch(variables + architecture)
-        moves = None if moves_of is None else moves_of(architecture[1])
-        logits = plain_logits(net, images(), variables, *architecture, moves=moves)
-        loss = tf.reduce_sum(logits * weighting)
-    return loss, tape.gradient(loss, variables + architecture, unconnected_gradients="zero")
 
 
 def check_same_gradients(net, ours, theirs):
@@ -77,29 +65,20 @@ def check_same_gradients(net, ours, theirs):
     "modes",
     [
         {"partial_channels": 2},
-        {"mix_predecessors": True},
-        pytest.param(
-            {"partial_channels": 4, "filter_multiplier": 4, "mix_predecessors": True},
-            marks=pytest.mark.slow,
-        ),
         pytest.param(
             {"partial_channels": 2, "share_operations": False, "atrous": "full"},
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["partial", "mixed", "both", "partial_own_full"],
+    ids=["partial", "partial_own_full"],
 )
 def test_a_fast_mode_equals_the_plain_formulation_in_loss_and_all_gradients(modes):
     net = supernet(**modes)
-    (loss, ours), (plain_loss, theirs) = gradients_of(net), plain_gradients_of(net)
+    loss, ours = gradients_of(net)
+    plain_loss, theirs = plain_loss_and_gradients(net, images(), weighting_of_loss())
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-4)
     assert all(np.abs(gradient).max() > 0 for gradient in theirs)
     check_same_gradients(net, ours, theirs)
-    if net.mix_predecessors:
-        # Also where the exact search has next to no gradient: the only predecessor of a node.
-        of_beta = np.abs(theirs[len(net.trainable_variables) + 1])
-        sizes = [of_beta[row[:3]] for row in transitions(2)]
-        assert min(sizes) > 1e-3 * np.median(sizes)
 
 
 def numpy_walks(beta_logits, noise):
@@ -147,7 +126,7 @@ def test_sampled_paths_equal_the_plain_formulation_on_the_same_paths():
         return sample_moves(tf.where(move_mask(4), beta_logits, -1e9), noise, temperature)[0]
 
     loss, ours = gradients_of(net, (noise, temperature))
-    plain_loss, theirs = plain_gradients_of(net, moves_of)
+    plain_loss, theirs = plain_loss_and_gradients(net, images(), weighting_of_loss(), moves_of)
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-4)
     check_same_gradients(net, ours, theirs)
     idle = [not np.any(gradient) for gradient in theirs]
@@ -159,29 +138,29 @@ def test_leaving_out_the_nodes_on_no_path_changes_nothing():
     """A traced function computes them all."""
     net = supernet(num_layers=4, num_blocks=1, sampled_paths=2)
     sampling = (gumbel((2, 4, 4, 3), 3), tf.constant(0.7))
-    states, moments = net.forward(images(), True, sampling)
-    left_out = [segment.name for segment in net.segments if net._is_idle(segment, states)]
+    computed = net.forward(images(), True, sampling)
+    left_out = [segment.name for segment in net.segments if net._is_idle(segment, computed.states)]
     assert any(name.startswith("layer_") for name in left_out)
     assert any(name.startswith("head_") for name in left_out)
     weighting = random((2, *SIZE, CLASSES), 1)
-    ours = [net.backward(states, weighting, wrt) for wrt in ("weights", "architecture")]
+    ours = [net.backward(computed, weighting, wrt) for wrt in ("weights", "architecture")]
 
     @tf.function(autograph=False)
     def traced():
         variables = [v.value for v in net.trainable_variables + net.architecture_variables]
         with tf.GradientTape() as tape:
             tape.watch(variables)
-            all_states, all_moments = net.forward(images(), True, sampling)
-            loss = tf.reduce_sum(all_states["logits"] * weighting)
-        nodes = {name: all_states[name] for name in left_out if name.startswith("layer_")}
-        return all_states["logits"], nodes, all_moments, tape.gradient(loss, variables)
+            whole = net.forward(images(), True, sampling)
+            loss = tf.reduce_sum(whole.logits * weighting)
+        nodes = {name: whole.states[name] for name in left_out if name.startswith("layer_")}
+        return whole.logits, nodes, whole.moments, tape.gradient(loss, variables)
 
     logits, nodes, all_moments, theirs = traced()
-    np.testing.assert_allclose(states["logits"], logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(computed.logits, logits, rtol=1e-4, atol=1e-4)
     for name, value in nodes.items():
-        assert not np.any(value) and value.shape == states[name].shape, name
+        assert not np.any(value) and value.shape == computed.states[name].shape, name
     check_same_gradients(net, ours[0] + ours[1], theirs)
-    for segment, few, every in zip(net.segments, moments, all_moments, strict=True):
+    for segment, few, every in zip(net.segments, computed.moments, all_moments, strict=True):
         if segment.moving is not None and segment.name not in left_out:
             np.testing.assert_allclose(few, every, rtol=1e-4, atol=1e-5, err_msg=segment.name)
 
@@ -219,7 +198,6 @@ def test_without_a_fast_mode_nothing_is_added():
         ({"partial_channels": 3}, "partial_channels=3 must divide filter_multiplier=2"),
         ({"partial_channels": 0}, "partial_channels=0 must divide"),
         ({"sampled_paths": 1}, "sampled_paths=1 must be 0 .* beta would learn nothing"),
-        ({"sampled_paths": 2, "mix_predecessors": True}, "cannot go with mix_predecessors"),
     ],
 )
 def test_modes_that_make_no_sense_are_refused(modes, message):

@@ -10,12 +10,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference_supernet import plain_logits
+from reference_supernet import plain_loss_and_gradients
 
 from auto_deeplab_tf.decoding import unidentified_transitions
-from auto_deeplab_tf.nn.operations import operation_layer_class
 from auto_deeplab_tf.nn.supernet import build_supernet
-from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges, transitions
+from auto_deeplab_tf.search_space import relaxed_edges, transitions
 
 CLASSES = 5
 
@@ -63,22 +62,17 @@ def test_fused_equals_plain_in_loss_and_all_gradients(kwargs):
         np.random.default_rng(1).standard_normal((2, 49, 70, CLASSES)), tf.float32
     )
 
-    states, _ = supernet.forward(x, training=True)
-    loss = tf.reduce_sum(states["logits"] * weighting)
-    weight_gradients = supernet.backward(states, weighting, "weights")
-    architecture_gradients = supernet.backward(states, weighting, "architecture")
+    computed = supernet.forward(x, training=True)
+    loss = tf.reduce_sum(computed.logits * weighting)
+    weight_gradients = supernet.backward(computed, weighting, "weights")
+    architecture_gradients = supernet.backward(computed, weighting, "architecture")
 
-    variables = [v.value for v in supernet.trainable_variables]
-    sources = (variables, [v.value for v in supernet.architecture_variables])
-    with tf.GradientTape() as tape:
-        tape.watch(sources)
-        plain_loss = tf.reduce_sum(plain_logits(supernet, x, variables, *sources[1]) * weighting)
-    plain_weights, plain_architecture = tape.gradient(plain_loss, sources)
+    plain_loss, plain_gradients = plain_loss_and_gradients(supernet, x, weighting)
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-4)
     for variable, ours, theirs in zip(
         [*supernet.trainable_variables, *supernet.architecture_variables],
         [*weight_gradients, *architecture_gradients],
-        [*plain_weights, *plain_architecture],
+        plain_gradients,
         strict=True,
     ):
         scale = np.abs(theirs).max()
@@ -86,25 +80,23 @@ def test_fused_equals_plain_in_loss_and_all_gradients(kwargs):
         np.testing.assert_allclose(ours, theirs, atol=2e-4 * scale, err_msg=variable.path)
 
 
-def inference_states(supernet, x):
-    states, _ = supernet.forward(x, training=False)
-    return states
+def inference_features(supernet, x):
+    return supernet.forward(x, training=False).features
 
 
-def changed_states(before, after):
-    """Names of the nodes' outputs that differ."""
+def changed_nodes(before, after):
+    """(layer, level) of the nodes whose features differ."""
     return {
-        name
-        for name in before
-        if name.startswith("layer_")
-        and not np.array_equal(before[name], after[name], equal_nan=True)
+        node
+        for node in before
+        if node[0] >= 0 and not np.array_equal(before[node], after[node], equal_nan=True)
     }
 
 
 def test_each_beta_entry_touches_the_moves_that_leave_its_level_only():
     supernet = small_supernet(num_layers=3, num_blocks=1, filter_multiplier=1)
     x = images((1, 49, 70, 3))
-    before = inference_states(supernet, x)
+    before = inference_features(supernet, x)
     beta = supernet.beta_logits
     initial = np.array(beta)
     for layer in range(3):
@@ -113,9 +105,9 @@ def test_each_beta_entry_touches_the_moves_that_leave_its_level_only():
                 perturbed = initial.copy()
                 perturbed[layer, level, move] += 1.0
                 beta.assign(perturbed)
-                changed = changed_states(before, inference_states(supernet, x))
-                in_layer = {int(name[-1]) for name in changed if name.startswith(f"layer_{layer}_")}
-                earlier = {name for name in changed if int(name.split("_")[1]) < layer}
+                changed = changed_nodes(before, inference_features(supernet, x))
+                in_layer = {node[1] for node in changed if node[0] == layer}
+                earlier = {node for node in changed if node[0] < layer}
                 target = level + move - 1
                 # The stem is at level 0, and after l layers no level beyond l has been reached.
                 alive = level <= layer and 0 <= target <= 3
@@ -129,14 +121,13 @@ def test_each_beta_entry_touches_the_moves_that_leave_its_level_only():
 def test_each_alpha_row_touches_the_block_of_its_edge_and_later_ones_only():
     supernet = small_supernet(num_layers=1, num_blocks=3, filter_multiplier=2)
     x = images((1, 49, 70, 3))
-    name = "layer_0_level_0"
-    before = np.asarray(inference_states(supernet, x)[name])
+    before = np.asarray(inference_features(supernet, x)[0, 0])
     initial = np.array(supernet.alpha_logits)
     for edge in relaxed_edges(3):
         perturbed = initial.copy()
         perturbed[edge.index, edge.index % 8] += 1.0
         supernet.alpha_logits.assign(perturbed)
-        after = np.asarray(inference_states(supernet, x)[name])
+        after = np.asarray(inference_features(supernet, x)[0, 0])
         blocks = [
             not np.array_equal(*pair)
             for pair in zip(*(np.split(t, 3, -1) for t in (before, after)), strict=True)
@@ -151,8 +142,8 @@ def test_beta_gets_a_gradient_wherever_it_is_identified():
     weighting = tf.constant(
         np.random.default_rng(1).standard_normal((2, 65, 97, CLASSES)), tf.float32
     )
-    states, _ = supernet.forward(x, training=True)
-    _, gradient = supernet.backward(states, weighting, "architecture")
+    computed = supernet.forward(x, training=True)
+    _, gradient = supernet.backward(computed, weighting, "architecture")
     size = {
         transition: abs(float(gradient[transition.layer, transition.from_level, transition.move]))
         for transition in transitions(4)
@@ -171,13 +162,13 @@ def test_beta_gets_a_gradient_wherever_it_is_identified():
 def test_inference_with_the_statistics_of_a_batch_equals_training_on_it():
     supernet = small_supernet(num_layers=2, num_blocks=2)
     x = images((2, 49, 70, 3))
-    states, moments = supernet.forward(x, training=True)
-    for segment, batch_moments in zip(supernet.segments, moments, strict=True):
+    computed = supernet.forward(x, training=True)
+    for segment, batch_moments in zip(supernet.segments, computed.moments, strict=True):
         if segment.moving is not None:
             segment.moving.assign(batch_moments)
     logits = supernet(x, training=False)
-    scale = np.abs(states["logits"]).max()
-    np.testing.assert_allclose(logits, states["logits"], atol=1e-3 * scale)
+    scale = np.abs(computed.logits).max()
+    np.testing.assert_allclose(logits, computed.logits, atol=1e-3 * scale)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (97, 97), (224, 224), (480, 720), (321, 33)])
@@ -224,60 +215,6 @@ def test_the_papers_supernet_has_its_size():
 def test_wrong_arguments_are_refused_by_name(argument, value):
     with pytest.raises(ValueError, match=rf"{argument} must .* Received: "):
         build_supernet(**{"num_classes": 5, argument: value})
-
-
-@pytest.mark.parametrize(
-    "op", ["sep_3x3", "sep_5x5", "atrous_3x3", "atrous_5x5", "avg_pool_3x3", "max_pool_3x3", "skip"]
-)
-@pytest.mark.parametrize("atrous", ["separable", "full"])
-def test_one_hot_alpha_makes_the_relaxed_cell_the_plain_cell(op, atrous):
-    """With one operation on every edge a block is the sum of that operation over its sources."""
-    supernet = small_supernet(num_layers=1, num_blocks=2, filter_multiplier=3, atrous=atrous)
-    one_hot = np.where(np.arange(8) == OPERATIONS.index(op), 60.0, -60.0)
-    supernet.alpha_logits.assign(np.tile(one_hot, (5, 1)))
-    x = images((2, 49, 70, 3))
-    states, _ = supernet.forward(x, training=True)
-    segment = next(s for s in supernet.segments if s.name == "layer_0_level_0")
-    kernels = segment.kind.unpack(segment.kernels.value)
-    stem = (states["stem_4"], states["stem_2"][:, ::2, ::2])
-    prev, prev_prev = (
-        tf.nn.conv2d(tf.nn.relu(t), kernels[n][None, None], 1, "SAME")
-        for t, n in zip(stem, ("prev_0", "prev_prev"), strict=True)
-    )
-    prev, prev_prev = (
-        tf.nn.batch_normalization(t, *tf.nn.moments(t, [0, 1, 2]), None, None, 1e-3)
-        for t in (prev, prev_prev)
-    )
-
-    def apply(source, target, value):
-        layer = operation_layer_class(op)(op, 3, atrous=atrous)
-        layer.build(value.shape)
-        assigned = []
-        # With one predecessor the lanes of the inputs are `prev` and `prev_prev`.
-        place, lane = {"prev": ("inputs", 0), "prev_prev": ("inputs", 1)}.get(source, (source, 0))
-        for stage in range(2):
-            name = f"{place}/{op}_{stage}"
-            if name not in kernels:
-                break
-            if atrous == "full" and op.startswith("atrous"):
-                assigned.append(kernels[name][:, :, :, target, lane])
-            else:
-                row = [o for o in ("sep_3x3", "sep_5x5", "atrous_3x3", "atrous_5x5")].index(op)
-                assigned.append(kernels[name][:, :, target, lane][..., None])
-                row = row * kernels[name].shape[2] + target
-                assigned.append(kernels[f"{place}/pointwise_{stage}"][:, row, lane][None, None])
-        own = [variable for variable in layer.trainable_variables if len(variable.shape) == 4]
-        for variable, kernel in zip(own, assigned, strict=True):
-            variable.assign(kernel)
-        return layer(value, training=True)
-
-    block_0 = apply("prev", 0, prev) + apply("prev_prev", 0, prev_prev)
-    block_1 = (
-        apply("prev", 1, prev) + apply("prev_prev", 1, prev_prev) + apply("block_0", 0, block_0)
-    )
-    beta = tf.nn.softmax([*supernet.beta_logits.value[0, 0, 1:]])[0]
-    expected = beta * tf.concat([block_0, block_1], -1)
-    np.testing.assert_allclose(states["layer_0_level_0"], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_jax_gives_the_same_logits_from_the_same_weights(tmp_path):

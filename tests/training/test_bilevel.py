@@ -331,7 +331,7 @@ def test_the_temperature_of_sampled_paths_follows_its_schedule():
 def test_a_step_on_sampled_paths_moves_beta_and_leaves_other_statistics_alone():
     bilevel = model(num_layers=3, modes={"sampled_paths": 2})
     supernet = bilevel.supernet
-    states, _ = supernet.forward(batch(0)[0], True, bilevel.sampling("weights"))
+    states = supernet.forward(batch(0)[0], True, bilevel.sampling("weights")).states
     idle = {segment.name for segment in supernet.segments if supernet._is_idle(segment, states)}
     assert idle
     before, beta = moving_of(bilevel), architecture_of(bilevel)[1]
