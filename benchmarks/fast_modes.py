@@ -35,7 +35,6 @@ RESULTS = rows.RESULTS / "fast_modes.csv"
 MODES: dict[str, dict[str, Any]] = {
     "exact": {},
     "partial_channels": {"partial_channels": 2},
-    "mix_predecessors": {"mix_predecessors": True},
     "sampled_paths": {"sampled_paths": 2},
 }
 SEEDS = (0, 1, 2)

@@ -37,7 +37,6 @@ PLAIN = (
 )
 LONG = (
     "--crop_size=65 --batch_size=2 --threads=1 --iterations=6 --partial_channels=4",
-    "--crop_size=65 --batch_size=2 --threads=1 --iterations=6 --mix_predecessors",
     "--crop_size=65 --batch_size=2 --threads=1 --iterations=20 --warmup=15 --sampled_paths=2",
     "--crop_size=129 --batch_size=2 --threads=2 --iterations=4",
     "--crop_size=129 --batch_size=2 --threads=1 --inter_op_threads=2 --iterations=4",

@@ -32,7 +32,7 @@ flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
 flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
 flags.DEFINE_integer("num_classes", 19, "classes", lower_bound=2)
 flags.DEFINE_integer("partial_channels", 1, "K, a fast mode", lower_bound=1)
-flags.DEFINE_boolean("mix_predecessors", False, "one cell a node, a fast mode")
+
 flags.DEFINE_integer("sampled_paths", 0, "paths of a step, a fast mode", lower_bound=0)
 flags.DEFINE_enum("atrous", "separable", ["separable", "full"], "form of the atrous operations")
 flags.DEFINE_enum("step_mode", "eager", ["eager", "traced"], "how the outer step runs")
@@ -82,7 +82,6 @@ def prepare() -> tuple[Any, Any, float]:
         atrous=FLAGS.atrous,
         dtype=FLAGS.dtype_policy,
         partial_channels=FLAGS.partial_channels,
-        mix_predecessors=FLAGS.mix_predecessors,
         sampled_paths=FLAGS.sampled_paths,
     )
     model = BilevelModel(supernet)

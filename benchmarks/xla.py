@@ -192,7 +192,7 @@ def lowered(model: Any, images: Any) -> Iterator[tuple[Any, int, dict[str, Any]]
     from auto_deeplab_tf.nn.execution import Execution, runner
 
     supernet = model.supernet
-    states, _ = supernet.forward(images, training=True)
+    states = supernet.forward(images, training=True).states
     segments = [segment for segment in supernet.segments if FLAGS.segment in (None, segment.name)]
     counts = collections.Counter(segment.kind for segment in segments)
     firsts = {segment.kind: segment for segment in reversed(segments)}
