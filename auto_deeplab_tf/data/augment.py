@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-# The most that one class may take of the labelled pixels of a window that is kept at once; the
-# value of every RandomCrop in the configurations of mmsegmentation (cat_max_ratio).
+# A window is accepted where no class covers this share of its labelled pixels or more; the value of
+# every RandomCrop in the configurations of mmsegmentation (cat_max_ratio).
 _LARGEST_SHARE = 0.75
-# Rows and columns of a window that are looked at to judge it.
+# Rows and columns of a window that are sampled to judge it.
 _GRID = 32
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 
@@ -28,12 +28,11 @@ def random_crop(
     crop_tries: int = 1,
     color_jitter: float = 0.0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scales by a random factor, cuts out a random window, and flips half of the time.
+    """Scales by a random factor, crops a random window, and flips with probability 0.5.
 
-    The factor is uniform in `scale_range`.
-    Where the scaled image is smaller than the window, it lies at a random place in it. Only the
-    pixels of the window are ever computed, which took a third of the time of resizing the whole
-    image first.
+    The factor is uniform in `scale_range`. Where the scaled image is smaller than the window, it
+    lies at a random place in it. Only the pixels of the window are ever computed, which took a
+    third of the time of resizing the whole image first.
 
     Args:
         image: uint8 [height, width, channels]; or float32, 0..255.
@@ -41,12 +40,12 @@ def random_crop(
         seed: integers [2]; everything random follows from it.
         crop_size: (height, width) of the window.
         scale_range: smallest and largest factor.
-        flip: whether to mirror left and right half of the time.
+        flip: whether to flip horizontally with probability 0.5.
         padding: mean of each channel, 0..255: the colour outside the image.
         ignore_label: class id outside the image.
-        crop_tries: number of windows drawn, at most: the first is taken in which no class has 75 %
-            of the labelled pixels or more, and where there is none, the first of all.
-        color_jitter: strength, 0..1, of `jitter_colors`; 0 leaves the colours.
+        crop_tries: maximum number of crop attempts: the first is accepted in which no class covers
+            75 % of the labelled pixels or more; if there is none, the first of all.
+        color_jitter: strength, 0..1, of `jitter_colors`; 0 keeps the colours.
 
     Returns:
         (image, label): float32 [*crop_size, channels], 0..255, and int32 [*crop_size].
@@ -76,13 +75,13 @@ def random_crop(
         def recolor(window):
             return jitter_colors(window, change, padding)
 
-    mirrored = tf.logical_and(flip, uniform[3] < 0.5)
+    flipped = tf.logical_and(flip, uniform[3] < 0.5)
     return sample_window(
         image,
         label,
         scaled_size,
         offset,
-        mirrored,
+        flipped,
         crop_size=crop_size,
         padding=padding,
         ignore_label=ignore_label,
@@ -95,7 +94,7 @@ def sample_window(
     label: tf.Tensor,
     scaled_size: tf.Tensor,
     offset: tf.Tensor,
-    mirrored: tf.Tensor,
+    flipped: tf.Tensor,
     *,
     crop_size: tuple[int, int],
     padding: Sequence[float],
@@ -113,7 +112,7 @@ def sample_window(
         scaled_size: float32 [2], whole numbers.
         offset: float32 [2], whole numbers: the window's first row and column in the resized image;
             may be negative.
-        mirrored: bool []: whether the window is flipped left to right.
+        flipped: bool [], whether the window is flipped horizontally.
         crop_size: (height, width) of the window.
         padding: each channel outside the image.
         ignore_label: class id outside the image.
@@ -129,9 +128,9 @@ def sample_window(
     last = (offset + window - 0.5) * (size - 2.0) / scaled_size + 0.5
     inside_rows = _inside(offset[0], scaled_size[0], crop_size[0])
     inside_columns = _inside(offset[1], scaled_size[1], crop_size[1])
-    inside_columns = tf.where(mirrored, inside_columns[::-1], inside_columns)
-    left = tf.where(mirrored, last[1], first[1])
-    right = tf.where(mirrored, first[1], last[1])
+    inside_columns = tf.where(flipped, inside_columns[::-1], inside_columns)
+    left = tf.where(flipped, last[1], first[1])
+    right = tf.where(flipped, first[1], last[1])
     # crop_and_resize takes a window of one pixel from the middle of the box: there first = last, so
     # the same place.
     box = tf.stack([first[0], left, last[0], right]) / tf.stack(
@@ -166,13 +165,14 @@ def jitter_colors(image: tf.Tensor, change: tf.Tensor, mean: Sequence[float]) ->
         y = brightness * (mean + contrast * (x - mean)),  z = gray(y) + saturation * (y - gray(y))
 
     with the luminance of y as gray(y), and z cut to 0..255. All of it is one linear map. An image
-    of one channel has no saturation; the fourth channel of four is no colour, and stays.
+    of one channel has no saturation; the fourth channel of four is no colour and is kept.
 
     Args:
         image: float32 [height, width, channels], 0..255.
         change: float32 [3]: the factors of brightness, contrast and saturation; 1 changes nothing.
-        mean: of each channel over the data set: about what the contrast turns. That of the window
-            itself would have to be found first, and a window of sky or road has little to say.
+        mean: mean of each channel over the data set, the centre of the change of contrast. (The
+            mean of the window would have to be computed first, and that of a window of sky or road
+            says little.)
 
     Returns:
         float32 of the same shape.
@@ -203,9 +203,9 @@ def largest_shares(
     crop_size: tuple[int, int],
     ignore_label: int,
 ) -> tf.Tensor:
-    """The share that the most frequent class has of the labelled pixels of each window.
+    """Returns the share of the labelled pixels of each window that its most frequent class covers.
 
-    Of every window up to 32 rows and 32 columns are looked at, evenly spread.
+    Up to 32 rows and 32 columns of every window are sampled, evenly spread.
 
     Args:
         label: uint8 [height, width].
@@ -244,7 +244,7 @@ def largest_shares(
 
 
 def _folded(seed: tf.Tensor, number: int) -> tf.Tensor:
-    """A seed of its own for a further draw, so that the draws before it stay what they are."""
+    """A seed of its own for a further draw, so that earlier draws keep their values."""
     return tf.random.fold_in(seed, tf.constant(number, tf.int64))
 
 
@@ -259,6 +259,6 @@ def _with_margin(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def _inside(offset: tf.Tensor, scaled_size: tf.Tensor, count: int) -> tf.Tensor:
-    """bool [count]: which rows (or columns) of the window lie in the resized image."""
+    """Which rows (or columns) of the window lie in the resized image: bool [count]."""
     position = offset + tf.range(count, dtype=tf.float32)
     return tf.logical_and(position >= 0.0, position < scaled_size)

@@ -1,8 +1,8 @@
-"""Reads a whole data set once, and reports what it holds and everything that is wrong with it.
+"""Reads a whole data set once, and reports what it holds and every defect.
 
-Pairs, sizes, class frequencies and the ignored share of each split; each defect by file name: a
-missing mask or image, sizes that differ, an id out of range, a file that cannot be read, a stem
-that occurs twice, a stray file. Exits with 1 if there is any. Nothing is written.
+Reports pairs, sizes, class frequencies and ignored share of each split, and each defect with its
+file: a missing mask or image, sizes that differ, an id out of range, a file that cannot be read, a
+name that occurs twice, a stray file. Exits with 1 if there is any defect. Nothing is written.
 """
 
 import collections
@@ -17,6 +17,7 @@ _SHOWN_SIZES = 8
 
 
 def main() -> int:
+    """Checks, prints the report, and returns the exit code."""
     options = cli.read(config.CheckConfig)
     result = check(options)
     if options.json:

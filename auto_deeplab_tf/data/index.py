@@ -32,7 +32,7 @@ class Texts(Sequence[str]):
 
     @property
     def encoded(self) -> np.ndarray:
-        """bytes [n]: each text as UTF-8, which sorts as the texts do."""
+        """Each text as UTF-8, which sorts as the texts do: bytes [n]."""
         return self._encoded if self._codes is None else self._encoded[self._codes]
 
     def coded(self) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +94,7 @@ class Index:
     sizes: np.ndarray
 
     def save(self, path: Path) -> None:
+        """Writes the index as an .npz file."""
         group_names, group_codes = self.groups.coded()
         np.savez(
             path,
@@ -107,6 +108,7 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> "Index":
+        """Reads an index that `save` wrote."""
         with np.load(path) as arrays:
             return cls(
                 ids=Texts(arrays["ids"]),

@@ -1,9 +1,8 @@
-"""Batches whose every member follows from the seed and its position in the stream.
+"""Batches that are a function of the seed and of their position in the stream.
 
 A training stream is endless. Position p belongs to epoch p // n; the epoch's order is a permutation
-that is computed (`index_shuffle`), not a buffer that is filled. So step s starts at position s *
-batch_size at no cost, and a resumed run gets the batches that the uninterrupted one would have got,
-bit for bit.
+that is computed (`index_shuffle`), not a shuffle buffer. So step s starts at position
+s * batch_size at no cost, and a resumed run gets the batches of the uninterrupted one, bit for bit.
 """
 
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ from auto_deeplab_tf.data import augment
 from auto_deeplab_tf.data.source import Source
 from auto_deeplab_tf.errors import UserError
 
-# Batches that wait, made, for the consumer; what the pipeline holds in memory is these and one
-# example per thread.
+# Batches that are ready for the consumer; the pipeline holds these and one example per thread in
+# memory.
 _PREFETCH_BATCHES = 2
 
 
@@ -46,13 +45,14 @@ def training_batches(
         source: the split.
         indices: examples of the split to draw from; None for all.
         batch_size: images in a batch, over all replicas.
-        crop_size: (height, width); where a scaled image is smaller, the rest is its mean colour,
-            and ignored.
-        seed: with `stream`, fixes order and augmentation.
-        start_step: number of batches to start after.
+        crop_size: (height, width); where a scaled image is smaller, the rest has the mean colour
+            and is ignored.
+        seed: determines, with `stream`, order and augmentation.
+        start_step: number of batches to skip.
         scale_range: smallest and largest factor of the random scale.
-        flip: whether to mirror images at random.
-        crop_tries: windows drawn, at most, for one without a class of 75 % of its labelled pixels.
+        flip: whether to flip horizontally with probability 0.5.
+        crop_tries: maximum crop attempts; accept the first where no class covers 75 % of the
+            labelled pixels or more.
         color_jitter: strength of random brightness, contrast and saturation, 0..1.
         stream: distinguishes streams of one seed, such as those of the two halves.
         num_parallel_calls: examples made at a time; does not change them.
@@ -116,12 +116,12 @@ def search_batches(
     pairs: bool = True,
     **options,
 ) -> tf.data.Dataset:
-    """Endless batches for the search: of train_a for the weights, of train_b for the architecture.
+    """Endless batches for the search: train_a for the weights, train_b for the architecture.
 
     Args:
         source: the split.
         halves: indices of train_a and train_b.
-        pairs: whether train_b is read at all. The batches of train_a are the same either way.
+        pairs: whether to read train_b. The batches of train_a are the same either way.
         **options: those of `training_batches`, for both halves.
 
     Returns:
@@ -148,7 +148,7 @@ def evaluation_batches(
     Args:
         source: the split.
         batch_size: images in a batch, where they have one size.
-        indices: the examples wanted; None for all.
+        indices: examples to read; None for all.
         num_parallel_calls: examples made at a time; does not change them.
 
     Returns:
@@ -190,7 +190,7 @@ def spread(count: int, number: int) -> list[int]:
 
 
 def batch_options(options: config.DataConfig) -> dict[str, Any]:
-    """The arguments of `training_batches` that a command's flags give."""
+    """Returns the arguments of `training_batches` that a command's options give."""
     return {
         "batch_size": options.batch_size,
         "crop_size": options.crop_size,
@@ -206,7 +206,7 @@ def check_crop_size(source: Source, crop_size: tuple[int, int], scale_max: float
     """Refuses a crop of which even the largest image, at the largest scale, fills less than half.
 
     A crop that is larger than the images is padded; common recipes rely on it (513x513 on VOC's
-    500x375). One that is padding mostly is a mistake: it trains on little, for the price of all.
+    500x375). One that is mostly padding is a mistake: it costs the full price and trains on little.
 
     Raises:
         ValueError: naming both sizes.
@@ -243,6 +243,6 @@ def _checked_indices(source: Source, indices: Sequence[int] | np.ndarray | None)
 def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
-    # Workers share out the stream by its elements: there are no input files to share out.
+    # Workers split the stream by its elements: there are no input files to split.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return options

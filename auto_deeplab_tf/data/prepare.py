@@ -1,9 +1,9 @@
-"""Prepares the records of a data set, so that a search or a training begins at once.
+"""Prepares the records of a data set, so that a search or a training starts at once.
 
-Writes into --cache_dir a folder of sharded records at the size that the run uses, on all cores. The
-commands that read the set prepare it themselves where it is not prepared; give them the same flags.
-A preparation that was stopped goes on when the same command is given again. On records that are
-there it writes nothing; --verify reads them all and compares their checksums.
+Writes a folder of sharded records into --cache_dir at the size that the run uses, on all cores. The
+commands that read the set prepare it themselves if needed; give them the same flags. A preparation
+that was stopped resumes when the same command is run again. Records that exist are kept; --verify
+reads them all and compares their checksums.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ cli.define(config.PrepareConfig)
 
 
 def main() -> None:
+    """Prepares, and prints what was prepared."""
     options = cli.read(config.PrepareConfig)
     result = prepare(options)
     if options.json:
@@ -23,7 +24,7 @@ def main() -> None:
 
 
 def prepare(options: config.PrepareConfig) -> dict[str, Any]:
-    """Prepares as the command does; returns what it prints."""
+    """Prepares as the command does; returns what it prints with --json."""
     from auto_deeplab_tf.data import source
 
     splits = source.open_all(options)

@@ -1,4 +1,4 @@
-"""The two disjoint halves of a training set that the search learns on in turn."""
+"""The two disjoint halves of a training set that the search alternates between."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ def halves(
     """Divides a set into two disjoint halves that together hold every example.
 
     Without `frames_per_block`, the examples of each group (a city) are ranked by a hash of their id
-    and dealt out in turn: in each group, and over all, the halves differ by one example at most.
+    and assigned in turn: in each group, and over all, the halves differ by one example at most.
     The hash makes the halves random but the same on every machine, and leaves an example's rank
-    almost alone when others come or go.
+    almost unchanged when others are added or removed.
 
     With `frames_per_block`, the examples of a group are successive frames of a drive: blocks of
-    that many are dealt out in turn, since a random half would hold the neighbour of nearly every
+    that many are assigned in turn, since a random half would hold the neighbour of nearly every
     frame of the other one.
 
     Args:
@@ -31,7 +31,7 @@ def halves(
             than two blocks.
 
     Returns:
-        (train_a, train_b): int64 positions in `ids`, ascending; neither is empty.
+        (train_a, train_b): int64 positions in `ids`, ascending; both have members.
 
     Raises:
         ValueError: for fewer than two examples, ids that are not unique, or groups of another
@@ -66,7 +66,7 @@ def halves(
 
 
 def source_halves(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """`halves` of a split, by the rule of its data set."""
+    """Returns `halves` of a split, by the rule of its data set."""
     return halves(source.ids, source.groups, frames_per_block=source.info.frames_per_block)
 
 

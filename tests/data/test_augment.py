@@ -7,13 +7,13 @@ from auto_deeplab_tf.data import augment
 PADDING = (11.0, 22.0, 33.0)
 
 
-def _window(image, label, scaled, offset, crop_size, mirrored=False):
+def _window(image, label, scaled, offset, crop_size, flipped=False):
     image, label = augment.sample_window(
         tf.constant(image),
         tf.constant(label),
         tf.constant(scaled, tf.float32),
         tf.constant(offset, tf.float32),
-        tf.constant(mirrored),
+        tf.constant(flipped),
         crop_size=crop_size,
         padding=PADDING,
         ignore_label=255,
@@ -40,13 +40,13 @@ def _random(height=37, width=53, seed=0):
     return image, rng.integers(0, 20, (height, width), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize("offset", [(0, 0), (5, 12), (17, 20)])
-def test_at_scale_one_a_window_is_a_slice(offset, mirrored):
+def test_at_scale_one_a_window_is_a_slice(offset, flipped):
     image, label = _random()
-    crop, crop_label = _window(image, label, (37, 53), offset, (20, 33), mirrored)
+    crop, crop_label = _window(image, label, (37, 53), offset, (20, 33), flipped)
     rows, columns = slice(offset[0], offset[0] + 20), slice(offset[1], offset[1] + 33)
-    step = -1 if mirrored else 1
+    step = -1 if flipped else 1
     np.testing.assert_array_equal(crop_label, label[rows, columns][:, ::step])
     np.testing.assert_allclose(crop, image[rows, columns][:, ::step], atol=0.05)
 
@@ -127,15 +127,15 @@ def test_windows_reach_every_corner_and_both_directions():
     label = np.zeros((9, 12), np.uint8)
     image = np.zeros((9, 12, 3), np.uint8)
     image[..., 0], image[..., 1] = np.arange(9)[:, None], np.arange(12)[None, :]
-    corners, mirrored = set(), 0
+    corners, flipped = set(), 0
     for i in range(150):
         crop, _ = _crop(image, label, (0, i), crop_size=(7, 10), scale_range=(1.0, 1.0))
         crop = np.rint(crop.numpy()).astype(int)
         flipped = crop[0, 0, 1] > crop[0, -1, 1]
-        mirrored += flipped
+        flipped += flipped
         corners.add((crop[0, 0, 0], crop[0, -1 if flipped else 0, 1]))
     assert corners == {(y, x) for y in range(3) for x in range(3)}
-    assert 50 < mirrored < 100
+    assert 50 < flipped < 100
     still = [_crop(image, label, (0, i), (9, 12), (1.0, 1.0), False)[0] for i in range(8)]
     assert all((np.rint(crop) == image).all() for crop in still)
 
@@ -275,6 +275,19 @@ def test_jitter_changes_brightness_contrast_and_saturation(channels):
     np.testing.assert_allclose(changed[..., :colors], np.clip(y, 0, 255), atol=0.01)
     assert changed.max() == 255.0
     np.testing.assert_array_equal(changed[..., 3:], pixels[..., 3:])
+
+
+def test_colours_are_drawn_apart_from_the_window():
+    """The factors of the colours do not depend on the places of the crop attempts."""
+    image, label = np.full((9, 9, 3), 100, np.uint8), np.zeros((9, 9), np.uint8)
+    options = {"crop_size": (3, 3), "crop_tries": 2, "padding": (50.0,) * 3}
+    places, colors = [], []
+    for i in range(300):
+        places.append(tf.random.stateless_uniform([2], augment._folded(tf.constant((9, i)), 1)))
+        colors.append(_crop(image, label, (9, i), color_jitter=0.5, **options)[0][1, 1, 0])
+    # Brightness and contrast make up the colour; the third draw, saturation, shows on no gray.
+    correlation = np.corrcoef(np.array(places).T, np.array(colors))[2, :2]
+    assert np.abs(correlation).max() < 0.2
 
 
 def test_jitter_spans_its_strength():

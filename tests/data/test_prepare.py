@@ -231,6 +231,17 @@ def test_labels_are_exact_and_unchanged_images_keep_their_bytes(
         assert np.abs(np.asarray(found).astype(int) - pixels).mean() <= tolerance
 
 
+@pytest.mark.parametrize("sizes", [((6, 9), (3, 3)), ((7, 5), (3, 2)), ((4, 3), (9, 8))])
+def test_a_resized_label_is_the_one_under_each_pixels_centre(sizes):
+    (height, width), size = sizes
+    label = np.arange(height * width, dtype=np.uint8).reshape(height, width)
+    found = resizing.resize_label(label, size)
+    for row, column in np.ndindex(*size):
+        # In halves of a source pixel, so that the centre (2 i + 1) / 2 stays a whole number.
+        centre = (2 * row + 1) * height // (2 * size[0]), (2 * column + 1) * width // (2 * size[1])
+        assert found[row, column] == label[centre]
+
+
 def test_the_longer_side_is_brought_to_a_length():
     settings = records.Settings(max_image_side=512)
     for size, expected in [

@@ -26,7 +26,7 @@ def test_halves_are_disjoint_and_complete(num_examples, frames_per_block):
         assert (a == again[0]).all() and (b == again[1]).all()
 
 
-def test_cities_are_dealt_out_evenly():
+def test_cities_are_divided_evenly():
     ids, groups = _set(2975, 18)
     a, b = split.halves(ids, groups)
     assert (len(a), len(b)) == (1488, 1487)
@@ -70,7 +70,7 @@ def test_halves_are_those_of_the_plain_rule(frames_per_block):
 
 
 def test_halves_of_known_ids():
-    """Pinned: a search that goes on elsewhere, or with later code, must find the same halves."""
+    """Pinned: a search that resumes elsewhere, or with later code, must find the same halves."""
     ids, groups = _set(2975, 18)
     a, _ = split.halves(ids, groups)
     digest = hashlib.sha256("\n".join(ids[i] for i in a).encode()).hexdigest()

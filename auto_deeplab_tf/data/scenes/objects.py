@@ -50,6 +50,7 @@ class FacadeStyle:
     def draw(
         cls, rng: np.random.Generator, colors, height: float, pitched_roofs: float
     ) -> "FacadeStyle":
+        """Draws a random style."""
         color = np.array(colors[rng.integers(len(colors))], np.float32)
         pitched = rng.random() < pitched_roofs
         return cls(
@@ -150,6 +151,7 @@ class FenceStyle:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "FenceStyle":
+        """Draws a random style."""
         colors = ((0.50, 0.36, 0.24), (0.72, 0.71, 0.68), (0.24, 0.26, 0.25), (0.40, 0.30, 0.24))
         return cls(
             height=rng.uniform(1.1, 1.7),
@@ -368,6 +370,7 @@ class CarStyle:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "CarStyle":
+        """Draws a random style."""
         colors = (
             (0.80, 0.80, 0.80), (0.12, 0.12, 0.13), (0.45, 0.46, 0.48), (0.62, 0.10, 0.10), (0.12,
             0.22, 0.48), (0.88, 0.88, 0.86), (0.25, 0.27, 0.30), (0.20, 0.36, 0.26), (0.70, 0.62,
@@ -486,6 +489,7 @@ class PersonStyle:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "PersonStyle":
+        """Draws a random style."""
         skin = _rgb(0.86, 0.66, 0.53) * rng.uniform(0.45, 1.05)
         return cls(
             height=rng.uniform(1.55, 1.92),

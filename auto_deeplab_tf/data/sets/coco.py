@@ -140,7 +140,11 @@ def label_map(
 
 
 def instance_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """bool [height, width] of a list of polygons, or of run lengths (plain or packed)."""
+    """Draws an instance: a list of polygons, or run lengths (plain or packed).
+
+    Returns:
+        bool [height, width].
+    """
     if isinstance(segmentation, Mapping):
         counts = segmentation["counts"]
         return _run_length_mask(unpack_counts(counts) if isinstance(counts, str) else counts, size)
