@@ -48,8 +48,8 @@ def check_name(name: str) -> None:
     """Refuses what `--network` does not take.
 
     Raises:
-        ValueError: for a name that is not in `BASELINES`.
-        ImportError: for one whose package is not installed.
+        ValueError: For a name that is not in `BASELINES`.
+        ImportError: For one whose package is not installed.
     """
     if name not in BASELINES:
         raise UserError(
@@ -78,18 +78,18 @@ def build_baseline(
     """Builds the baseline of that name.
 
     Args:
-        name: what `--network` takes.
+        name: What `--network` takes.
         num_classes: Number of classes, 1 or more.
         input_size: (height, width), or None for any.
-        **settings: the other arguments of its class: `mean`, `std`, `batch_norm_decay`,
-            `synchronized`, `dtype` of every network, `width_multiplier` of every baseline.
+        **settings: The other arguments of its class: `mean`, `std`, `batch_norm_decay` and `dtype`
+            of every network, `width_multiplier` of those that are not keras-hub's.
 
     Returns:
         A `SegmentationNetwork`.
 
     Raises:
-        ValueError: for a name that is not in `BASELINES`, or a setting out of its range.
-        ImportError: for a network whose package is not installed.
+        ValueError: For a name that is not in `BASELINES`, or a setting out of its range.
+        ImportError: For a network whose package is not installed.
 
     >>> build_baseline("frrn_a", num_classes=11).count_params()  # doctest: +SKIP
     """

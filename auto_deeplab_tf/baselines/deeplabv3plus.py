@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+
 from auto_deeplab_tf.baselines.dpc import DensePredictionCell
 from auto_deeplab_tf.baselines.xception import Xception
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
-from auto_deeplab_tf.nn.operations import register
+from auto_deeplab_tf.nn.backend import Tensor
+from auto_deeplab_tf.nn.layer import Shape
 from auto_deeplab_tf.nn.segmentation_network import (
     SegmentationNetwork,
     checked_count,
     checked_width,
 )
+from auto_deeplab_tf.nn.serialization import register
 
 _CONTEXTS = {"aspp": ASPP, "dpc": DensePredictionCell}
 
@@ -23,13 +27,15 @@ class DeepLabV3Plus(SegmentationNetwork):
     """Aligned Xception, a pyramid of atrous convolutions, and the decoder; all 3x3 separable.
 
     Args:
-        num_classes: See `SegmentationNetwork`, as for the arguments not named here.
+        num_classes: See `SegmentationNetwork`.
+        input_size: See `SegmentationNetwork`.
         depth: Of Xception, 65 or 71.
         context: `"aspp"`, or `"dpc"` for the dense prediction cell in its place.
         output_stride: Stride of the pyramid, 8 (the setting of the published counts) or 16.
         width_multiplier: Factor of the backbone's channels, above 0; 1 in the paper.
         head_channels: Channels of the pyramid and the decoder.
         decoder_channels: Channels of the projected low-level feature.
+        **kwargs: See `SegmentationNetwork`.
 
     Input shape, output shape: see `SegmentationNetwork`.
 
@@ -59,13 +65,13 @@ class DeepLabV3Plus(SegmentationNetwork):
         self.width_multiplier = checked_width(width_multiplier)
         self.head_channels = checked_count("head_channels", head_channels)
         self.decoder_channels = checked_count("decoder_channels", decoder_channels)
-        norm = self.norm_settings()
+        shared = self.shared
         self.backbone = Xception(
-            depth, output_stride, self.width_multiplier, name="backbone", **norm
+            depth, output_stride, self.width_multiplier, name="backbone", **shared
         )
         form = {"separable": True} if context == "aspp" else {}
         self.pyramid = _CONTEXTS[context](
-            output_stride, self.head_channels, name=context, **form, **norm
+            output_stride, self.head_channels, name=context, **form, **shared
         )
         self.decoder = Decoder(
             self.num_classes,
@@ -73,30 +79,24 @@ class DeepLabV3Plus(SegmentationNetwork):
             self.decoder_channels,
             separable=True,
             name="decoder",
-            **norm,
+            **shared,
         )
         self.build(self.static_input_shape)
 
-    def build(self, input_shape):
+    @property
+    def class_layer(self) -> keras.layers.Layer:
+        """The decoder's last layer."""
+        return self.decoder.classes
+
+    def build(self, input_shape: Shape) -> None:
         """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""
         self.backbone.build(input_shape)
         features, low_level = self.backbone.compute_output_shape(input_shape)
         self.pyramid.build(features)
         self.decoder.build((*features[:-1], self.head_channels), low_level)
 
-    def compute_logits(self, images, training=None):
+    def compute_logits(self, images: Tensor, training: bool | None = None) -> Tensor:
         """Computes the logits at stride 4; see `SegmentationNetwork`."""
         features, low_level = self.backbone(images, training=training)
         features = self.pyramid(features, training=training)
         return self.decoder(features, low_level, training=training)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments."""
-        return super().get_config() | {
-            "depth": self.depth,
-            "context": self.context,
-            "output_stride": self.output_stride,
-            "width_multiplier": self.width_multiplier,
-            "head_channels": self.head_channels,
-            "decoder_channels": self.decoder_channels,
-        }

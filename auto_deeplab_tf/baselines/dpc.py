@@ -1,13 +1,19 @@
 """The dense prediction cell: an atrous pyramid found by search, in place of the ASPP."""
 
-import keras
+from __future__ import annotations
+
+from typing import Any
+
 from keras import ops
 
-from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, ConvBN, register
+from auto_deeplab_tf.nn.backend import Tensor
+from auto_deeplab_tf.nn.conv import ConvBN
+from auto_deeplab_tf.nn.layer import Layer, Shape
+from auto_deeplab_tf.nn.serialization import register
 
 # The published cell for Cityscapes, rates at stride 16 (down, across). A branch reads the features,
 # or an earlier branch by its number.
-BRANCHES = (
+BRANCHES: tuple[tuple[int | None, tuple[int, int]], ...] = (
     (None, (1, 6)),
     (0, (18, 15)),
     (1, (6, 3)),
@@ -17,7 +23,7 @@ BRANCHES = (
 
 
 @register
-class DensePredictionCell(keras.layers.Layer):
+class DensePredictionCell(Layer):
     """Five separable 3x3 atrous convolutions in a tree, concatenated; then 1x1.
 
     BN and ReLU follow each depthwise and each pointwise convolution, and the last 1x1. The rates
@@ -26,8 +32,7 @@ class DensePredictionCell(keras.layers.Layer):
     Args:
         stride: Stride of the input, 8 or 16.
         filters: Channels of each branch and of the output.
-        batch_norm_decay: Decay of the moving statistics.
-        synchronized: Whether batch statistics are taken over all replicas.
+        **kwargs: See `Layer`.
 
     Input shape: float [N, h, w, C].
     Output shape: float [N, h, w, filters].
@@ -36,53 +41,39 @@ class DensePredictionCell(keras.layers.Layer):
         Prediction, NeurIPS 2018, arXiv:1809.04184, fig. 3.
     """
 
-    def __init__(
-        self, stride, filters=256, batch_norm_decay=BATCH_NORM_DECAY, synchronized=True, **kwargs
-    ):
+    def __init__(self, stride: int, filters: int = 256, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stride = stride
         self.filters = filters
-        self.batch_norm_decay = batch_norm_decay
-        self.synchronized = synchronized
-        norm = {
-            "relu": "after",
-            "batch_norm_decay": batch_norm_decay,
-            "synchronized": synchronized,
-            "dtype": self.dtype_policy,
-        }
+        shared = self.shared | {"relu": "after"}
         self.branches = [
             ConvBN(
                 filters,
                 3,
-                rate=tuple(rate * 16 // stride for rate in rates),
+                rate=(down * 16 // stride, across * 16 // stride),
                 separable=True,
                 depthwise_norm=True,
                 name=f"branch_{index}",
-                **norm,
+                **shared,
             )
-            for index, (_, rates) in enumerate(BRANCHES)
+            for index, (_, (down, across)) in enumerate(BRANCHES)
         ]
-        self.joined = ConvBN(filters, name="joined", **norm)
+        self.joined = ConvBN(filters, name="joined", **shared)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights."""
         for branch, (source, _) in zip(self.branches, BRANCHES, strict=True):
             branch.build(input_shape if source is None else (*input_shape[:-1], self.filters))
         self.joined.build((*input_shape[:-1], len(BRANCHES) * self.filters))
 
-    def call(self, features, training=None):
-        results = []
+    def call(self, features: Tensor, training: bool | None = None) -> Tensor:
+        """Computes the branches and joins them; batch statistics where `training`."""
+        results: list[Tensor] = []
         for branch, (source, _) in zip(self.branches, BRANCHES, strict=True):
             inputs = features if source is None else results[source]
             results.append(branch(inputs, training=training))
         return self.joined(ops.concatenate(results, axis=-1), training=training)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns [N, h, w, filters]."""
         return (*input_shape[:-1], self.filters)
-
-    def get_config(self):
-        return super().get_config() | {
-            "stride": self.stride,
-            "filters": self.filters,
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-        }

@@ -8,14 +8,13 @@ import keras
 from keras import ops
 
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.nn.operations import (
-    BATCH_NORM_DECAY,
-    AtrousConv2D,
-    ConvBN,
-    register,
-)
+from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.backend import Tensor
+from auto_deeplab_tf.nn.conv import AtrousConv2D, ConvBN
+from auto_deeplab_tf.nn.layer import Layer, Shape, build_chain, call_chain
 from auto_deeplab_tf.nn.resize import resize_bilinear
-from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_width
+from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_width, scaled
+from auto_deeplab_tf.nn.serialization import register
 
 # (units, channels, factor by which the image is pooled), in the order of computation.
 _STAGES = {
@@ -46,7 +45,7 @@ _RESIDUAL_UNITS = 3
 _LOWEST = -1e30
 
 
-def max_pool(images, size):
+def max_pool(images: Tensor, size: int) -> Tensor:
     """Maximum over whole windows and, at the bottom and right edges, over what is left of them.
 
     So pooling by 2 and again by 2 is pooling by 4 at every size, and a pooled pixel p lies on the
@@ -66,84 +65,66 @@ def max_pool(images, size):
         # size - 1 more rows always complete the last window; those too many are no window.
         widths = [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]
         images = ops.pad(images, widths, constant_values=_LOWEST)
-    return ops.max_pool(images, size, strides=size, padding="valid")
+    return backend.max_pool(images, size, strides=size, padding="valid")
 
 
-def unpool(images, size, shape):
+def unpool(images: Tensor, size: int, shape: tuple[Any, Any]) -> Tensor:
     """Repeats each pixel size x size times and cuts what lies beyond the map.
 
     Args:
         images: float [N, ceil(h / size), ceil(w / size), C].
-        size: int.
+        size: Side of the square.
         shape: (h, w) of the result.
+
+    Returns:
+        float [N, h, w, C].
     """
     images = ops.repeat(ops.repeat(images, size, axis=1), size, axis=2)
     return images[:, : shape[0], : shape[1]]
 
 
 @register
-class ResidualUnit(keras.layers.Layer):
+class ResidualUnit(Layer):
     """3x3, BN, ReLU, 3x3, BN, plus the input; where its channels differ, through a 1x1.
 
     Args:
         filters: Output channels.
-        batch_norm_decay: Decay of the moving statistics.
-        synchronized: Whether batch statistics are taken over all replicas.
+        **kwargs: See `Layer`.
 
     Input shape: float [N, h, w, C].
     Output shape: float [N, h, w, filters].
     """
 
-    def __init__(self, filters, batch_norm_decay=BATCH_NORM_DECAY, synchronized=True, **kwargs):
+    def __init__(self, filters: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.filters = filters
-        self.batch_norm_decay = batch_norm_decay
-        self.synchronized = synchronized
-        norm = {
-            "batch_norm_decay": batch_norm_decay,
-            "synchronized": synchronized,
-            "dtype": self.dtype_policy,
-        }
         self.convs = [
-            ConvBN(filters, 3, relu=relu, name=f"conv_{index}", **norm)
+            ConvBN(filters, 3, relu=relu, name=f"conv_{index}", **self.shared)
             for index, relu in enumerate(("after", None))
         ]
-        self.projection = None
+        self.projection: AtrousConv2D | None = None
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights."""
         if input_shape[-1] != self.filters:
             self.projection = AtrousConv2D(
-                self.filters,
-                1,
-                use_bias=False,
-                kernel_initializer="he_normal",
-                name="projection",
-                dtype=self.dtype_policy,
+                self.filters, 1, use_bias=False, name="projection", dtype=self.dtype_policy
             )
             self.projection.build(input_shape)
-        for conv in self.convs:
-            conv.build(input_shape)
-            input_shape = (*input_shape[:-1], self.filters)
+        build_chain(self.convs, input_shape)
 
-    def call(self, inputs, training=None):
-        features = inputs
-        for conv in self.convs:
-            features = conv(features, training=training)
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """Computes the unit; batch statistics where `training`."""
+        features = call_chain(self.convs, inputs, training)
         return features + (inputs if self.projection is None else self.projection(inputs))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns [N, h, w, filters]."""
         return (*input_shape[:-1], self.filters)
-
-    def get_config(self):
-        return super().get_config() | {
-            "filters": self.filters,
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-        }
 
 
 @register
-class FullResolutionResidualUnit(keras.layers.Layer):
+class FullResolutionResidualUnit(Layer):
     """Reads both streams, writes the pooling one anew and adds to the residual one.
 
     The residual stream, pooled, beside the pooling stream; twice 3x3, BN, ReLU: that is the new
@@ -152,8 +133,7 @@ class FullResolutionResidualUnit(keras.layers.Layer):
     Args:
         filters: Channels of the pooling stream.
         size: Factor by which it is pooled.
-        batch_norm_decay: Decay of the moving statistics.
-        synchronized: Whether batch statistics are taken over all replicas.
+        **kwargs: See `Layer`.
 
     Call arguments:
         pooled: float [N, ceil(H / size), ceil(W / size), C].
@@ -164,54 +144,34 @@ class FullResolutionResidualUnit(keras.layers.Layer):
     Reference: Pohlen et al., FRRN, CVPR 2017, arXiv:1611.08323, fig. 3.
     """
 
-    def __init__(
-        self, filters, size, batch_norm_decay=BATCH_NORM_DECAY, synchronized=True, **kwargs
-    ):
+    def __init__(self, filters: int, size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.filters = filters
         self.size = size
-        self.batch_norm_decay = batch_norm_decay
-        self.synchronized = synchronized
-        norm = {
-            "relu": "after",
-            "batch_norm_decay": batch_norm_decay,
-            "synchronized": synchronized,
-            "dtype": self.dtype_policy,
-        }
-        self.convs = [ConvBN(filters, 3, name=f"conv_{index}", **norm) for index in range(2)]
-        self.residual = None
+        self.convs = [
+            ConvBN(filters, 3, relu="after", name=f"conv_{index}", **self.shared)
+            for index in range(2)
+        ]
+        self.residual: AtrousConv2D | None = None
 
-    def build(self, pooled_shape, stream_shape):
-        shape = (*pooled_shape[:-1], pooled_shape[-1] + stream_shape[-1])
-        for conv in self.convs:
-            conv.build(shape)
-            shape = (*shape[:-1], self.filters)
-        self.residual = AtrousConv2D(
-            stream_shape[-1],
-            1,
-            kernel_initializer="he_normal",
-            name="residual",
-            dtype=self.dtype_policy,
-        )
-        self.residual.build(shape)
+    def build(self, pooled_shape: Shape, stream_shape: Shape) -> None:
+        """Creates the weights."""
+        channels = (pooled_shape[-1] or 0) + (stream_shape[-1] or 0)
+        self.residual = AtrousConv2D(stream_shape[-1], 1, name="residual", dtype=self.dtype_policy)
+        build_chain([*self.convs, self.residual], (*pooled_shape[:-1], channels))
 
-    def call(self, pooled, stream, training=None):
+    def call(
+        self, pooled: Tensor, stream: Tensor, training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns both streams; batch statistics where `training`."""
         features = ops.concatenate([pooled, max_pool(stream, self.size)], axis=-1)
-        for conv in self.convs:
-            features = conv(features, training=training)
-        added = unpool(self.residual(features), self.size, ops.shape(stream)[1:3])
+        features = call_chain(self.convs, features, training)
+        added = unpool(self.residual(features), self.size, ops.shape(stream)[1:3])  # type: ignore[misc]
         return features, stream + added
 
-    def compute_output_shape(self, pooled_shape, stream_shape):
+    def compute_output_shape(self, pooled_shape: Shape, stream_shape: Shape) -> tuple[Shape, Shape]:
+        """Returns the shapes of both streams."""
         return (*pooled_shape[:-1], self.filters), stream_shape
-
-    def get_config(self):
-        return super().get_config() | {
-            "filters": self.filters,
-            "size": self.size,
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-        }
 
 
 @register
@@ -225,9 +185,11 @@ class FRRN(SegmentationNetwork):
     Every size works: a map pooled by p is ceil(H / p) x ceil(W / p) (see `max_pool`, `unpool`).
 
     Args:
-        num_classes: See `SegmentationNetwork`, as for the arguments not named here.
+        num_classes: See `SegmentationNetwork`.
+        input_size: See `SegmentationNetwork`.
         variant: `"a"`, pooled down to 1/16, or `"b"`, down to 1/32.
         width_multiplier: Factor of all channels, above 0; 1 in the paper.
+        **kwargs: See `SegmentationNetwork`.
 
     Input shape, output shape: see `SegmentationNetwork`.
 
@@ -252,60 +214,51 @@ class FRRN(SegmentationNetwork):
         self._add_layers()
         self.build(self.static_input_shape)
 
-    def _add_layers(self):
-        norm = self.norm_settings()
+    def _add_layers(self) -> None:
+        shared = self.shared
 
-        def width(filters):
-            return max(1, round(filters * self.width_multiplier))
+        def width(filters: int) -> int:
+            return scaled(filters, self.width_multiplier)
 
         base = width(_BASE_FILTERS)
-        self.root = ConvBN(base, 5, relu="after", name="root", **norm)
+        self.root = ConvBN(base, 5, relu="after", name="root", **shared)
         self.first_units = [
-            ResidualUnit(base, name=f"first_{index}", **norm) for index in range(_RESIDUAL_UNITS)
+            ResidualUnit(base, name=f"first_{index}", **shared) for index in range(_RESIDUAL_UNITS)
         ]
-        self.split = ConvBN(width(_STREAM_FILTERS), relu=None, name="split", **norm)
+        self.split = ConvBN(width(_STREAM_FILTERS), relu=None, name="split", **shared)
         # One flat list: Keras saves no weights of layers in a list of lists.
         self.units = [
             FullResolutionResidualUnit(
-                width(filters), size, name=f"stage_{index}_unit_{unit}", **norm
+                width(filters), size, name=f"stage_{index}_unit_{unit}", **shared
             )
             for index, (units, filters, size) in enumerate(_STAGES[self.variant])
             for unit in range(units)
         ]
         self.last_units = [
-            ResidualUnit(base, name=f"last_{index}", **norm) for index in range(_RESIDUAL_UNITS)
+            ResidualUnit(base, name=f"last_{index}", **shared) for index in range(_RESIDUAL_UNITS)
         ]
-        self.classes = AtrousConv2D(
-            self.num_classes,
-            1,
-            kernel_initializer="he_normal",
-            name="classes",
-            dtype=self.dtype_policy,
-        )
+        self.classes = AtrousConv2D(self.num_classes, 1, name="classes", dtype=self.dtype_policy)
 
-    def build(self, input_shape):
+    @property
+    def class_layer(self) -> keras.layers.Layer:
+        """The last layer."""
+        return self.classes
+
+    def build(self, input_shape: Shape) -> None:
         """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""
-        free = (None, None, None)
-        self.root.build(input_shape)
-        for unit in self.first_units:
-            unit.build((*free, self.root.filters))
-        self.split.build((*free, self.root.filters))
-        stream, pooled = (*free, self.split.filters), (*free, self.root.filters)
+        pooled = build_chain([self.root, *self.first_units], input_shape)
+        self.split.build(pooled)
+        stream = self.split.compute_output_shape(pooled)
         for unit in self.units:
             unit.build(pooled, stream)
-            pooled = (*free, unit.filters)
-        joined = (*free, pooled[-1] + stream[-1])
-        for unit in self.last_units:
-            unit.build(joined)
-            joined = (*free, unit.filters)
-        self.classes.build(joined)
+            pooled, stream = unit.compute_output_shape(pooled, stream)
+        channels = (pooled[-1] or 0) + (stream[-1] or 0)
+        build_chain([*self.last_units, self.classes], (*stream[:-1], channels))
 
-    def compute_logits(self, images, training=None):
+    def compute_logits(self, images: Tensor, training: bool | None = None) -> Tensor:
         """Computes the logits at full resolution; see `SegmentationNetwork`."""
         size = ops.shape(images)[1:3]
-        pooled = self.root(images, training=training)
-        for unit in self.first_units:
-            pooled = unit(pooled, training=training)
+        pooled = call_chain([self.root, *self.first_units], images, training)
         stream = self.split(pooled, training=training)
         at = 1
         for unit in self.units:
@@ -314,20 +267,12 @@ class FRRN(SegmentationNetwork):
                 at = unit.size
             pooled, stream = unit(pooled, stream, training=training)
         features = ops.concatenate([_bring(pooled, at, 1, size), stream], axis=-1)
-        for unit in self.last_units:
-            features = unit(features, training=training)
-        return self.classes(features)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments."""
-        return super().get_config() | {
-            "variant": self.variant,
-            "width_multiplier": self.width_multiplier,
-        }
+        return self.classes(call_chain(self.last_units, features, training))
 
 
-def _bring(pooled, at, wanted, size):
+def _bring(pooled: Tensor, at: int, wanted: int, size: tuple[Any, Any]) -> Tensor:
     """Brings a map that is pooled by `at` to `wanted`: pooled, or resized bilinearly."""
     if wanted > at:
         return max_pool(pooled, wanted // at)
-    return resize_bilinear(pooled, tuple((extent + wanted - 1) // wanted for extent in size))
+    height, width = ((extent + wanted - 1) // wanted for extent in size)
+    return resize_bilinear(pooled, (height, width))

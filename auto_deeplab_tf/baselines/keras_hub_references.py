@@ -2,8 +2,8 @@
 
 They are built from their settings, without any download; the extra `references` holds the package.
 Layers, initial values and dropout are keras-hub's own. What is changed: decay of batch
-normalisation is an argument, images are normalised as for the other networks, and any size is
-taken. Batch statistics are each replica's own.
+normalisation is an argument, batch statistics are those of all replicas, images are normalised as
+for the other networks, and any size is taken.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from auto_deeplab_tf.nn.operations import register
+from auto_deeplab_tf.nn.backend import Tensor
+from auto_deeplab_tf.nn.layer import Shape
+from auto_deeplab_tf.nn.normalization import BatchNormalization
 from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork
+from auto_deeplab_tf.nn.serialization import register
 
 
 class _KerasHubNetwork(SegmentationNetwork):
@@ -33,10 +36,12 @@ class _KerasHubNetwork(SegmentationNetwork):
             self.reference = self._make(importlib.import_module("keras_hub").models)
         for layer in self.reference._flatten_layers():
             if isinstance(layer, keras.layers.BatchNormalization):
+                # The same weights and configuration, with another `call`.
+                layer.__class__ = BatchNormalization
                 layer.momentum = self.batch_norm_decay
         self.build(self.static_input_shape)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Does nothing: keras-hub's models are built when they are made."""
         self.built = True
 
@@ -67,7 +72,7 @@ class KerasHubDeepLabV3Plus(_KerasHubNetwork):
     Reference: Chen et al., ECCV 2018, arXiv:1802.02611; keras_hub.models.DeepLabV3ImageSegmenter.
     """
 
-    def _make(self, models):
+    def _make(self, models: Any) -> keras.Model:
         image_shape = (None, None, self.input_channels)
         encoder = models.ResNetBackbone(
             input_conv_filters=[64],
@@ -91,12 +96,18 @@ class KerasHubDeepLabV3Plus(_KerasHubNetwork):
         self._pyramid = keras.Model(encoder.input, encoder.pyramid_outputs)
         return models.DeepLabV3ImageSegmenter(backbone, self.num_classes)
 
-    def compute_logits(self, images, training=None):
+    @property
+    def class_layer(self) -> keras.layers.Layer:
+        """keras-hub's last layer."""
+        return self.reference.output_conv
+
+    def compute_logits(self, images: Tensor, training: bool | None = None) -> Tensor:
+        """Computes the logits at full resolution; see `SegmentationNetwork`."""
         _, height, width, _ = ops.shape(images)
         padded = ops.pad(images, [(0, 0), (0, -height % 32), (0, -width % 32), (0, 0)])
         return self._logits(padded, training)[:, :height, :width]
 
-    def _logits(self, images, training):
+    def _logits(self, images: Tensor, training: bool | None) -> Tensor:
         """keras-hub's graph, whose own way of upsampling needs sizes that are known statically.
 
         Args:
@@ -112,7 +123,7 @@ class KerasHubDeepLabV3Plus(_KerasHubNetwork):
         joined = ops.relu(layers["segmentation_head_norm"](joined, training=training))
         return self.reference.output_conv(_resized(joined, ops.shape(images)[1:3]))
 
-    def _pyramid_pooling(self, features, training):
+    def _pyramid_pooling(self, features: Tensor, training: bool | None) -> Tensor:
         (layer,) = (
             layer
             for layer in self.reference.backbone.layers
@@ -141,7 +152,7 @@ class KerasHubSegFormerB0(_KerasHubNetwork):
     # A size that every stride and every reduction of the attention divides.
     _MADE_AT = 64
 
-    def _make(self, models):
+    def _make(self, models: Any) -> keras.Model:
         encoder = models.MiTBackbone(
             image_shape=(self._MADE_AT, self._MADE_AT, self.input_channels),
             num_layers=4,
@@ -156,7 +167,13 @@ class KerasHubSegFormerB0(_KerasHubNetwork):
         backbone = models.SegFormerBackbone(image_encoder=encoder, projection_filters=256)
         return models.SegFormerImageSegmenter(backbone, self.num_classes)
 
-    def compute_logits(self, images, training=None):
+    @property
+    def class_layer(self) -> keras.layers.Layer:
+        """keras-hub's last layer."""
+        return self.reference.output_segmentation_head
+
+    def compute_logits(self, images: Tensor, training: bool | None = None) -> Tensor:
+        """Computes the logits at full resolution; see `SegmentationNetwork`."""
         size = ops.shape(images)[1:3]
         backbone = self.reference.backbone
         pyramid = self._encode(backbone.image_encoder, images, training)
@@ -170,7 +187,7 @@ class KerasHubSegFormerB0(_KerasHubNetwork):
         logits = self.reference.output_segmentation_head(fused)
         return _resized(ops.cast(logits, "float32"), size)
 
-    def _encode(self, encoder, images, training):
+    def _encode(self, encoder: Any, images: Tensor, training: bool | None) -> list[Tensor]:
         """Returns the four feature maps, float [N, h, w, C], at strides 4 to 32."""
         layers = {layer.name: layer for layer in encoder.layers}
         norms = [x for x in encoder.layers if isinstance(x, keras.layers.LayerNormalization)]
@@ -191,7 +208,7 @@ class KerasHubSegFormerB0(_KerasHubNetwork):
         return pyramid
 
 
-def _resized(images, size):
+def _resized(images: Tensor, size: tuple[Any, Any]) -> Tensor:
     """As keras-hub resizes to a larger size: bilinear between the centres of the pixels.
 
     As products with matrices, since `ops.image.resize` needs a size that is known statically.
@@ -202,7 +219,7 @@ def _resized(images, size):
     return ops.einsum("ow,nhwc->nhoc", ops.cast(columns, images.dtype), images)
 
 
-def _centred_matrix(size_out, size_in):
+def _centred_matrix(size_out: Any, size_in: Any) -> Tensor:
     """float32 [size_out, size_in]: linear interpolation with the edges of the pixels aligned."""
     last = ops.cast(size_in - 1, "float32")
     scale = ops.cast(size_in, "float32") / ops.cast(size_out, "float32")
@@ -211,7 +228,7 @@ def _centred_matrix(size_out, size_in):
     return ops.maximum(0.0, 1.0 - ops.abs(position[:, None] - inputs[None, :]))
 
 
-def _attend(layer, tokens, shape, training):
+def _attend(layer: Any, tokens: Tensor, shape: tuple[Any, ...], training: bool | None) -> Tensor:
     """Attention whose keys and values are taken at a fraction of the resolution.
 
     Args:
@@ -222,7 +239,7 @@ def _attend(layer, tokens, shape, training):
     _, height, width, channels = shape
     heads = (-1, layer.num_heads, channels // layer.num_heads)
 
-    def by_head(values):
+    def by_head(values: Tensor) -> Tensor:
         return ops.transpose(ops.reshape(values, (ops.shape(values)[0], *heads)), (0, 2, 1, 3))
 
     queries, reduced = by_head(layer.q(tokens)), tokens
@@ -237,7 +254,7 @@ def _attend(layer, tokens, shape, training):
     return layer.proj_drop(mixed, training=training)
 
 
-def _mix(layer, tokens, shape):
+def _mix(layer: Any, tokens: Tensor, shape: tuple[Any, ...]) -> Tensor:
     """keras-hub's MixFFN: dense, depthwise 3x3, GELU, dense; float [N, h * w, C] -> the same."""
     _, height, width, _ = shape
     wide = layer.fc1(tokens)

@@ -8,15 +8,12 @@ import keras
 from keras import ops
 
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.nn.operations import (
-    BATCH_NORM_DECAY,
-    AtrousConv2D,
-    ConvBN,
-    register,
-    strided_shape,
-)
+from auto_deeplab_tf.nn.backend import Tensor, max_pool
+from auto_deeplab_tf.nn.conv import AtrousConv2D, ConvBN
+from auto_deeplab_tf.nn.layer import Layer, Shape, build_chain, call_chain, strided_shape
 from auto_deeplab_tf.nn.resize import average_bins, resize_bilinear
-from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_width
+from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_width, scaled
+from auto_deeplab_tf.nn.serialization import register
 
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _ROOT_FILTERS = (64, 64, 128)
@@ -28,7 +25,7 @@ _HEAD_FILTERS = 512
 
 
 @register
-class Bottleneck(keras.layers.Layer):
+class Bottleneck(Layer):
     """1x1, 3x3 (with stride or rate), 1x1 to four times the channels; plus a shortcut; ReLU.
 
     Args:
@@ -36,8 +33,7 @@ class Bottleneck(keras.layers.Layer):
         stride: 1 or 2.
         rate: Atrous rate of the 3x3.
         project: Whether the shortcut is a 1x1 with BN, in place of the input itself.
-        batch_norm_decay: Decay of the moving statistics.
-        synchronized: Whether batch statistics are taken over all replicas.
+        **kwargs: See `Layer`.
 
     Input shape: float [N, h, w, C].
     Output shape: float [N, ceil(h / stride), ceil(w / stride), 4 * filters].
@@ -47,73 +43,54 @@ class Bottleneck(keras.layers.Layer):
 
     def __init__(
         self,
-        filters,
-        stride=1,
-        rate=1,
-        project=False,
-        batch_norm_decay=BATCH_NORM_DECAY,
-        synchronized=True,
-        **kwargs,
-    ):
+        filters: int,
+        stride: int = 1,
+        rate: int = 1,
+        project: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.filters = filters
         self.stride = stride
         self.rate = rate
         self.project = project
-        self.batch_norm_decay = batch_norm_decay
-        self.synchronized = synchronized
-        norm = {
-            "batch_norm_decay": batch_norm_decay,
-            "synchronized": synchronized,
-            "dtype": self.dtype_policy,
-        }
+        shared = self.shared
         self.convs = [
-            ConvBN(filters, relu="after", name="reduce", **norm),
-            ConvBN(filters, 3, stride=stride, rate=rate, relu="after", name="window", **norm),
-            ConvBN(4 * filters, relu=None, name="increase", **norm),
+            ConvBN(filters, relu="after", name="reduce", **shared),
+            ConvBN(filters, 3, stride=stride, rate=rate, relu="after", name="window", **shared),
+            ConvBN(4 * filters, relu=None, name="increase", **shared),
         ]
         self.projection = None
         if project:
-            self.projection = ConvBN(4 * filters, stride=stride, relu=None, name="shortcut", **norm)
+            self.projection = ConvBN(
+                4 * filters, stride=stride, relu=None, name="shortcut", **shared
+            )
 
-    def build(self, input_shape):
-        shape = input_shape
-        for conv in self.convs:
-            conv.build(shape)
-            shape = (*shape[:-1], conv.filters)
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights."""
+        build_chain(self.convs, input_shape)
         if self.projection is not None:
             self.projection.build(input_shape)
 
-    def call(self, inputs, training=None):
-        features = inputs
-        for conv in self.convs:
-            features = conv(features, training=training)
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """Computes the block; batch statistics where `training`."""
+        features = call_chain(self.convs, inputs, training)
         if self.projection is not None:
             inputs = self.projection(inputs, training=training)
         return ops.relu(features + inputs)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns [N, ceil(h / stride), ceil(w / stride), 4 * filters]."""
         return strided_shape(input_shape, self.stride, 4 * self.filters)
-
-    def get_config(self):
-        return super().get_config() | {
-            "filters": self.filters,
-            "stride": self.stride,
-            "rate": self.rate,
-            "project": self.project,
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-        }
 
 
 @register
-class PyramidPooling(keras.layers.Layer):
+class PyramidPooling(Layer):
     """Averages over 1x1, 2x2, 3x3 and 6x6 bins, each 1x1, BN, ReLU and resized, beside the input.
 
     Args:
         filters: Channels of each level.
-        batch_norm_decay: Decay of the moving statistics.
-        synchronized: Whether batch statistics are taken over all replicas.
+        **kwargs: See `Layer`.
 
     Input shape: float [N, h, w, C].
     Output shape: float [N, h, w, C + 4 * filters].
@@ -121,28 +98,21 @@ class PyramidPooling(keras.layers.Layer):
     Reference: Zhao et al., PSPNet, CVPR 2017, arXiv:1612.01105, sec. 3.2.
     """
 
-    def __init__(self, filters, batch_norm_decay=BATCH_NORM_DECAY, synchronized=True, **kwargs):
+    def __init__(self, filters: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.filters = filters
-        self.batch_norm_decay = batch_norm_decay
-        self.synchronized = synchronized
         self.levels = [
-            ConvBN(
-                filters,
-                relu="after",
-                batch_norm_decay=batch_norm_decay,
-                synchronized=synchronized,
-                name=f"bins_{bins}",
-                dtype=self.dtype_policy,
-            )
+            ConvBN(filters, relu="after", name=f"bins_{bins}", **self.shared)
             for bins in _PYRAMID_BINS
         ]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights."""
         for level in self.levels:
             level.build(input_shape)
 
-    def call(self, features, training=None):
+    def call(self, features: Tensor, training: bool | None = None) -> Tensor:
+        """Returns the pyramid beside the input; batch statistics where `training`."""
         size = ops.shape(features)[1:3]
         results = [features]
         for bins, level in zip(_PYRAMID_BINS, self.levels, strict=True):
@@ -150,15 +120,9 @@ class PyramidPooling(keras.layers.Layer):
             results.append(resize_bilinear(pooled, size))
         return ops.concatenate(results, axis=-1)
 
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], input_shape[-1] + len(self.levels) * self.filters)
-
-    def get_config(self):
-        return super().get_config() | {
-            "filters": self.filters,
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-        }
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns [N, h, w, C + 4 * filters]."""
+        return (*input_shape[:-1], (input_shape[-1] or 0) + len(self.levels) * self.filters)
 
 
 @register
@@ -170,9 +134,11 @@ class PSPNet(SegmentationNetwork):
     network here has one output and is trained by the same recipe.
 
     Args:
-        num_classes: See `SegmentationNetwork`, as for the arguments not named here.
+        num_classes: See `SegmentationNetwork`.
+        input_size: See `SegmentationNetwork`.
         depth: Of the ResNet: 50, 101 or 152.
         width_multiplier: Factor of all channels, above 0; 1 in the paper.
+        **kwargs: See `SegmentationNetwork`.
 
     Input shape, output shape: see `SegmentationNetwork`.
 
@@ -196,11 +162,11 @@ class PSPNet(SegmentationNetwork):
         self._add_layers()
         self.build(self.static_input_shape)
 
-    def _add_layers(self):
-        norm = self.norm_settings()
+    def _add_layers(self) -> None:
+        shared = self.shared
 
-        def width(filters):
-            return max(1, round(filters * self.width_multiplier))
+        def width(filters: int) -> int:
+            return scaled(filters, self.width_multiplier)
 
         self.root = [
             ConvBN(
@@ -209,7 +175,7 @@ class PSPNet(SegmentationNetwork):
                 stride=2 if index == 0 else 1,
                 relu="after",
                 name=f"root_{index}",
-                **norm,
+                **shared,
             )
             for index, filters in enumerate(_ROOT_FILTERS)
         ]
@@ -220,42 +186,29 @@ class PSPNet(SegmentationNetwork):
                 rate=rate,
                 project=index == 0,
                 name=f"stage_{stage}_block_{index}",
-                **norm,
+                **shared,
             )
             for stage, ((filters, stride, rate), blocks) in enumerate(
                 zip(_STAGES, _BLOCKS[self.depth], strict=True)
             )
             for index in range(blocks)
         ]
-        self.pyramid = PyramidPooling(width(_HEAD_FILTERS), name="pyramid", **norm)
-        self.joined = ConvBN(width(_HEAD_FILTERS), 3, relu="after", name="joined", **norm)
-        self.classes = AtrousConv2D(
-            self.num_classes,
-            1,
-            kernel_initializer="he_normal",
-            name="classes",
-            dtype=self.dtype_policy,
-        )
+        self.pyramid = PyramidPooling(width(_HEAD_FILTERS), name="pyramid", **shared)
+        self.joined = ConvBN(width(_HEAD_FILTERS), 3, relu="after", name="joined", **shared)
+        self.classes = AtrousConv2D(self.num_classes, 1, name="classes", dtype=self.dtype_policy)
 
-    def build(self, input_shape):
+    @property
+    def class_layer(self) -> keras.layers.Layer:
+        """The last layer."""
+        return self.classes
+
+    def build(self, input_shape: Shape) -> None:
         """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""
-        for layer in (*self.root, *self.blocks, self.pyramid, self.joined, self.classes):
-            layer.build(input_shape)
-            input_shape = layer.compute_output_shape(input_shape)
+        layers = (*self.root, *self.blocks, self.pyramid, self.joined, self.classes)
+        build_chain(layers, input_shape)
 
-    def compute_logits(self, images, training=None):
+    def compute_logits(self, images: Tensor, training: bool | None = None) -> Tensor:
         """Computes the logits at stride 8; see `SegmentationNetwork`."""
-        features = images
-        for layer in self.root:
-            features = layer(features, training=training)
-        features = ops.max_pool(features, 3, strides=2, padding="same")
-        for layer in (*self.blocks, self.pyramid, self.joined):
-            features = layer(features, training=training)
+        features = max_pool(call_chain(self.root, images, training), 3, strides=2)
+        features = call_chain((*self.blocks, self.pyramid, self.joined), features, training)
         return self.classes(features)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments."""
-        return super().get_config() | {
-            "depth": self.depth,
-            "width_multiplier": self.width_multiplier,
-        }

@@ -1,9 +1,16 @@
 """Aligned Xception, the backbone of DeepLabv3+: images to features at stride 8 or 16."""
 
-import keras
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, ConvBN, register, strided_shape
+from auto_deeplab_tf.nn.backend import Tensor
+from auto_deeplab_tf.nn.conv import ConvBN
+from auto_deeplab_tf.nn.layer import Layer, Shape, build_chain, call_chain, strided_shape
+from auto_deeplab_tf.nn.segmentation_network import scaled
+from auto_deeplab_tf.nn.serialization import register
 
 # Per depth, the blocks of the entry flow: (channels, stride). After it come 16 blocks of the middle
 # flow and two of the exit flow, common to both.
@@ -18,7 +25,7 @@ OUTPUT_STRIDES = (8, 16)
 
 
 @register
-class XceptionBlock(keras.layers.Layer):
+class XceptionBlock(Layer):
     """Three separable convolutions and a shortcut; the stride in the third and in the shortcut.
 
     Each is (ReLU,) depthwise 3x3, BN, pointwise, BN.
@@ -29,8 +36,7 @@ class XceptionBlock(keras.layers.Layer):
         rate: Atrous rate.
         shortcut: `"conv"`: 1x1 and BN, `"sum"`: the input itself, or None.
         relu: `"before"` each separable convolution, or `"after"` each of its two parts.
-        batch_norm_decay: Decay of the moving statistics.
-        synchronized: Whether batch statistics are taken over all replicas.
+        **kwargs: See `Layer`.
 
     Input shape: float [N, h, w, C].
     Output shape: (float [N, ceil(h / stride), ceil(w / stride), filters[2]], float [N, h, w,
@@ -42,15 +48,13 @@ class XceptionBlock(keras.layers.Layer):
 
     def __init__(
         self,
-        filters,
-        stride=1,
-        rate=1,
-        shortcut="conv",
-        relu="before",
-        batch_norm_decay=BATCH_NORM_DECAY,
-        synchronized=True,
-        **kwargs,
-    ):
+        filters: Sequence[int],
+        stride: int = 1,
+        rate: int = 1,
+        shortcut: str | None = "conv",
+        relu: str = "before",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if shortcut not in ("conv", "sum", None):
             raise UserError(f"shortcut must be 'conv', 'sum' or None. Received: {shortcut!r}.")
@@ -59,13 +63,6 @@ class XceptionBlock(keras.layers.Layer):
         self.rate = rate
         self.shortcut = shortcut
         self.relu = relu
-        self.batch_norm_decay = batch_norm_decay
-        self.synchronized = synchronized
-        norm = {
-            "batch_norm_decay": batch_norm_decay,
-            "synchronized": synchronized,
-            "dtype": self.dtype_policy,
-        }
         # Only the third has the stride, and where it has one the rate is 1.
         self.convs = [
             ConvBN(
@@ -77,55 +74,44 @@ class XceptionBlock(keras.layers.Layer):
                 depthwise_norm=True,
                 relu=relu,
                 name=f"separable_{index}",
-                **norm,
+                **self.shared,
             )
             for index, width in enumerate(self.filters)
         ]
-        self.projection = None
+        self.projection: ConvBN | None = None
         if shortcut == "conv":
             self.projection = ConvBN(
-                self.filters[-1], stride=stride, relu=None, name="shortcut", **norm
+                self.filters[-1], stride=stride, relu=None, name="shortcut", **self.shared
             )
 
-    def build(self, input_shape):
-        shape = input_shape
-        for conv in self.convs:
-            conv.build(shape)
-            shape = (*shape[:-1], conv.filters)
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights."""
+        build_chain(self.convs, input_shape)
         if self.projection is not None:
             self.projection.build(input_shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the block's output and the second convolution's."""
         results = [inputs]
         for conv in self.convs:
             results.append(conv(results[-1], training=training))
         output = results[-1]
-        if self.shortcut == "conv":
+        if self.projection is not None:
             output = output + self.projection(inputs, training=training)
         elif self.shortcut == "sum":
             output = output + inputs
         return output, results[2]
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> tuple[Shape, Shape]:
+        """Returns the shapes of the block's output and of the second convolution's."""
         return (
             strided_shape(input_shape, self.stride, self.filters[-1]),
             strided_shape(input_shape, 1, self.filters[1]),
         )
 
-    def get_config(self):
-        return super().get_config() | {
-            "filters": self.filters,
-            "stride": self.stride,
-            "rate": self.rate,
-            "shortcut": self.shortcut,
-            "relu": self.relu,
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-        }
-
 
 @register
-class Xception(keras.layers.Layer):
+class Xception(Layer):
     """Aligned Xception-65 or -71 without its classifier: max pooling is replaced by strides.
 
     Once `output_stride` is reached, strides are replaced by atrous rates.
@@ -134,8 +120,7 @@ class Xception(keras.layers.Layer):
         depth: 65 or 71.
         output_stride: 8 or 16.
         width_multiplier: Factor of all channels.
-        batch_norm_decay: Decay of the moving statistics.
-        synchronized: Whether batch statistics are taken over all replicas.
+        **kwargs: See `Layer`.
 
     Input shape: float [N, H, W, C], normalised images.
     Output shape: (float [N, ceil(H / output_stride), ceil(W / output_stride), 2048], float [N,
@@ -147,13 +132,11 @@ class Xception(keras.layers.Layer):
 
     def __init__(
         self,
-        depth=65,
-        output_stride=8,
-        width_multiplier=1.0,
-        batch_norm_decay=BATCH_NORM_DECAY,
-        synchronized=True,
-        **kwargs,
-    ):
+        depth: int = 65,
+        output_stride: int = 8,
+        width_multiplier: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if depth not in _ENTRY_FLOWS:
             raise UserError(f"depth must be one of 65, 71. Received: {depth!r}.")
@@ -162,27 +145,20 @@ class Xception(keras.layers.Layer):
         self.depth = depth
         self.output_stride = output_stride
         self.width_multiplier = width_multiplier
-        self.batch_norm_decay = batch_norm_decay
-        self.synchronized = synchronized
-        self._norm = {
-            "batch_norm_decay": batch_norm_decay,
-            "synchronized": synchronized,
-            "dtype": self.dtype_policy,
-        }
         self.root = [
             ConvBN(
-                self._width(filters),
+                scaled(filters, width_multiplier),
                 3,
                 stride=2 - index,
                 relu="after",
                 name=f"root_{index}",
-                **self._norm,
+                **self.shared,
             )
             for index, filters in enumerate(_ROOT_FILTERS)
         ]
         self._stride, self._rate = 2, 1
-        self.blocks = []
-        self.low_level_index = None
+        self.blocks: list[XceptionBlock] = []
+        self.low_level_index = 0
         for index, (filters, stride) in enumerate(_ENTRY_FLOWS[depth]):
             if self._stride == 4 and stride == 2:
                 self.low_level_index = index
@@ -192,19 +168,16 @@ class Xception(keras.layers.Layer):
         self._add_block("exit_0", _EXIT_FILTERS[0], 2)
         self._add_block("exit_1", _EXIT_FILTERS[1], 1, shortcut=None, relu="after")
 
-    def _width(self, filters):
-        return max(1, round(filters * self.width_multiplier))
-
-    def _add_block(self, name, filters, stride, **arguments):
+    def _add_block(self, name: str, filters: Sequence[int], stride: int, **arguments: Any) -> None:
         reached = self._stride == self.output_stride
         self.blocks.append(
             XceptionBlock(
-                [self._width(width) for width in filters],
+                [scaled(width, self.width_multiplier) for width in filters],
                 stride=1 if reached else stride,
                 rate=self._rate,
                 name=name,
                 **arguments,
-                **self._norm,
+                **self.shared,
             )
         )
         if reached:
@@ -213,22 +186,20 @@ class Xception(keras.layers.Layer):
             self._stride *= stride
 
     @property
-    def channels(self):
+    def channels(self) -> tuple[int, int]:
         """Channels of the features, and of the low-level feature."""
         return self.blocks[-1].filters[-1], self.blocks[self.low_level_index].filters[1]
 
-    def build(self, input_shape):
-        for layer in self.root:
-            layer.build(input_shape)
-            input_shape = layer.compute_output_shape(input_shape)
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights."""
+        shape = build_chain(self.root, input_shape)
         for block in self.blocks:
-            block.build(input_shape)
-            input_shape = block.compute_output_shape(input_shape)[0]
+            block.build(shape)
+            shape, _ = block.compute_output_shape(shape)
 
-    def call(self, images, training=None):
-        features = images
-        for layer in self.root:
-            features = layer(features, training=training)
+    def call(self, images: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the features and the low-level feature; batch statistics where `training`."""
+        features = call_chain(self.root, images, training)
         low_level = None
         for index, block in enumerate(self.blocks):
             features, second = block(features, training=training)
@@ -236,18 +207,10 @@ class Xception(keras.layers.Layer):
                 low_level = second
         return features, low_level
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> tuple[Shape, Shape]:
+        """Returns the shapes of the features and of the low-level feature."""
         features, low_level = self.channels
         return (
             strided_shape(input_shape, self.output_stride, features),
             strided_shape(input_shape, 4, low_level),
         )
-
-    def get_config(self):
-        return super().get_config() | {
-            "depth": self.depth,
-            "output_stride": self.output_stride,
-            "width_multiplier": self.width_multiplier,
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-        }

@@ -1,11 +1,18 @@
 """Convolution without the taps that can only fall on padding, or on pixels that it skips."""
 
-from keras import ops
+from __future__ import annotations
 
 from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.backend import Tensor
 
 
-def atrous_conv(images, kernel, rate, strides=1, padding="same"):
+def atrous_conv(
+    images: Tensor,
+    kernel: Tensor,
+    rate: int,
+    strides: int | tuple[int, int] = 1,
+    padding: str = "same",
+) -> Tensor:
     """An atrous convolution that leaves out taps which fall on padding at every position.
 
     At a rate of the map's height or more the rows above and below the middle of a 3x3 window never
@@ -17,9 +24,9 @@ def atrous_conv(images, kernel, rate, strides=1, padding="same"):
     Args:
         images: float [N, h, w, C]. Where h or w is unknown statically, all taps are computed.
         kernel: float [k, k, C, D].
-        rate: the atrous rate.
+        rate: The atrous rate.
         strides: 1 where `rate` is not 1.
-        padding: as in `keras.ops.conv`.
+        padding: As in `keras.ops.conv`.
 
     Returns:
         float [N, h, w, D], at stride 1.
@@ -33,15 +40,21 @@ def atrous_conv(images, kernel, rate, strides=1, padding="same"):
     return backend.conv(images, kernel, strides, padding, rate)
 
 
-def atrous_depthwise_conv(images, kernel, rates, strides=1, padding="same"):
+def atrous_depthwise_conv(
+    images: Tensor,
+    kernel: Tensor,
+    rates: tuple[int, int],
+    strides: int | tuple[int, int] = 1,
+    padding: str = "same",
+) -> Tensor:
     """A depthwise convolution that likewise leaves out taps which only fall on padding.
 
     Args:
         images: float [N, h, w, C].
         kernel: float [k, k, C, M].
-        rates: the atrous rate down and across.
-        strides: int or pair; 1 where a rate is not 1.
-        padding: as in `keras.ops.depthwise_conv`.
+        rates: The atrous rate down and across.
+        strides: Int or pair; 1 where a rate is not 1.
+        padding: As in `keras.ops.depthwise_conv`.
 
     Returns:
         float [N, h, w, C * M], at stride 1.
@@ -49,13 +62,13 @@ def atrous_depthwise_conv(images, kernel, rates, strides=1, padding="same"):
     if padding == "same":
         kernel = _reachable_taps(images, kernel, rates)
     # A rate beside a single tap would only make more phases.
-    rates = tuple(
+    down, across = (
         1 if taps == 1 else rate for taps, rate in zip(kernel.shape[:2], rates, strict=True)
     )
-    return ops.depthwise_conv(images, kernel, strides=strides, padding=padding, dilation_rate=rates)
+    return backend.depthwise_conv(images, kernel, strides, padding, (down, across))
 
 
-def _reachable_taps(images, kernel, rates):
+def _reachable_taps(images: Tensor, kernel: Tensor, rates: tuple[int, int]) -> Tensor:
     """Returns a 3x3 kernel without the outer rows and columns that never touch the map."""
     if tuple(kernel.shape[:2]) != (3, 3) or max(rates) == 1:
         return kernel

@@ -5,15 +5,24 @@ for TensorFlow on CPU, where the supernet is bound by depthwise filter gradients
 of kernels that run. How segments are compiled and called is in `nn/execution.py`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import functools
 import os
 import platform
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 from keras import ops
+
+# A tensor of the Keras backend in use, or what it converts to one.
+Tensor: TypeAlias = Any
+# Channels stand last, whatever `image_data_format` of a keras.json says.
+_LAST = "channels_last"
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
 if _TENSORFLOW:
@@ -21,7 +30,7 @@ if _TENSORFLOW:
 
 
 @functools.cache
-def has_fast_cpu_kernels():
+def has_fast_cpu_kernels() -> bool:
     """Tells whether oneDNN's CPU kernels serve.
 
     They do in TensorFlow on x86-64 without a GPU, where oneDNN is not switched off. Without it
@@ -35,12 +44,13 @@ def has_fast_cpu_kernels():
     )
 
 
-_plain_only = contextvars.ContextVar("plain_only", default=False)
-_on_keep = contextvars.ContextVar("on_keep", default=None)
+_plain_only: contextvars.ContextVar[bool] = contextvars.ContextVar("plain_only", default=False)
+_on_keep: contextvars.ContextVar[Any] = contextvars.ContextVar("on_keep", default=None)
 
 
 @contextlib.contextmanager
-def _setting(variable, value):
+def setting(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
+    """A context in which a context variable has a value."""
     token = variable.set(value)
     try:
         yield
@@ -48,18 +58,20 @@ def _setting(variable, value):
         variable.reset(token)
 
 
-def plain_kernels():
+def plain_kernels() -> contextlib.AbstractContextManager[None]:
     """A context in which the plain defaults serve: the form that XLA compiles."""
-    return _setting(_plain_only, True)
+    return setting(_plain_only, True)
 
 
-def keeping(on_keep):
+def keeping(
+    on_keep: Callable[[Tensor], Tensor],
+) -> contextlib.AbstractContextManager[None]:
     """A context in which `keep` calls `on_keep(tensor)` and returns its result."""
-    return _setting(_on_keep, on_keep)
+    return setting(_on_keep, on_keep)
 
 
-def keep(tensor):
-    """Marks a tensor that is dear to compute and that the backward pass needs.
+def keep(tensor: Tensor) -> Tensor:
+    """Marks a tensor that is expensive to compute and that the backward pass needs.
 
     Segments that save tensors for their backward pass save these; elsewhere it does nothing.
     """
@@ -67,17 +79,17 @@ def keep(tensor):
     return tensor if on_keep is None else on_keep(tensor)
 
 
-def _takes_fast_path(images):
+def _takes_fast_path(images: Tensor) -> bool:
     # oneDNN's grouped convolutions know no float16.
     dtype = keras.backend.standardize_dtype(images.dtype)
     return not _plain_only.get() and dtype != "float16" and has_fast_cpu_kernels()
 
 
-def _compiles_for_xla():
+def _compiles_for_xla() -> bool:
     return _TENSORFLOW and _plain_only.get()
 
 
-def _has_dilated_kernels(images):
+def _has_dilated_kernels(images: Tensor) -> bool:
     """Tells whether TensorFlow dilates a convolution, and its gradients, by the kernel itself.
 
     XLA, cuDNN and oneDNN do; TensorFlow's own CPU kernels have no such gradient.
@@ -89,7 +101,7 @@ def _has_dilated_kernels(images):
     )
 
 
-def read(variable):
+def read(variable: Any) -> Tensor:
     """Returns the value of a Keras variable as a tensor.
 
     `keras.ops.convert_to_tensor` leaves a variable as it is; a compiled function that gets one for
@@ -98,7 +110,7 @@ def read(variable):
     return tf.convert_to_tensor(variable.value) if _TENSORFLOW else variable.value
 
 
-def split(values, sizes, axis):
+def split(values: Tensor, sizes: Sequence[int], axis: int) -> Sequence[Tensor]:
     """Splits a tensor into parts of the given sizes along an axis.
 
     `keras.ops.split` adds 20 nodes to a graph, this 2.
@@ -106,11 +118,11 @@ def split(values, sizes, axis):
     if len(sizes) == 1:
         return [values]
     if _TENSORFLOW:
-        return tf.split(values, sizes, axis)
-    return ops.split(values, np.cumsum(sizes)[:-1].tolist(), axis)
+        return list(tf.split(values, sizes, axis))
+    return list(ops.split(values, np.cumsum(sizes)[:-1].tolist(), axis))
 
 
-def sum_all(terms):
+def sum_all(terms: Sequence[Tensor]) -> Tensor:
     """Sums tensors of one shape and dtype."""
     if len(terms) == 1:
         return terms[0]
@@ -119,7 +131,7 @@ def sum_all(terms):
     return functools.reduce(ops.add, terms)
 
 
-def combine(matrix, values):
+def combine(matrix: Tensor, values: Tensor) -> Tensor:
     """Multiplies each matrix by one from the left: [M, K], [..., K, C] -> [..., M, C].
 
     XLA makes one product of all, and transposes the result, unless each has a matrix of its own.
@@ -130,7 +142,7 @@ def combine(matrix, values):
     return ops.matmul(matrix, values)
 
 
-def grouped_pointwise(images, kernel):
+def grouped_pointwise(images: Tensor, kernel: Tensor) -> Tensor:
     """Applies a 1x1 convolution of its own to each group of channels.
 
     Args:
@@ -144,12 +156,12 @@ def grouped_pointwise(images, kernel):
     if groups == 1 or _takes_fast_path(images):
         kernel = ops.reshape(kernel, (1, 1, channels, groups * filters))
         if groups == 1:
-            return ops.conv(images, kernel, padding="same")
+            return ops.conv(images, kernel, padding="same", data_format=_LAST)
         return tf.nn.conv2d(images, kernel, strides=1, padding="SAME")
     return plain_grouped_pointwise(images, kernel)
 
 
-def plain_grouped_pointwise(images, kernel):
+def plain_grouped_pointwise(images: Tensor, kernel: Tensor) -> Tensor:
     """The default of `grouped_pointwise`: one batched matrix product."""
     channels, groups, filters = kernel.shape
     _, height, width, _ = ops.shape(images)
@@ -159,7 +171,7 @@ def plain_grouped_pointwise(images, kernel):
     )
 
 
-def depthwise_convs(images, kernels, rate=1):
+def depthwise_convs(images: Tensor, kernels: Sequence[Tensor], rate: int = 1) -> Tensor:
     """Convolves each channel with kernels of its own, at stride 1, zero padded to the same size.
 
     Args:
@@ -188,16 +200,32 @@ def depthwise_convs(images, kernels, rate=1):
     return result
 
 
-def plain_depthwise_convs(images, kernels, rate=1):
+def plain_depthwise_convs(images: Tensor, kernels: Sequence[Tensor], rate: int = 1) -> Tensor:
     """The default of `depthwise_convs`."""
-    conv = _dilated_depthwise_conv if _compiles_for_xla() else ops.depthwise_conv
+    conv = _dilated_depthwise_conv if _compiles_for_xla() else depthwise_conv
     return ops.concatenate(
-        [conv(images, kernel[..., None], padding="same", dilation_rate=rate) for kernel in kernels],
-        axis=-1,
+        [conv(images, kernel[..., None], padding="same", rate=rate) for kernel in kernels], axis=-1
     )
 
 
-def conv(images, kernel, strides=1, padding="same", rate=1):
+def depthwise_conv(
+    images: Tensor,
+    kernel: Tensor,
+    strides: int | tuple[int, int] = 1,
+    padding: str = "same",
+    rate: int | tuple[int, int] = 1,
+) -> Tensor:
+    """`keras.ops.depthwise_conv` in two dimensions; kernel float [k, k, C, M]."""
+    return ops.depthwise_conv(images, kernel, strides, padding, _LAST, rate)
+
+
+def conv(
+    images: Tensor,
+    kernel: Tensor,
+    strides: int | tuple[int, int] = 1,
+    padding: str = "same",
+    rate: int = 1,
+) -> Tensor:
     """`keras.ops.conv` in two dimensions; an atrous one without phases where the kernel allows.
 
     On TensorFlow `keras.ops.conv` rearranges images and results into rate * rate padded phases;
@@ -215,12 +243,12 @@ def conv(images, kernel, strides=1, padding="same", rate=1):
     """
     if rate > 1 and _has_dilated_kernels(images):
         return tf.nn.conv2d(images, kernel, 1, padding.upper(), dilations=rate)
-    return ops.conv(images, kernel, strides=strides, padding=padding, dilation_rate=rate)
+    return ops.conv(images, kernel, strides, padding, _LAST, rate)
 
 
 if _TENSORFLOW:
 
-    def _dilated_depthwise_conv(images, kernel, padding, dilation_rate):
+    def _dilated_depthwise_conv(images: Tensor, kernel: Tensor, padding: str, rate: int) -> Tensor:
         """For XLA: dilated by the kernel; `tf.nn.depthwise_conv2d` would move values into phases.
 
         The filter gradient alone is taken of the phases: of a dilated one XLA makes, for a GPU, a
@@ -229,21 +257,21 @@ if _TENSORFLOW:
         settings = {
             "strides": [1, 1, 1, 1],
             "padding": padding.upper(),
-            "dilations": [1, dilation_rate, dilation_rate, 1],
+            "dilations": [1, rate, rate, 1],
         }
-        if dilation_rate == 1:
+        if rate == 1:
             return tf.raw_ops.DepthwiseConv2dNative(input=images, filter=kernel, **settings)
 
         @tf.custom_gradient
-        def convolve(images, kernel):
-            def gradient(upstream):
+        def convolve(images: Tensor, kernel: Tensor) -> Any:
+            def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
                 images_gradient = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
                     input_sizes=tf.shape(images), filter=kernel, out_backprop=upstream, **settings
                 )
                 kernel_gradient = tf.nn.depthwise_conv2d_backprop_filter(
-                    _phases(images, dilation_rate),
+                    _phases(images, rate),
                     kernel.shape,
-                    _phases(upstream, dilation_rate),
+                    _phases(upstream, rate),
                     [1, 1, 1, 1],
                     padding.upper(),
                 )
@@ -254,7 +282,7 @@ if _TENSORFLOW:
 
         return convolve(images, kernel)
 
-    def _phases(images, rate):
+    def _phases(images: Tensor, rate: int) -> Tensor:
         """Every rate-th row and column from each of the first, one behind the other in the batch.
 
         float [N, h, w, C] -> [rate * rate * N, ceil(h / rate), ceil(w / rate), C], 0 where a phase
@@ -266,18 +294,18 @@ if _TENSORFLOW:
             [images[:, i::rate, j::rate] for i in range(rate) for j in range(rate)], axis=0
         )
 
-    def _depthwise_conv(images, kernel):
+    def _depthwise_conv(images: Tensor, kernel: Tensor) -> Tensor:
         return tf.nn.depthwise_conv2d(images, kernel, [1, 1, 1, 1], "SAME")
 
     @tf.custom_gradient
-    def _depthwise_conv_5x5(images, kernel):
+    def _depthwise_conv_5x5(images: Tensor, kernel: Tensor) -> Any:
         """A depthwise 5x5 convolution whose filter gradient is taken in two halves of width 3.
 
         TensorFlow's CPU kernel has a fast path for filters of width 3: measured 8.4 ms for the
         5x5 filter gradient at [2, 33, 33, 320] on one core, 1.1 ms for a 5x3.
         """
 
-        def gradient(upstream):
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
             images_gradient = tf.nn.depthwise_conv2d_backprop_input(
                 tf.shape(images), kernel, upstream, [1, 1, 1, 1], "SAME"
             )
@@ -298,17 +326,22 @@ if _TENSORFLOW:
         return _depthwise_conv(images, kernel), gradient
 
 
-def max_pool(images, size, strides=1, padding="same"):
-    """`keras.ops.max_pool` at stride 1; positions on padding never win.
+def max_pool(images: Tensor, size: int, strides: int = 1, padding: str = "same") -> Tensor:
+    """`keras.ops.max_pool` in two dimensions; positions on padding never win.
 
-    float [N, h, w, C] -> the same shape.
+    float [N, h, w, C] -> the same shape at stride 1, the only one that XLA compiles.
     """
-    if _plain_only.get():
+    if _plain_only.get() and strides == 1:
         return plain_max_pool(images, size)
-    return ops.max_pool(images, size, strides=strides, padding=padding)
+    return ops.max_pool(images, size, strides, padding, _LAST)
 
 
-def plain_max_pool(images, size):
+def average_pool(images: Tensor, size: int, strides: int = 1) -> Tensor:
+    """`keras.ops.average_pool` in two dimensions; positions on padding do not count."""
+    return ops.average_pool(images, size, strides, "same", _LAST)
+
+
+def plain_max_pool(images: Tensor, size: int) -> Tensor:
     """`max_pool` as maxima of shifted maps, along the columns, then the rows.
 
     With deterministic operations on, XLA has no gradient of a max pool. Of equal values the first
@@ -325,7 +358,9 @@ def plain_max_pool(images, size):
     return images
 
 
-def normalize_batch(images, gamma, beta, epsilon):
+def normalize_batch(
+    images: Tensor, gamma: Tensor, beta: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Normalises each channel by the batch of all replicas; then times gamma plus beta.
 
     Args:
@@ -351,35 +386,44 @@ def normalize_batch(images, gamma, beta, epsilon):
     return plain_normalize_batch(images, gamma, beta, epsilon)
 
 
-def plain_normalize_batch(images, gamma, beta, epsilon):
-    """The default of `normalize_batch`."""
-    values = ops.cast(images, "float32")
-    mean = keep(replica_mean(ops.mean(values, axis=(0, 1, 2))))
-    variance = keep(replica_mean(ops.mean(ops.square(values - mean), axis=(0, 1, 2))))
+def plain_normalize_batch(
+    images: Tensor, gamma: Tensor, beta: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The default of `normalize_batch`; replicas may hold different numbers of images, or none."""
+    values, axes = ops.cast(images, "float32"), (0, 1, 2)
+    if num_replicas() == 1:
+        mean = keep(ops.mean(values, axis=axes))
+        variance = keep(ops.mean(ops.square(values - mean), axis=axes))
+    else:
+        positions = tf.cast(tf.reduce_prod(tf.shape(values)[:3]), "float32")
+        total, count = _replica_sum([tf.reduce_sum(values, axes), positions])
+        count = tf.maximum(count, 1.0)
+        mean = keep(total / count)
+        variance = keep(_replica_sum(tf.reduce_sum(tf.square(values - mean), axes)) / count)
     scale = gamma * ops.rsqrt(variance + epsilon)
     normalized = values * scale + (beta - mean * scale)
     return ops.cast(normalized, images.dtype), mean, variance
 
 
-def is_known(tensor):
+def is_known(tensor: Tensor) -> bool:
     """Tells whether a tensor has its values already: not inside a function that is being traced."""
     return _TENSORFLOW and not tf.is_symbolic_tensor(tensor)
 
 
-def num_replicas():
+def num_replicas() -> int:
     """Returns the number of replicas of the TensorFlow strategy in force; elsewhere 1."""
     if _TENSORFLOW and tf.distribute.has_strategy():
         context = tf.distribute.get_replica_context()
         if context is not None:
-            return context.num_replicas_in_sync
+            return int(context.num_replicas_in_sync)
     return 1
 
 
-def replica_part(draw, samples, axis):
+def replica_part(draw: Callable[[Any], Tensor], samples: Any, axis: int) -> Tensor:
     """Draws for the batch of all replicas and returns this replica's part of it.
 
-    So replicas draw together what one would draw for the whole batch, of which they hold equal
-    parts in their order.
+    So replicas draw together what one would draw for the whole batch, where they hold equal parts
+    of it in their order.
 
     Args:
         draw: Function of the number of samples that gives a tensor, the same in every replica.
@@ -394,11 +438,6 @@ def replica_part(draw, samples, axis):
     return draw(samples * replicas)[part]
 
 
-def replica_mean(value):
-    """Averages a tensor, and its gradient, over the replicas.
-
-    Each must hold the same number of examples.
-    """
-    if num_replicas() == 1:
-        return value
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
+def _replica_sum(values: Any) -> Any:
+    """Sums a tensor or a list of them, and its gradient, over the replicas."""
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from auto_deeplab_tf.accounting import Count, LayerCount
-from auto_deeplab_tf.nn.operations import ConvBN
+from auto_deeplab_tf.nn.conv import ConvBN
 
 _Shape = tuple[int, ...]
 
@@ -32,7 +32,7 @@ def count_network(network: keras.Model, input_size: tuple[int, int]) -> Count:
         input_size: (height, width) of the image, each 32 or more.
 
     Raises:
-        ValueError: for images smaller than the network takes.
+        ValueError: For images smaller than the network takes.
     """
     rows = _units(network)
     parts = list(network.layers)
@@ -77,7 +77,7 @@ def count_network(network: keras.Model, input_size: tuple[int, int]) -> Count:
 class _Trace(keras.Operation):
     """The network's call as an operation of its own: Keras then traces all that is inside.
 
-    The network itself answers a symbolic call by its output shape alone.
+    The network itself returns its output shape alone from a symbolic call.
     """
 
     def __init__(self, network: keras.Model) -> None:
@@ -131,7 +131,7 @@ def _is_convolution(layer: Any) -> bool:
 
 
 def _name(layer: Any, network: keras.Model) -> str:
-    return layer.path.removeprefix(f"{network.name}/")
+    return str(layer.path).removeprefix(f"{network.name}/")
 
 
 def _last(output: Any) -> Any:

@@ -14,11 +14,13 @@ from keras import ops
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
+from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.drop_path import ScheduledDropPath
-from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, register
+from auto_deeplab_tf.nn.layer import Shape
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_count
+from auto_deeplab_tf.nn.serialization import register
 from auto_deeplab_tf.nn.stem import Stem
 from auto_deeplab_tf.search_space import STEM_CHANNELS, checked_stem_channels, stride
 
@@ -31,40 +33,13 @@ def build_network(
     num_classes: int = 19,
     filter_multiplier: int = 20,
     input_size: tuple[int, int] | None = None,
-    *,
-    head_channels: int = 256,
-    decoder_channels: int = 48,
-    stem_channels: Sequence[int] = STEM_CHANNELS,
-    mean: Sequence[float] = (127.5, 127.5, 127.5),
-    std: Sequence[float] = (127.5, 127.5, 127.5),
-    drop_path_keep: float = 1.0,
-    drop_path_seed: int = 0,
-    batch_norm_decay: float = BATCH_NORM_DECAY,
-    synchronized: bool = True,
-    dtype: Any = None,
-    name: str | None = None,
+    **settings: Any,
 ) -> Network:
     """Builds the network of an architecture; the arguments are those of `Network`.
 
     >>> build_network("auto_deeplab", filter_multiplier=20).count_params()  # doctest: +SKIP
     """
-    return Network(
-        architecture,
-        num_classes,
-        filter_multiplier,
-        input_size,
-        head_channels=head_channels,
-        decoder_channels=decoder_channels,
-        stem_channels=stem_channels,
-        mean=mean,
-        std=std,
-        drop_path_keep=drop_path_keep,
-        drop_path_seed=drop_path_seed,
-        batch_norm_decay=batch_norm_decay,
-        synchronized=synchronized,
-        dtype=dtype,
-        name=name,
-    )
+    return Network(architecture, num_classes, filter_multiplier, input_size, **settings)
 
 
 @register
@@ -78,7 +53,7 @@ class Network(SegmentationNetwork):
 
     Args:
         architecture: An `Architecture`, or the name of a preset.
-        num_classes: See `SegmentationNetwork`, as for the arguments not named here.
+        num_classes: See `SegmentationNetwork`.
         filter_multiplier: F: blocks at level k have F * 2**k channels.
         head_channels: Channels of the ASPP and the decoder.
         decoder_channels: Channels of the projected low-level feature.
@@ -86,6 +61,7 @@ class Network(SegmentationNetwork):
         drop_path_keep: ScheduledDropPath's keep probability of the last cell at the end of the
             training, in (0, 1]; 1 drops nothing.
         drop_path_seed: Its seed.
+        **kwargs: See `SegmentationNetwork`: `mean`, `std`, `batch_norm_decay`, `dtype`, `name`.
 
     Input shape, output shape: see `SegmentationNetwork`.
 
@@ -98,7 +74,7 @@ class Network(SegmentationNetwork):
         progress: Its float32 variable, step / steps in 0..1, for the training loop to set.
 
     Raises:
-        ValueError: for a setting out of its range, or images smaller than 32 pixels.
+        ValueError: For a setting out of its range, or images smaller than 32 pixels.
 
     Reference: Liu et al., Auto-DeepLab, CVPR 2019, arXiv:1901.02985.
     """
@@ -113,23 +89,11 @@ class Network(SegmentationNetwork):
         head_channels: int = 256,
         decoder_channels: int = 48,
         stem_channels: Sequence[int] = STEM_CHANNELS,
-        mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
         drop_path_keep: float = 1.0,
         drop_path_seed: int = 0,
-        batch_norm_decay: float = BATCH_NORM_DECAY,
-        synchronized: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            input_size,
-            mean=mean,
-            std=std,
-            batch_norm_decay=batch_norm_decay,
-            synchronized=synchronized,
-            **kwargs,
-        )
+        super().__init__(num_classes, input_size, **kwargs)
         self.architecture = _checked_architecture(architecture)
         self.filter_multiplier = checked_count("filter_multiplier", filter_multiplier)
         self.head_channels = checked_count("head_channels", head_channels)
@@ -140,12 +104,12 @@ class Network(SegmentationNetwork):
         self._add_layers()
         self.build(self.static_input_shape)
 
-    def _add_layers(self):
-        norm = self.norm_settings()
+    def _add_layers(self) -> None:
+        shared = self.shared
         levels = self.architecture.levels
         self.low_level_index = self.architecture.low_level_index
         self.output_stride = stride(levels[-1])
-        self.stem = Stem(self.stem_channels, name="stem", **norm)
+        self.stem = Stem(self.stem_channels, name="stem", **shared)
         self.cells = [
             Cell(
                 self.filter_multiplier * 2**level,
@@ -153,18 +117,18 @@ class Network(SegmentationNetwork):
                 stride=2 if level > before else 1,
                 atrous=self.architecture.atrous,
                 name=f"cell_{index}",
-                **norm,
+                **shared,
             )
             for index, (before, level) in enumerate(zip((0, *levels[:-1]), levels, strict=True))
         ]
-        self.aspp = ASPP(self.output_stride, self.head_channels, name="aspp", **norm)
+        self.aspp = ASPP(self.output_stride, self.head_channels, name="aspp", **shared)
         self.decoder = Decoder(
             self.num_classes,
             self.head_channels,
             self.decoder_channels,
             upsample=levels[-1] > 0,
             name="decoder",
-            **norm,
+            **shared,
         )
         self.drop_path = ScheduledDropPath(
             len(self.cells),
@@ -177,13 +141,18 @@ class Network(SegmentationNetwork):
 
     @property
     def progress(self) -> keras.Variable:
-        """The training's progress in 0..1, of which `drop_path` drops more and more."""
+        """The training's progress in 0..1, with which `drop_path` drops more and more."""
         return self.drop_path.progress
 
-    def build(self, input_shape):
+    @property
+    def class_layer(self) -> keras.layers.Layer:
+        """The decoder's last layer."""
+        return self.decoder.classes
+
+    def build(self, input_shape: Shape) -> None:
         """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""
         self.stem.build(input_shape)
-        shapes = [(None, None, None, channels) for channels in self.stem_channels[1:]]
+        shapes: list[Shape] = [(None, None, None, channels) for channels in self.stem_channels[1:]]
         for cell in self.cells:
             cell.build(shapes[-1], shapes[-2])
             shapes.append((None, None, None, len(cell.blocks) * cell.filters))
@@ -192,7 +161,7 @@ class Network(SegmentationNetwork):
         low_level = shapes[2 + self.low_level_index]
         self.decoder.build((*low_level[:-1], self.head_channels), low_level)
 
-    def compute_logits(self, images, training=None):
+    def compute_logits(self, images: Tensor, training: bool | None = None) -> Tensor:
         """Computes the logits at stride 4; see `SegmentationNetwork`."""
         sizes = _sizes_by_stride(ops.shape(images)[1:3])
         factors = None
@@ -228,12 +197,6 @@ class Network(SegmentationNetwork):
         return super().get_config() | {
             "architecture": self.architecture.to_dict(),
             "fingerprint": self.architecture.fingerprint,
-            "filter_multiplier": self.filter_multiplier,
-            "head_channels": self.head_channels,
-            "decoder_channels": self.decoder_channels,
-            "stem_channels": self.stem_channels,
-            "drop_path_keep": self.drop_path_keep,
-            "drop_path_seed": self.drop_path_seed,
         }
 
     @classmethod
@@ -241,7 +204,7 @@ class Network(SegmentationNetwork):
         """Builds a network from `get_config`'s content.
 
         Raises:
-            ValueError: where the fingerprint is not that of the architecture.
+            ValueError: Where the fingerprint is not that of the architecture.
         """
         config = dict(config)
         architecture = Architecture.from_dict(config.pop("architecture"))
@@ -252,12 +215,14 @@ class Network(SegmentationNetwork):
                 f"{architecture.fingerprint}: the file was changed; save the network again from "
                 "its architecture.json."
             )
-        return super().from_config(config | {"architecture": architecture})
+        network: Network = super().from_config(config | {"architecture": architecture})
+        return network
 
 
-def _sizes_by_stride(size):
+def _sizes_by_stride(size: tuple[Any, Any]) -> dict[int, tuple[Any, Any]]:
     """Returns {stride: (ceil(H / stride), ceil(W / stride))}; ints where H and W are ints."""
-    return {s: tuple((extent + s - 1) // s for extent in size) for s in (4, 8, 16, 32)}
+    height, width = size
+    return {s: ((height + s - 1) // s, (width + s - 1) // s) for s in (4, 8, 16, 32)}
 
 
 def _checked_architecture(architecture: Any) -> Architecture:

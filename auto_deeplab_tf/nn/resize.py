@@ -5,22 +5,27 @@ and under XLA it is wrong at small odd sizes; a matrix product is exact on every
 no special gradient.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.backend import Tensor
 
 
-def interpolation_matrix(size_out, size_in):
+def interpolation_matrix(size_out: Any, size_in: Any) -> Tensor:
     """Returns the matrix of linear interpolation with aligned corners along one axis.
 
     Row o holds max(0, 1 - |o * (size_in - 1) / (size_out - 1) - i|) for input position i: the first
     output lies on the first input, the last on the last. A single output lies on the first input.
 
     Args:
-        size_out: number of outputs: an int, or a scalar integer tensor where it is not known
+        size_out: Number of outputs: an int, or a scalar integer tensor where it is not known
             statically.
-        size_in: number of inputs, likewise.
+        size_in: Number of inputs, likewise.
 
     Returns:
         float32 [size_out, size_in]: a NumPy array where both sizes are ints, else a tensor. Rows
@@ -39,7 +44,7 @@ def interpolation_matrix(size_out, size_in):
     return ops.maximum(0.0, 1.0 - ops.abs(position[:, None] - inputs[None, :]))
 
 
-def resize_bilinear(images, size):
+def resize_bilinear(images: Tensor, size: tuple[Any, Any]) -> Tensor:
     """Resizes images or feature maps bilinearly, corners aligned.
 
     Args:
@@ -59,7 +64,7 @@ def resize_bilinear(images, size):
     return images
 
 
-def _combine_rows(matrix, images):
+def _combine_rows(matrix: Tensor, images: Tensor) -> Tensor:
     """[H, h], [N, h, w, C] -> [N, H, w, C]."""
     _, height, width, channels = ops.shape(images)
     rows = ops.reshape(images, (-1, height, width * channels))
@@ -67,7 +72,7 @@ def _combine_rows(matrix, images):
     return ops.reshape(backend.combine(matrix, rows), (-1, new_height, width, channels))
 
 
-def average_bins(images, bins):
+def average_bins(images: Tensor, bins: int) -> Tensor:
     """Averages over bins x bins parts of the map: adaptive average pooling.
 
     Part i holds the rows from floor(i * h / bins) to ceil((i + 1) * h / bins), columns likewise:
@@ -75,7 +80,7 @@ def average_bins(images, bins):
 
     Args:
         images: float [N, h, w, C]; h and w may be unknown statically.
-        bins: int.
+        bins: Number of parts along each axis.
 
     Returns:
         float [N, bins, bins, C] in the dtype of `images`.
@@ -86,7 +91,7 @@ def average_bins(images, bins):
     )
 
 
-def _bin_matrix(bins, size):
+def _bin_matrix(bins: int, size: Any) -> Tensor:
     """Returns float32 [bins, size]: 1 / length on the positions of each part; rows sum to 1."""
     first = np.arange(bins, dtype="int32")
     starts = (first * size) // bins

@@ -10,15 +10,24 @@ import keras
 from keras import ops
 
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY
+from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.backend import Tensor
+from auto_deeplab_tf.nn.layer import Normalized, Shape
+from auto_deeplab_tf.nn.normalization import BATCH_NORM_DECAY, Normalization, counted_updates
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.search_space import INPUT_CHANNELS, MINIMUM_SIZE
+
+# The number of updates that moving statistics have had where a file of an earlier version does not
+# say it: their decay stays at its limit, as it was there.
+MANY_UPDATES = 2**30
+# The variable of that number, which checkpoints leave out: it is the number of steps.
+UPDATES_NAME = "normalization_updates"
 
 # What the channels of an image are, by their number.
 CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGB and a fourth channel"}
 
 
-class SegmentationNetwork(keras.Model):
+class SegmentationNetwork(Normalized, keras.Model):
     """Base of the networks: checks and normalises images, resizes logits to the images' size.
 
     A subclass's constructor hands the common settings on, keeps its own, makes its layers in the
@@ -27,8 +36,9 @@ class SegmentationNetwork(keras.Model):
 
         build(input_shape)                 creates the weights of its layers
         compute_logits(images, training)   normalised images -> logits of any size
+        class_layer                        the layer whose outputs are the classes
 
-    and adds its own arguments to `get_config`.
+    and keeps each of its arguments as an attribute of the same name.
 
     Args:
         num_classes: Number of classes, 1 or more.
@@ -36,8 +46,9 @@ class SegmentationNetwork(keras.Model):
             exports; None: any size. The weights serve any other size too.
         mean, std: Images are normalised (x - mean) / std, in units of 0..255: one value for each
             channel of the images, of which there are 1, 3 or 4.
-        batch_norm_decay: Decay of the moving statistics.
-        synchronized: Whether batch statistics are taken over all replicas.
+        batch_norm_decay: Limit of the moving statistics' decay, which is smaller during the first
+            updates (`normalization.update_weights`); in [0, 1).
+        **kwargs: Those of `keras.Model`, such as `name` and `dtype`.
 
     Input shape: [N, H, W, C], 0..255; C = len(mean); H and W 32 or more.
     Output shape: float32 [N, H, W, num_classes], logits, also in mixed precision.
@@ -45,9 +56,10 @@ class SegmentationNetwork(keras.Model):
     Attributes:
         drop_path_keep: ScheduledDropPath's keep probability at the end of the training; 1 where
             the network drops nothing.
+        updates: int32 variable: how often the moving statistics were updated.
 
     Raises:
-        ValueError: for a setting out of its range, or images that do not fit.
+        ValueError: For a setting out of its range, or images that do not fit.
     """
 
     drop_path_keep: float = 1.0
@@ -60,7 +72,6 @@ class SegmentationNetwork(keras.Model):
         mean: Sequence[float] = (127.5, 127.5, 127.5),
         std: Sequence[float] = (127.5, 127.5, 127.5),
         batch_norm_decay: float = BATCH_NORM_DECAY,
-        synchronized: bool = True,
         **kwargs: Any,
     ) -> None:
         # Images stay float32 until they are normalised: bfloat16 holds 0..255 to 8 bits only.
@@ -73,7 +84,10 @@ class SegmentationNetwork(keras.Model):
                 f"batch_norm_decay must be at least 0 and below 1. Received: {batch_norm_decay}."
             )
         self.batch_norm_decay = float(batch_norm_decay)
-        self.synchronized = bool(synchronized)
+        self.norm = Normalization(self.batch_norm_decay)
+        self.updates = self.add_weight(
+            name=UPDATES_NAME, shape=(), initializer="zeros", trainable=False, dtype="int32"
+        )
 
     @property
     def input_channels(self) -> int:
@@ -81,7 +95,7 @@ class SegmentationNetwork(keras.Model):
         return len(self.mean)
 
     @property
-    def static_input_shape(self) -> tuple[int | None, ...]:
+    def static_input_shape(self) -> Shape:
         """[N, H, W, C] as far as it is known: None for N, and for H and W without an input size."""
         return (None, *(self.input_size or (None, None)), self.input_channels)
 
@@ -90,32 +104,48 @@ class SegmentationNetwork(keras.Model):
         """The training's progress in 0..1, for the training loop to set; None: nothing reads it."""
         return None
 
-    def norm_settings(self) -> dict[str, Any]:
-        """Returns the arguments that layers with batch normalisation take from their network."""
-        return {
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-            "dtype": self.dtype_policy,
-        }
+    @property
+    def class_layer(self) -> keras.layers.Layer:
+        """The layer whose outputs are the classes: what a transfer to other classes replaces."""
+        raise NotImplementedError
 
-    def build_from_config(self, config):
+    def resume_updates(self, steps: int) -> None:
+        """Notes that the moving statistics come from a training of that many steps."""
+        self.updates.assign(max(steps, int(ops.convert_to_numpy(self.updates))))
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads `updates`, which files of earlier versions do not hold."""
+        if len(store.keys()) > 0:
+            super().load_own_variables(store)
+        else:
+            self.updates.assign(MANY_UPDATES)
+
+    def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Does nothing, where Keras loads a model: a network is built when it is constructed."""
 
-    def __call__(self, images, *args, **kwargs):
-        # Checked here, not in `call`, for Keras would wrap the message into a report of ten lines.
+    def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Refuses images that do not fit in one line, then calls the network.
+
+        Here and not in `call`, for Keras would wrap the message into a report of ten lines.
+        """
         check_images(images, self.input_channels)
         return super().__call__(images, *args, **kwargs)
 
-    def call(self, images, training=None):
+    def call(self, images: Tensor, training: bool | None = None) -> Tensor:
+        """Computes the logits; see the class."""
         size = ops.shape(images)[1:3]
         images = ops.cast(images, "float32")
         images = (images - ops.convert_to_tensor(self.mean, "float32")) / ops.convert_to_tensor(
             self.std, "float32"
         )
-        logits = self.compute_logits(ops.cast(images, self.compute_dtype), training=training)
+        updates = backend.read(self.updates) if training and self.trainable else None
+        with counted_updates(updates):
+            logits = self.compute_logits(ops.cast(images, self.compute_dtype), training=training)
+        if updates is not None:
+            self.updates.assign(updates + 1)
         return resize_bilinear(ops.cast(logits, "float32"), size)
 
-    def compute_logits(self, images, training=None):
+    def compute_logits(self, images: Tensor, training: bool | None = None) -> Tensor:
         """Computes logits of any size, corners aligned with those of the images.
 
         Args:
@@ -124,19 +154,9 @@ class SegmentationNetwork(keras.Model):
         """
         raise NotImplementedError
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns [N, H, W, num_classes]."""
         return (*input_shape[:-1], self.num_classes)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the common arguments."""
-        return super().get_config() | {
-            "num_classes": self.num_classes,
-            "input_size": self.input_size,
-            "mean": self.mean,
-            "std": self.std,
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
@@ -145,7 +165,7 @@ class SegmentationNetwork(keras.Model):
         for key in ("input_size", "mean", "std"):
             if config.get(key) is not None:
                 config[key] = tuple(config[key])
-        return cls(**config)
+        return super().from_config(config, custom_objects)
 
 
 def checked_count(name: str, value: Any) -> int:
@@ -156,10 +176,15 @@ def checked_count(name: str, value: Any) -> int:
 
 
 def checked_width(value: Any) -> float:
-    """Returns a factor of the channels, a number above 0."""
+    """Returns a factor of the channels, a number above 0, as a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise UserError(f"width_multiplier must be a number above 0. Received: {value!r}.")
     return float(value)
+
+
+def scaled(filters: int, width_multiplier: float) -> int:
+    """Returns a number of channels times a factor, rounded, at least 1."""
+    return max(1, round(filters * width_multiplier))
 
 
 def checked_normalization(
@@ -168,7 +193,7 @@ def checked_normalization(
     """Returns mean and std as floats, one for each channel of the images.
 
     Raises:
-        ValueError: for another number of channels than 1, 3 or 4, for different numbers, or a
+        ValueError: For another number of channels than 1, 3 or 4, for different numbers, or a
             deviation of 0 or less.
     """
     mean, std = (tuple(float(value) for value in values) for values in (mean, std))
@@ -191,7 +216,7 @@ def check_images(images: Any, channels: int) -> None:
     """Refuses what is no batch of images with that many channels, of 32 pixels or more.
 
     Raises:
-        ValueError: in one line.
+        ValueError: In one line.
     """
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[-1] != channels:

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.nn import backend
-from auto_deeplab_tf.nn.operations import BATCH_NORM_EPSILON
+from auto_deeplab_tf.nn.normalization import BATCH_NORM_EPSILON
 
 # A tensor of any Keras backend.
 Tensor = Any

@@ -1,19 +1,24 @@
 """The stem: images to stride 4 in two stride-2 reductions."""
 
-import keras
+from __future__ import annotations
 
-from auto_deeplab_tf.nn.operations import BATCH_NORM_DECAY, ConvBN, register, strided_shape
+from collections.abc import Sequence
+from typing import Any
+
+from auto_deeplab_tf.nn.backend import Tensor
+from auto_deeplab_tf.nn.conv import ConvBN
+from auto_deeplab_tf.nn.layer import Layer, Shape, build_chain, strided_shape
+from auto_deeplab_tf.nn.serialization import register
 from auto_deeplab_tf.search_space import STEM_CHANNELS, STEM_STRIDES
 
 
 @register
-class Stem(keras.layers.Layer):
+class Stem(Layer):
     """3x3 to C0 stride 2, BN, ReLU; 3x3 to C1, BN; ReLU; 3x3 to C2 stride 2, BN.
 
     Args:
         channels: (C0, C1, C2).
-        batch_norm_decay: Decay of the moving statistics.
-        synchronized: Whether batch statistics are taken over all replicas.
+        **kwargs: See `Layer`.
 
     Input shape: float [N, H, W, C], normalised images.
     Output shape: (float [N, ceil(H / 2), ceil(W / 2), C1], float [N, ceil(H / 4), ceil(W / 4),
@@ -22,45 +27,26 @@ class Stem(keras.layers.Layer):
     Reference: the authors' TF1 code, `_nas_stem`.
     """
 
-    def __init__(
-        self, channels=STEM_CHANNELS, batch_norm_decay=BATCH_NORM_DECAY, synchronized=True, **kwargs
-    ):
+    def __init__(self, channels: Sequence[int] = STEM_CHANNELS, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.channels = tuple(channels)
-        self.batch_norm_decay = batch_norm_decay
-        self.synchronized = synchronized
         self.units = [
-            ConvBN(
-                filters,
-                kernel_size=3,
-                stride=stride,
-                relu=relu,
-                batch_norm_decay=batch_norm_decay,
-                synchronized=synchronized,
-                name=f"unit_{index}",
-                dtype=self.dtype_policy,
-            )
+            ConvBN(filters, 3, stride, relu=relu, name=f"unit_{index}", **self.shared)
             for index, (filters, stride, relu) in enumerate(
                 zip(self.channels, STEM_STRIDES, (None, "before", "before"), strict=True)
             )
         ]
 
-    def build(self, input_shape):
-        for unit in self.units:
-            unit.build(input_shape)
-            input_shape = unit.compute_output_shape(input_shape)
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights."""
+        build_chain(self.units, input_shape)
 
-    def call(self, images, training=None):
+    def call(self, images: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the tensors at strides 2 and 4; batch statistics where `training`."""
         half = self.units[1](self.units[0](images, training=training), training=training)
         return half, self.units[2](half, training=training)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> tuple[Shape, Shape]:
+        """Returns the shapes of the tensors at strides 2 and 4."""
         half = strided_shape(input_shape, 2, self.channels[1])
         return half, strided_shape(half, 2, self.channels[2])
-
-    def get_config(self):
-        return super().get_config() | {
-            "channels": self.channels,
-            "batch_norm_decay": self.batch_norm_decay,
-            "synchronized": self.synchronized,
-        }

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.execution import Execution
+from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.training import losses, whole_images
 from auto_deeplab_tf.training.metrics import ConfusionMatrix
@@ -31,7 +32,8 @@ class BilevelModel(keras.Model):
         class_weights: weight of each class in the loss, or None.
         weight_decay: L2 on the kernels, added to their gradient.
         arch_weight_decay: L2 on alpha and beta logits, added to their gradient.
-        batch_norm_decay: of the moving statistics, [0, 1).
+        batch_norm_decay: Limit of the moving statistics' decay, which is smaller during the first
+            steps (`nn.normalization.update_weights`); in [0, 1).
         gradient_clip_norm: largest global norm of the weights' gradient, or None.
         path_temperature: of sampled paths: a number, or a Keras schedule of it over the steps.
 
@@ -266,12 +268,15 @@ class BilevelModel(keras.Model):
             gradients = [gradient * factor for gradient in gradients]
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         moving = [s.moving for s in self.supernet.segments if s.moving is not None]
+        keep, add = update_weights(
+            self.batch_norm_decay, tf.convert_to_tensor(self.completed_steps)
+        )
         for variable, value in zip(moving, moments, strict=True):
-            kept = self.batch_norm_decay * tf.convert_to_tensor(variable)
+            kept = keep * tf.convert_to_tensor(variable)
             if self.supernet.sampled_paths:
                 # A channel that is 0 everywhere lies on no path of this step.
                 value = tf.where(value[1:] > 0.0, value, variable)
-            variable.assign(kept + (1.0 - self.batch_norm_decay) * value)
+            variable.assign(kept + add * value)
 
     def _apply_architecture(self, gradients):
         share = 1.0 / tf.distribute.get_strategy().num_replicas_in_sync

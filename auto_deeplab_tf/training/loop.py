@@ -12,18 +12,20 @@ import keras
 import tensorflow as tf
 
 from auto_deeplab_tf.errors import RunError, UserError
+from auto_deeplab_tf.nn.segmentation_network import UPDATES_NAME, SegmentationNetwork
 from auto_deeplab_tf.training.run_dir import Checkpoints
 
 
 def checkpointed_variables(model: keras.Model) -> list[Any]:
     """Returns all that a training changes: step, weights, seeds, optimizers, metrics so far.
 
+    Left out is the number of updates of the moving statistics, which is the step: `fit` sets it.
     Optimizers must have been built. A model with more than one lists them as `optimizers`.
     """
     optimizers = getattr(model, "optimizers", [model.optimizer])
     return [
         model.completed_steps,
-        *model.variables,
+        *(variable for variable in model.variables if variable.name != UPDATES_NAME),
         *(variable for optimizer in optimizers for variable in optimizer.variables),
         *model.metrics_variables,
     ]
@@ -84,6 +86,8 @@ def fit(
         model=model,
     )
     step = int(model.completed_steps.numpy())
+    if isinstance(getattr(model, "network", None), SegmentationNetwork):
+        model.network.resume_updates(step)
     model.stop_training = False
     container.on_train_begin()
     logs: dict[str, Any] = {}

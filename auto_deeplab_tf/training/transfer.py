@@ -7,8 +7,8 @@ from auto_deeplab_tf.errors import UserError
 
 # Settings in which the two may differ: they shape no weight, or only those of the class layer.
 _FREE = frozenset(
-    "name trainable dtype num_classes mean std input_size batch_norm_decay synchronized "
-    "drop_path_keep drop_path_seed fingerprint".split()
+    "name trainable dtype num_classes mean std input_size batch_norm_decay drop_path_keep "
+    "drop_path_seed fingerprint".split()
 )
 # What has been learnt besides the trainable variables; the rest says how far a training is.
 _STATISTICS = ("moving_mean", "moving_variance")
@@ -21,15 +21,15 @@ def take_weights(model: Any, source: Any, path: str | os.PathLike) -> dict[str, 
     initialised.
 
     Args:
-        model: the `Segmenter` that begins.
-        source: the one that was read from `path`.
-        path: where the source comes from, for messages.
+        model: The `Segmenter` that begins.
+        source: The one that was read from `path`.
+        path: Where the source comes from, for messages.
 
     Returns:
         {"model": path, "taken": number of weights taken, "new": names of those that are not}.
 
     Raises:
-        ValueError: where the networks differ in more than their classes; says in what.
+        UserError: Where the networks differ in more than their classes; it says in what.
     """
     _check_same_network(model.network, source.network, path)
     ours, theirs = _by_name(model.network), _by_name(source.network)
@@ -89,11 +89,6 @@ def _by_name(network: Any) -> dict[str, Any]:
 
 
 def _class_layer(network: Any, named: dict[str, Any]) -> set[str]:
-    """Names of the variables of the last layer that has an output per class."""
-    kernels = [
-        name
-        for name, variable in named.items()
-        if len(variable.shape) > 1 and variable.shape[-1] == network.num_classes
-    ]
-    layer = kernels[-1].rpartition("/")[0]
-    return {name for name in named if name.rpartition("/")[0] == layer}
+    """Names of the variables of the layer whose outputs are the classes."""
+    of_layer = {id(variable) for variable in network.class_layer.variables}
+    return {name for name, variable in named.items() if id(variable) in of_layer}

@@ -1,0 +1,140 @@
+"""Convolution layers without useless taps, and the conv-BN unit of every network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.nn.atrous import atrous_conv, atrous_depthwise_conv
+from auto_deeplab_tf.nn.backend import Tensor
+from auto_deeplab_tf.nn.layer import Layer, Shape, strided_shape
+from auto_deeplab_tf.nn.serialization import register
+
+
+@register
+class AtrousConv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D` by `atrous_conv`: without the taps that can only fall on padding.
+
+    Channels stand last, whatever Keras' configuration says.
+
+    Input shape: float [N, h, w, C].
+    Output shape: float [N, h, w, filters].
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(
+            *args,
+            **{"kernel_initializer": "he_normal", "data_format": "channels_last", **kwargs},
+        )
+
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """Computes the convolution without bias and activation."""
+        rate = self.dilation_rate[0]
+        return atrous_conv(inputs, kernel, rate, strides=self.strides, padding=self.padding)
+
+
+@register
+class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` by `atrous_depthwise_conv`, without bias and activation.
+
+    Channels stand last, whatever Keras' configuration says.
+
+    Input shape: float [N, h, w, C].
+    Output shape: float [N, ceil(h / stride), ceil(w / stride), C].
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"data_format": "channels_last", **kwargs})
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Computes the convolution."""
+        return atrous_depthwise_conv(
+            inputs, self.kernel, self.dilation_rate, strides=self.strides, padding=self.padding
+        )
+
+
+@register
+class ConvBN(Layer):
+    """(ReLU,) convolution without bias, batch normalisation (, ReLU).
+
+    Args:
+        filters: Output channels.
+        kernel_size: Width of the square window.
+        stride: 1 or 2.
+        rate: Atrous rate; 1 where `stride` is 2. Of a separable one also (rate down, rate across).
+        separable: A depthwise window, then a pointwise 1x1, in place of the full convolution.
+        depthwise_norm: Whether batch normalisation, and ReLU where it stands after, follow the
+            depthwise convolution too (as in Xception's code).
+        relu: `"before"`, `"after"` or None.
+        **kwargs: See `Layer`.
+
+    Input shape: float [N, h, w, C].
+    Output shape: float [N, ceil(h / stride), ceil(w / stride), filters].
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        rate: int | tuple[int, int] = 1,
+        separable: bool = False,
+        depthwise_norm: bool = False,
+        relu: str | None = "before",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if relu not in ("before", "after", None):
+            raise UserError(f"relu must be 'before', 'after' or None. Received: {relu!r}.")
+        if depthwise_norm and not separable:
+            raise UserError("depthwise_norm needs separable: there is no depthwise convolution.")
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.rate = rate
+        self.separable = separable
+        self.depthwise_norm = depthwise_norm
+        self.relu = relu
+        window = {"strides": stride, "dilation_rate": rate, "padding": "same"}
+        shared = {"use_bias": False, "dtype": self.dtype_policy}
+        self.depthwise = None
+        if separable:
+            self.depthwise = AtrousDepthwiseConv2D(
+                kernel_size,
+                # Keras counts the fan-in of a depthwise kernel over all channels; it is k * k.
+                depthwise_initializer=keras.initializers.RandomNormal(stddev=1 / kernel_size),
+                name="depthwise",
+                **window,
+                **shared,
+            )
+            kernel_size, window = 1, {}
+        self.depthwise_batch_norm = None
+        if depthwise_norm:
+            self.depthwise_batch_norm = self.norm("depthwise_batch_norm", self.dtype_policy)
+        self.conv = AtrousConv2D(filters, kernel_size, name="conv", **window, **shared)
+        self.batch_norm = self.norm("batch_norm", self.dtype_policy)
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the weights."""
+        for layer in (self.depthwise, self.depthwise_batch_norm, self.conv):
+            if layer is not None:
+                layer.build(input_shape)
+        self.batch_norm.build((*input_shape[:-1], self.filters))
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """Computes the unit; batch statistics where `training`."""
+        features = ops.relu(inputs) if self.relu == "before" else inputs
+        if self.depthwise is not None:
+            features = self.depthwise(features)
+        if self.depthwise_batch_norm is not None:
+            features = self.depthwise_batch_norm(features, training=training)
+            features = ops.relu(features) if self.relu == "after" else features
+        features = self.batch_norm(self.conv(features), training=training)
+        return ops.relu(features) if self.relu == "after" else features
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns [N, ceil(h / stride), ceil(w / stride), filters]."""
+        return strided_shape(input_shape, self.stride, self.filters)
