@@ -80,7 +80,7 @@ def architecture_figure(architecture: Architecture, beta_logits: Any = None) -> 
             (a published architecture) the trellis is drawn in hairlines.
 
     Raises:
-        ValueError: where beta has another number of layers than the architecture.
+        ValueError: Where beta has another number of layers than the architecture.
     """
     beta = None if beta_logits is None else masked_softmax_beta(beta_logits)
     if beta is not None and len(beta) != architecture.num_layers:
@@ -132,13 +132,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "auto_deeplab_tf"}):
         figure.savefig(content, format=kind, dpi=dpi, metadata=metadata)
     write_atomically(path, content.getvalue())
-
-
-def figure_to_image(figure: Figure) -> np.ndarray:
-    """Returns a figure as uint8 [height, width, 3], for logs that hold images."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 # --- Trellis ---

@@ -5,6 +5,7 @@ import numpy as np
 
 from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.node import NodeKind, StateShape
+from auto_deeplab_tf.nn.normalization import Normalization
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.search_space import stride
 
@@ -90,7 +91,7 @@ def decoded_cell(kind, blocks, kernels, moving, lane):
         (cell, layers): what is built; name of a normalisation as in `_statistics` -> its layer.
     """
     # A decay of 0: after a step in training mode the moving statistics are the batch's.
-    cell = Cell(FILTERS, blocks, atrous=kind.atrous, batch_norm_decay=0.0)
+    cell = Cell(FILTERS, blocks, atrous=kind.atrous, norm=Normalization(decay=0.0))
     channels = kind.predecessors[lane].channels
     cell.build(*((None, None, None, c) for c in (channels, kind.prev_prev.channels)))
     cell.project_prev.conv.kernel.assign(np.asarray(kernels[f"prev_{lane}"])[None, None])

@@ -160,11 +160,10 @@ def test_a_figure_too_long_for_the_renderer_is_drawn_coarser(tmp_path, monkeypat
         assert max(image.size) == 700
 
 
-def test_the_picture_shows_the_path():
+def test_the_picture_shows_the_path(tmp_path):
     _, beta, architecture = random_search(5, 4, 2)
-    image = visualize.figure_to_image(visualize.architecture_figure(architecture, beta))
-    assert image.dtype == np.uint8
-    assert image.shape[2] == 3
+    _, png = visualize.save_architecture_drawing(architecture, tmp_path / "drawing", beta)
+    image = np.asarray(Image.open(png).convert("RGB"))
     assert (image[0] == 255).all()
     red = np.array([int(PATH[i : i + 2], 16) for i in (1, 3, 5)])
     assert (np.abs(image.astype(int) - red).sum(axis=-1) < 10).sum() > 200

@@ -1,4 +1,4 @@
-"""Each operation against its definition written out; sizes, batch statistics, serialisation."""
+"""Each operation against its definition written out; sizes, serialisation."""
 
 import keras
 import numpy as np
@@ -7,13 +7,8 @@ import tensorflow as tf
 from keras import ops
 
 from auto_deeplab_tf.nn import backend
-from auto_deeplab_tf.nn.operations import (
-    AtrousConv2D,
-    BatchNormalization,
-    ConvBN,
-    OperationLayer,
-    operation_layer_class,
-)
+from auto_deeplab_tf.nn.conv import AtrousConv2D, ConvBN
+from auto_deeplab_tf.nn.operations import OperationLayer, operation_layer_class
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.search_space import DECODABLE_OPERATIONS
 
@@ -199,66 +194,6 @@ def test_relu_stands_where_it_is_asked_for():
         close(layer(x), relu(expected) if where == "after" else expected)
     with pytest.raises(ValueError, match="relu must be 'before', 'after' or None"):
         ConvBN(3, relu="both")
-
-
-def test_batch_statistics_and_their_decay():
-    layer = BatchNormalization(momentum=0.9)
-    x = images((3, 5, 4, FILTERS)) * 2 + 1
-    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
-    close(layer(x, training=True), (x - mean) / np.sqrt(variance + 1e-3))
-    close(layer.moving_mean, 0.1 * mean)
-    close(layer.moving_variance, 0.9 + 0.1 * variance)
-    close(layer(x), (x - 0.1 * mean) / np.sqrt(0.9 + 0.1 * variance + 1e-3))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_batch_normalisation_has_the_gradients_of_keras(dtype):
-    """With the size known and unknown: the fused kernel and the plain form."""
-    x, upstream = tf.constant(images((3, 5, 4, FILTERS)) + 1), images((3, 5, 4, FILTERS), seed=1)
-    layers = [BatchNormalization(dtype=dtype), keras.layers.BatchNormalization(dtype=dtype)]
-    for layer in layers:
-        randomized(layer, x.shape)
-
-    def gradients(layer, x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            result = layer(x, training=True)
-        return tape.gradient(
-            result, [x, *layer.trainable_variables], tf.cast(upstream, result.dtype)
-        )
-
-    any_size = tf.function(lambda x: gradients(layers[0], x)).get_concrete_function(
-        tf.TensorSpec((None, None, None, FILTERS))
-    )
-    expected = gradients(layers[1], x)
-    for result in (gradients(layers[0], x), any_size(x)):
-        for actual, wanted in zip(result, expected, strict=True):
-            limit = (1e-5 if dtype == "float32" else 2e-2) * np.abs(wanted).max()
-            np.testing.assert_allclose(actual, wanted, atol=limit)
-
-
-@pytest.mark.parametrize("synchronized", [True, False])
-def test_statistics_over_replicas(mirrored, synchronized):
-    x = images((4, 3, 5, FILTERS)) * np.float32([[[[1]]]] * 2 + [[[[3]]]] * 2)
-    alone = BatchNormalization(momentum=0.9)
-    expected = alone(x, training=True)
-    with mirrored.scope():
-        layer = BatchNormalization(momentum=0.9, synchronized=synchronized)
-        layer.build(x.shape)
-
-    @tf.function
-    def run(halves):
-        return mirrored.run(lambda half: layer(half, training=True), args=(halves,))
-
-    halves = mirrored.experimental_distribute_values_from_function(
-        lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
-    )
-    result = np.concatenate(
-        [np.array(part) for part in mirrored.experimental_local_results(run(halves))]
-    )
-    assert np.allclose(result, expected, atol=1e-5) == synchronized
-    if synchronized:
-        close(layer.moving_variance, np.asarray(alone.moving_variance))
 
 
 @pytest.mark.parametrize("op", DECODABLE_OPERATIONS)
