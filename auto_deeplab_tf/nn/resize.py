@@ -7,6 +7,7 @@ no special gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def interpolation_matrix(size_out: Any, size_in: Any) -> Tensor:
     return ops.maximum(0.0, 1.0 - ops.abs(position[:, None] - inputs[None, :]))
 
 
-def resize_bilinear(images: Tensor, size: tuple[Any, Any]) -> Tensor:
+def resize_bilinear(images: Tensor, size: Sequence[Any]) -> Tensor:
     """Resizes images or feature maps bilinearly, corners aligned.
 
     Args:

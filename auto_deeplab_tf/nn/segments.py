@@ -138,7 +138,7 @@ def spread(values: Tensor, axis: int, count: int) -> Tensor:
     if count == 1:
         return values
 
-    @ops.custom_gradient  # type: ignore[untyped-decorator]
+    @ops.custom_gradient
     def repeat(values: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         def gradient(upstream: Tensor) -> Tensor:
             return ops.sum(upstream, axis=axis, keepdims=True)
@@ -219,7 +219,7 @@ def project(images: Tensor, kernel: Tensor, stride: int) -> Tensor:
     return ops.conv(ops.relu(images), ops.reshape(kernel, (1, 1, *kernel.shape)), padding="same")
 
 
-class Segment(keras.layers.Layer):  # type: ignore[misc]
+class Segment(keras.layers.Layer):
     """One place of the supernet: a kind, its variables, the states it reads and writes.
 
     Args:

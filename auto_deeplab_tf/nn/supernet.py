@@ -64,7 +64,7 @@ class ForwardPass:
 
 
 @keras.saving.register_keras_serializable(package="auto_deeplab_tf")
-class Supernet(keras.Model):  # type: ignore[misc]
+class Supernet(keras.Model):
     """The search network: images to logits at the images' resolution, relaxed by alpha and beta.
 
     Called eagerly on TensorFlow, each kind of segment runs as a compiled function of its own;
