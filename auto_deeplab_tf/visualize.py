@@ -281,7 +281,7 @@ def draw_cell(axes: Axes, cell: Sequence[tuple[Edge, Edge]], atrous: str) -> Non
     _concat(axes, [rows[f"block_{block}"] for block in range(len(cell))], end)
 
 
-def _rails(axes: Axes, cell: Any, rows: dict, columns: list[float], end: float) -> None:
+def _rails(axes: Axes, cell: Any, rows: dict[str, float], columns: list[float], end: float) -> None:
     for name, label in (("prev", "$H^{\\,l-1}$"), ("prev_prev", "$H^{\\,l-2}$")):
         readers = [
             columns[block] + (0.34 if index else -0.34)
@@ -395,7 +395,7 @@ def heat_map_figure(alpha_logits: Any, beta_logits: Any, edge_logits: Any = None
 
 
 def _heat_map(
-    axes: Axes, table: np.ndarray, rows: list[str], columns: list[str], framed: set
+    axes: Axes, table: np.ndarray, rows: list[str], columns: list[str], framed: set[tuple[int, int]]
 ) -> None:
     axes.set_facecolor("#e6e6e6")
     axes.imshow(table, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")

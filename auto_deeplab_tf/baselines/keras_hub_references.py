@@ -24,7 +24,7 @@ from auto_deeplab_tf.nn.serialization import register
 
 
 class _KerasHubNetwork(SegmentationNetwork):
-    """A network around one of keras-hub's; a subclass says which and how it is called.
+    """A network around one of keras-hub's; a subclass makes it and calls it.
 
     Attributes:
         reference: keras-hub's model.
@@ -112,6 +112,7 @@ class KerasHubDeepLabV3Plus(_KerasHubNetwork):
 
         Args:
             images: float [N, H, W, C], H and W multiples of 32.
+            training: Whether batch statistics are taken.
         """
         layers = {layer.name: layer for layer in self.reference.backbone.layers}
         pyramid = self._pyramid(images, training=training)
@@ -232,9 +233,10 @@ def _attend(layer: Any, tokens: Tensor, shape: tuple[Any, ...], training: bool |
     """Attention whose keys and values are taken at a fraction of the resolution.
 
     Args:
-        layer: keras-hub's SegFormerMultiheadAttention.
+        layer: Of keras-hub, a SegFormerMultiheadAttention.
         tokens: float [N, h * w, C].
         shape: (N, h, w, C).
+        training: Whether dropout acts.
     """
     _, height, width, channels = shape
     heads = (-1, layer.num_heads, channels // layer.num_heads)

@@ -21,7 +21,7 @@ from keras import ops
 
 # A tensor of the Keras backend in use, or what it converts to one.
 Tensor: TypeAlias = Any
-# Channels stand last, whatever `image_data_format` of a keras.json says.
+# Channels stand last, whatever Keras' `image_data_format` is.
 _LAST = "channels_last"
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -365,7 +365,8 @@ def normalize_batch(
 
     Args:
         images: float [N, h, w, C].
-        gamma, beta: float32 [C].
+        gamma: float32 [C].
+        beta: float32 [C].
         epsilon: float, added to the variance.
 
     Returns:

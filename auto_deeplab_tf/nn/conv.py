@@ -18,7 +18,7 @@ from auto_deeplab_tf.nn.serialization import register
 class AtrousConv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` by `atrous_conv`: without the taps that can only fall on padding.
 
-    Channels stand last, whatever Keras' configuration says.
+    Channels stand last, whatever Keras' `image_data_format` is.
 
     Input shape: float [N, h, w, C].
     Output shape: float [N, h, w, filters].
@@ -40,7 +40,7 @@ class AtrousConv2D(keras.layers.Conv2D):
 class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` by `atrous_depthwise_conv`, without bias and activation.
 
-    Channels stand last, whatever Keras' configuration says.
+    Channels stand last, whatever Keras' `image_data_format` is.
 
     Input shape: float [N, h, w, C].
     Output shape: float [N, ceil(h / stride), ceil(w / stride), C].

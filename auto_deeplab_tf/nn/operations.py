@@ -93,8 +93,7 @@ class OperationLayer(Layer):
 
     @staticmethod
     def transform(row: Any, images: Tensor, stride: int) -> Tensor:
-        """What the operation does without weights before its convolutions: nothing, unless a
-        subclass says otherwise.
+        """Does what the operation does without weights, before its convolutions: here nothing.
 
         The supernet calls it at stride 1, for the channels of several predecessors side by side.
 

@@ -10,11 +10,11 @@ _FREE = frozenset(
     "name trainable dtype num_classes mean std input_size batch_norm_decay drop_path_keep "
     "drop_path_seed fingerprint".split()
 )
-# What has been learnt besides the trainable variables; the rest says how far a training is.
+# What is learnt besides the trainable variables; the other variables count steps.
 _STATISTICS = ("moving_mean", "moving_variance")
 
 
-def take_weights(model: Any, source: Any, path: str | os.PathLike) -> dict[str, Any]:
+def take_weights(model: Any, source: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Copies the weights of a trained `Segmenter` into another one.
 
     The class layer is taken too where both have the same class names; otherwise it stays as it was
@@ -52,7 +52,7 @@ def take_weights(model: Any, source: Any, path: str | os.PathLike) -> dict[str, 
     return {"model": os.fspath(path), "taken": len(taken), "new": sorted(new)}
 
 
-def _check_same_network(ours: Any, theirs: Any, path: str | os.PathLike) -> None:
+def _check_same_network(ours: Any, theirs: Any, path: str | os.PathLike[str]) -> None:
     if type(ours) is not type(theirs):
         raise UserError(
             f"init_from={path} holds a {type(theirs).__name__}, and this trains a "
