@@ -1,8 +1,15 @@
 """Masks as pictures: colours, overlays on the image, and a contact sheet with a legend."""
 
+from __future__ import annotations
+
+import functools
+import importlib.util
 import io
+import lzma
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,6 +22,10 @@ VOID_COLOR = (0, 0, 0)
 _GAP = 6
 _TEXT_HEIGHT = 18
 _FONT_SIZE = 12
+# GNU Unifont draws in a grid of 16 pixels and has every script of Unicode's first plane.
+_UNIFONT = Path(__file__).parent / "fonts" / "unifont.otf.xz"
+_UNIFONT_SIZE = 16
+_SWATCH = 14  # of a legend's entry: the coloured square and the space behind it
 
 
 def default_palette(num_classes: int) -> np.ndarray:
@@ -32,7 +43,7 @@ def colorize(class_ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Colours a mask.
 
     Args:
-        class_ids: integers [H, W]; what is not a class of the palette is void and becomes black.
+        class_ids: Integers [H, W]; what is not a class of the palette is void and becomes black.
         palette: uint8 [num_classes, 3].
 
     Returns:
@@ -42,7 +53,8 @@ def colorize(class_ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
     num_classes = len(palette)
     table = np.concatenate([np.asarray(palette, "uint8"), np.array([VOID_COLOR], "uint8")])
     known = (class_ids >= 0) & (class_ids < num_classes)
-    return table[np.where(known, class_ids, num_classes)]
+    colored: np.ndarray = table[np.where(known, class_ids, num_classes)]
+    return colored
 
 
 def overlay(
@@ -52,15 +64,15 @@ def overlay(
 
     Args:
         image: [H, W, 3], 0..255.
-        class_ids: integers [H, W].
+        class_ids: Integers [H, W].
         palette: uint8 [num_classes, 3].
-        opacity: share of the colour, 0..1.
+        opacity: Share of the colour, 0..1.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
-        ValueError: where image and mask differ in size.
+        ValueError: Where image and mask differ in size.
     """
     image, class_ids = np.asarray(image), np.asarray(class_ids)
     if image.shape != (*class_ids.shape, 3):
@@ -71,7 +83,7 @@ def overlay(
     known = (class_ids >= 0) & (class_ids < len(palette))
     share = opacity * known[..., None]
     mixed = image.astype("float32") * (1 - share) + colorize(class_ids, palette) * share
-    return np.clip(np.rint(mixed), 0, 255).astype("uint8")
+    return _to_uint8(mixed)
 
 
 def displayable(image: np.ndarray) -> np.ndarray:
@@ -85,7 +97,11 @@ def displayable(image: np.ndarray) -> np.ndarray:
     """
     image = np.asarray(image)
     image = image.repeat(3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
-    return np.clip(np.rint(image), 0, 255).astype("uint8")
+    return _to_uint8(image)
+
+
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    return np.asarray(np.clip(np.rint(image), 0, 255), "uint8")
 
 
 def contact_sheet(
@@ -98,20 +114,22 @@ def contact_sheet(
 ) -> np.ndarray:
     """Puts pictures into a table: titles above the columns, names below the rows, then a legend.
 
+    Texts may be in any script. One that is wider than its place is shortened in the middle.
+
     Args:
-        rows: for each row one uint8 picture [h, w, 3] per column; each is brought to `tile_width`
+        rows: For each row one uint8 picture [h, w, 3] per column; each is brought to `tile_width`
             with its own proportions.
-        titles: one per column.
-        row_names: one per row.
-        class_names: one per class, for the legend.
+        titles: One per column.
+        row_names: One per row.
+        class_names: One per class, for the legend.
         palette: uint8 [num_classes, 3].
-        tile_width: width of a column in pixels.
+        tile_width: Width of a column in pixels.
 
     Returns:
         uint8 [height, width, 3].
 
     Raises:
-        ValueError: where a row has another number of pictures than there are titles.
+        ValueError: Where a row has another number of pictures than there are titles.
     """
     for row in rows:
         if len(row) != len(titles):
@@ -119,27 +137,27 @@ def contact_sheet(
                 f"every row of a sheet needs one picture per title ({len(titles)}). "
                 f"Received: {len(row)}"
             )
-    font = ImageFont.load_default(size=_FONT_SIZE)
     tiles = [[_scaled(picture, tile_width) for picture in row] for row in rows]
     heights = [max((tile.height for tile in row), default=0) for row in tiles]
     width = _GAP + len(titles) * (tile_width + _GAP)
-    legend = _legend_positions(class_names, width, font)
+    labels = [_Label(name, width - 2 * _GAP - _SWATCH) for name in class_names]
+    legend = _legend_positions(labels, width)
     legend_height = (legend[-1][1] if legend else 0) + _TEXT_HEIGHT + _GAP
     height = _TEXT_HEIGHT + sum(heights) + len(rows) * (_TEXT_HEIGHT + _GAP) + legend_height + _GAP
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        draw.text((_GAP + column * (tile_width + _GAP), 2), title, fill="black", font=font)
+        _Label(title, tile_width).draw(draw, _GAP + column * (tile_width + _GAP), 0)
     y = _TEXT_HEIGHT
     for tile_row, row_height, name in zip(tiles, heights, row_names, strict=True):
         for column, tile in enumerate(tile_row):
             sheet.paste(tile, (_GAP + column * (tile_width + _GAP), y))
-        draw.text((_GAP, y + row_height + 1), name, fill="black", font=font)
+        _Label(name, width - 2 * _GAP).draw(draw, _GAP, y + row_height)
         y += row_height + _TEXT_HEIGHT + _GAP
-    for (x, dy), name, color in zip(legend, class_names, palette, strict=True):
+    for (x, dy), label, color in zip(legend, labels, palette, strict=True):
         box = (x, y + dy + 3, x + 10, y + dy + 13)
         draw.rectangle(box, fill=tuple(int(value) for value in color), outline="black")
-        draw.text((x + 14, y + dy), name, fill="black", font=font)
+        label.draw(draw, x + _SWATCH, y + dy)
     return np.asarray(sheet)
 
 
@@ -149,18 +167,62 @@ def _scaled(picture: np.ndarray, width: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _legend_positions(
-    class_names: Sequence[str], width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> list[tuple[int, int]]:
+def _legend_positions(labels: Sequence[_Label], width: int) -> list[tuple[int, int]]:
     """(x, y) of each entry of the legend, from left to right in as many lines as it takes."""
     positions, x, y = [], _GAP, 0
-    for name in class_names:
-        entry = 14 + int(font.getlength(name)) + 12
-        if x + entry > width and x > _GAP:
+    for label in labels:
+        entry = _SWATCH + label.width
+        if x + entry > width - _GAP and x > _GAP:
             x, y = _GAP, y + _TEXT_HEIGHT
         positions.append((x, y))
-        x += entry
+        x += entry + 12
     return positions
+
+
+class _Label:
+    """A line of text in a font that has its glyphs, at most `max_width` pixels wide."""
+
+    def __init__(self, text: str, max_width: int) -> None:
+        text = " ".join(text.split())
+        self._font = next((font for font in _fonts() if _has_glyphs(font, text)), _fonts()[-1])
+        self._text = text = "".join(
+            char if _has_glyphs(self._font, char) else f"<U+{ord(char):04X}>" for char in text
+        )
+        kept = len(text)
+        while kept > 1 and self._font.getlength(self._text) > max_width:
+            kept -= 1
+            self._text = f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
+        self.width = int(np.ceil(self._font.getlength(self._text)))
+
+    def draw(self, drawing: ImageDraw.ImageDraw, x: int, y: int) -> None:
+        """Draws the text into the line whose upper left corner is (x, y), centred vertically."""
+        place = (x, y + _TEXT_HEIGHT // 2)
+        drawing.text(place, self._text, fill="black", font=self._font, anchor="lm")
+
+
+@functools.cache
+def _fonts() -> list[Any]:
+    """The fonts, the most pleasant first: Pillow's, matplotlib's, and one with every script."""
+    fonts: list[Any] = [ImageFont.load_default(size=_FONT_SIZE)]
+    matplotlib = importlib.util.find_spec("matplotlib")  # found, not imported: that takes a second
+    for folder in (matplotlib and matplotlib.submodule_search_locations) or ():
+        path = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.exists():
+            fonts.append(ImageFont.truetype(str(path), _FONT_SIZE))
+    unifont = io.BytesIO(lzma.decompress(_UNIFONT.read_bytes()))
+    return [*fonts, ImageFont.truetype(unifont, _UNIFONT_SIZE)]
+
+
+def _has_glyphs(font: Any, text: str) -> bool:
+    """Tells whether a font has a glyph of its own for each character."""
+    missing = _bitmap(font, "\U0010fffe")  # a code point that is no character
+    return all(_bitmap(font, char) != missing for char in set(text))
+
+
+@functools.lru_cache(maxsize=4096)
+def _bitmap(font: Any, char: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(char)
+    return mask.size, bytes(mask)
 
 
 def comparison_sheet(
@@ -172,7 +234,7 @@ def comparison_sheet(
 
     Args:
         samples: (name, image [H, W, C], 0..255, labels [H, W], predicted class ids [H, W]) each.
-        class_names: one per class.
+        class_names: One per class.
         palette: uint8 [num_classes, 3].
     """
     rows = []
@@ -184,11 +246,11 @@ def comparison_sheet(
     return contact_sheet(rows, titles, names, class_names, palette)
 
 
-def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
+def save_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     """Writes a PNG file whole or not at all.
 
     Args:
-        path: the file.
+        path: The file.
         picture: uint8 [H, W, 3], or uint8 or uint16 [H, W].
     """
     encoded = io.BytesIO()

@@ -64,3 +64,49 @@ def test_sheet_holds_every_tile_and_colour():
 def test_sheet_refuses_a_ragged_row():
     with pytest.raises(ValueError, match=r"one picture per title \(2\). Received: 1"):
         overlay.contact_sheet([[np.zeros((2, 2, 3))]], ["a", "b"], ["r"], ["x"], PALETTE[:1])
+
+
+def legend(*names, tile_width=160):
+    """The sheet's part below the picture, as darkness of the text."""
+    palette = np.full((len(names), 3), 255, "uint8")
+    tile = np.full((20, 40, 3), 255, "uint8")
+    sheet = overlay.contact_sheet([[tile]], [""], [""], names, palette, tile_width=tile_width)
+    return 255 - sheet.astype("int64").min(axis=-1)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Straße", "Strasse"),
+        ("дорога", "дороги"),
+        ("δρόμος", "δρόμοι"),
+        ("道路", "道踏"),
+        ("自転車", "自動車"),
+        ("보행자", "보행로"),
+        ("سيارة", "سيارات"),
+        ("שביל", "שבול"),
+        ("सड़क", "सड़ख"),
+        ("ถนน", "ถนด"),
+    ],
+)
+def test_a_legend_has_the_glyphs_of_any_script(names):
+    """Letters without a glyph would all be drawn as the same box."""
+    first, second = (legend(name) for name in names)
+    assert first.max() == 255 and np.any(first != second)
+    assert all(overlay._has_glyphs(overlay._Label(name, 300)._font, name) for name in names)
+
+
+def test_a_character_without_a_glyph_is_named():
+    label = overlay._Label("\U0001f9f1 brick", 300)
+    assert label._text in ("\U0001f9f1 brick", "<U+1F9F1> brick")
+    assert overlay._Label("\U0010fffd", 300)._text == "<U+10FFFD>"
+
+
+@pytest.mark.parametrize("name", ["w" * 200, "道" * 60, "a b " * 80])
+def test_a_long_name_is_shortened_in_the_middle(name):
+    drawn, other = legend(f"{name}x"), legend(f"{name}yyy")
+    assert drawn[:, -overlay._GAP :].max() == 0
+    assert np.any(drawn != other)
+    label = overlay._Label(name, 100)
+    assert label.width <= 100 and "..." in label._text
+    assert overlay._Label("road", 100)._text == "road"
