@@ -40,6 +40,8 @@ from auto_deeplab_tf.errors import RunError, UserError
 # TensorFlow's C++ start-up lines would stand between the user and the one line that matters. It
 # reads the variable when it is imported, and never again.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# The commands run on TensorFlow, whatever backend a keras.json names for other projects.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 flags_text = config_lib.flags_text
 

@@ -12,12 +12,15 @@ import tensorflow as tf
 from auto_deeplab_tf import decoding
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.training import loop
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.run_dir import Checkpoints
 from auto_deeplab_tf.training.schedules import Cosine
+
+require_tensorflow()
 
 METRICS = (
     "loss",

@@ -14,10 +14,13 @@ from auto_deeplab_tf import baselines
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.data.resizing import resize_image
 from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.network import build_network
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.training import whole_images
 from auto_deeplab_tf.training.supervised import AUTO, SupervisedModel, default_optimizer
+
+require_tensorflow()
 
 _PREDICT_BATCH_SIZE = 8
 

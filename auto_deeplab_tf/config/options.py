@@ -83,7 +83,7 @@ class NetworkConfig(NetworkSizesConfig):
     )
     batch_norm_decay: float = flag(
         0.9997,
-        "decay of the moving statistics of batch normalisation",
+        "limit of the moving statistics' decay, min(limit, (1 + n) / (10 + n)) at step n",
         group="network",
         minimum=0,
         below=1,

@@ -19,6 +19,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from auto_deeplab_tf.errors import UserError
+
 # A tensor of the Keras backend in use, or what it converts to one.
 Tensor: TypeAlias = Any
 # Channels stand last, whatever Keras' `image_data_format` is.
@@ -27,6 +29,27 @@ _LAST = "channels_last"
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
 if _TENSORFLOW:
     import tensorflow as tf
+
+
+def require_tensorflow() -> None:
+    """Refuses a configuration of Keras in which nothing can be trained here.
+
+    Raises:
+        UserError: For another backend than TensorFlow, or another default precision than float32,
+            in which metrics would count and optimizers would step.
+    """
+    if not _TENSORFLOW:
+        raise UserError(
+            "Training, evaluation and export run on TensorFlow. Keras' backend is "
+            f"{keras.backend.backend()!r}, by KERAS_BACKEND or ~/.keras/keras.json: set "
+            "KERAS_BACKEND=tensorflow."
+        )
+    if keras.config.floatx() != "float32":
+        raise UserError(
+            f"Keras' floatx must be 'float32', and is {keras.config.floatx()!r}, by "
+            "~/.keras/keras.json or set_floatx: change it there. A network in another precision "
+            "is made by its dtype, such as 'mixed_float16'."
+        )
 
 
 @functools.cache
