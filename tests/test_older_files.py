@@ -1,0 +1,198 @@
+"""What version 0.1.0 wrote is read, and run folders resume, as they did then (tests/fixtures)."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_camvid
+from commands import check_refused, run, snapshot
+from PIL import Image
+
+from auto_deeplab_tf import baselines
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.decoding import decode, load_logits
+from auto_deeplab_tf.segmenter import load_segmenter
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures/0.1.0"
+SMALL_BASELINES = (
+    "deeplabv3plus_xception65",
+    "dpc_xception65",
+    "frrn_a",
+    "frrn_b",
+    "pspnet_resnet101",
+)
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    """The folder of the old files, the data set of their runs beside them."""
+    folder = tmp_path_factory.mktemp("old")
+    with tarfile.open(FIXTURES / "files.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    tiny_camvid.write(folder / "data", {"train": 6, "val": 3, "test": 2})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(old):
+    """What the old version computed: `images`, and the logits of each network for them."""
+    with np.load(old / "expected.npz") as arrays:
+        return dict(arrays)
+
+
+def resumed(command, old, tmp_path, *flags):
+    """Runs the flags.txt of an old run again, in a copy of its folder.
+
+    Returns:
+        (the finished process, the copy).
+    """
+    copy = tmp_path / command
+    shutil.copytree(old / command, copy, dirs_exist_ok=True)
+    done = run(
+        command,
+        f"--flagfile={copy}/flags.txt",
+        f"--run_dir={copy}",
+        f"--data_dir={old}/data",
+        f"--cache_dir={old}/cache",
+        *flags,
+    )
+    return done, copy
+
+
+def last_row(path):
+    """The numbers of the last row of a metrics.csv, by column."""
+    header, *_, last = path.read_text().splitlines()
+    row = dict(zip(header.split(","), last.split(","), strict=True))
+    return {name: float(value) for name, value in row.items() if name not in ("levels", "cell")}
+
+
+def check_logits(model, images, expected):
+    logits = np.asarray(model(images))
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def test_a_searched_network(old, expected):
+    model = load_segmenter(old / "train/model.keras")
+    check_logits(model, expected["images"], expected["searched"])
+    assert model.fingerprint == Architecture.load(old / "search/architecture.json").fingerprint
+    assert model.class_names[:2] == ("Sky", "Building")
+
+
+@pytest.mark.parametrize("name", SMALL_BASELINES)
+def test_a_baseline(old, expected, name):
+    model = load_segmenter(old / f"baselines/{name}.keras")
+    assert model.network.mean == (100.0, 110.0, 120.0)
+    check_logits(model, expected["images"], expected[name])
+
+
+def test_every_baseline_of_a_class_of_its_own_is_among_them():
+    kept = {(baselines.BASELINES[name].module) for name in SMALL_BASELINES}
+    ours = {baseline.module for baseline in baselines.BASELINES.values() if not baseline.package}
+    assert kept == ours
+
+
+def test_a_supernet(old, expected):
+    supernet = keras.saving.load_model(old / "supernet.keras")
+    check_logits(supernet, expected["images"], expected["supernet"])
+    assert tuple(supernet.alpha_logits.shape) == (2, 8)
+
+
+def test_a_search_resumes_as_it_did(old, tmp_path):
+    done, folder = resumed("search", old, tmp_path, "--epochs=3")
+    assert done.returncode == 0, done.stderr
+    ours, then = last_row(folder / "metrics.csv"), last_row(old / "resumed/search/metrics.csv")
+    assert ours.keys() == then.keys() and ours["epoch"] == 2
+    for name in ("step", "loss", "arch_loss", "learning_rate", "alpha_entropy", "beta_entropy"):
+        assert ours[name] == pytest.approx(then[name], rel=1e-3), name
+    with np.load(old / "resumed/search/logits.npz") as logits:
+        for name, value in load_logits(folder / "logits.npz").items():
+            np.testing.assert_allclose(value, logits[name], atol=2e-3, err_msg=name)
+
+
+def test_a_training_resumes_as_it_did(old, tmp_path):
+    architecture = f"--architecture={old}/search/architecture.json"
+    done, folder = resumed("train", old, tmp_path, architecture, "--steps=9")
+    assert done.returncode == 0, done.stderr
+    ours, then = last_row(folder / "metrics.csv"), last_row(old / "resumed/train/metrics.csv")
+    assert ours.keys() == then.keys() and ours["epoch"] == 2
+    for name in ("step", "loss", "learning_rate", "val_loss"):
+        assert ours[name] == pytest.approx(then[name], rel=1e-3), name
+
+
+def test_a_finished_search_stays_as_it_is(old, tmp_path):
+    shutil.copytree(old / "search", tmp_path / "search")
+    Architecture.load(old / "search/architecture.json")
+    before = snapshot(tmp_path)
+    done, _ = resumed("search", old, tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert {name: content for name, (_, content) in snapshot(tmp_path).items()} == {
+        name: content for name, (_, content) in before.items()
+    }
+
+
+def test_logits_decode_to_the_architecture_of_then(old, tmp_path):
+    logits = load_logits(old / "search/logits.npz")
+    architecture = Architecture.load(old / "search/architecture.json")
+    assert decode(logits["alpha"], logits["beta"], "separable") == architecture
+    done = run("decode", f"--run_dir={old}/search", f"--output={tmp_path}/architecture.json")
+    assert done.returncode == 0, done.stderr
+    assert Architecture.load(tmp_path / "architecture.json") == architecture
+
+
+def test_a_served_version(old, expected, tmp_path):
+    served = tf.saved_model.load(str(old / "saved_model/1")).signatures["serving_default"]
+    class_ids = served(images=tf.constant(expected["images"]))["class_ids"]
+    assert np.mean(class_ids == expected["searched"].argmax(-1)) > 0.999
+    scores = {}
+    for name, model in (("folder", "saved_model"), ("file", "train/model.keras")):
+        done = run(
+            "evaluate",
+            f"--model={old}/{model}",
+            "--dataset=camvid",
+            f"--data_dir={old}/data",
+            f"--cache_dir={old}/cache",
+            f"--output_dir={tmp_path}/{name}",
+        )
+        assert done.returncode == 0, done.stderr
+        scores[name] = json.loads((tmp_path / name / "metrics.json").read_text())["miou"]
+    assert scores["folder"] == pytest.approx(scores["file"], abs=1e-3)
+    assert scores["file"] == pytest.approx(
+        last_row(old / "train/metrics.csv")["val_miou"], abs=0.02
+    )
+
+
+def test_predict_and_export_read_an_old_model(old, expected, tmp_path):
+    Image.fromarray(expected["images"][0].astype("uint8")).save(tmp_path / "a.png")
+    done = run(
+        "predict",
+        f"--model={old}/train/model.keras",
+        f"--image={tmp_path}/a.png",
+        f"--output_dir={tmp_path}/out",
+    )
+    assert done.returncode == 0, done.stderr
+    mask = np.asarray(Image.open(tmp_path / "out/a_mask.png"))
+    assert np.mean(mask == expected["searched"][0].argmax(-1)) > 0.999
+    flags = [f"--model={old}/train/model.keras", f"--output={tmp_path}/m.onnx"]
+    command = [sys.executable, "-m", "export.tensorrt", *flags, "--input_size=40x56"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_of_a_retired_mode_is_named(old, tmp_path):
+    """flags.txt holds --mix_predecessors=false, which resumes (above); true does not."""
+    flags = old / "search/flags.txt"
+    assert "--mix_predecessors=false" in flags.read_text()
+    copy = tmp_path / "search"
+    shutil.copytree(old / "search", copy)
+    text = flags.read_text().replace("--mix_predecessors=false", "--mix_predecessors=true")
+    (copy / "flags.txt").write_text(text)
+    done = run("search", f"--flagfile={copy}/flags.txt", f"--run_dir={copy}", "--epochs=3")
+    check_refused(done, "mix_predecessors")
