@@ -224,7 +224,8 @@ def _flag_values(config_class: type) -> flags.FlagValues:
 
 def _parse(values: flags.FlagValues, argv: list[str], config_class: type | None) -> list[str]:
     try:
-        rest = values(argv)
+        arguments = values.read_flags_from_files(argv[1:], force_gnu=False)
+        rest = values([argv[0], *(text for text in arguments if not _is_retired(text))])
     except flags.UnrecognizedFlagError as error:
         raise FlagsError(_unknown(error.flagname, values, config_class)) from None
     except flags.Error as error:
@@ -232,6 +233,14 @@ def _parse(values: flags.FlagValues, argv: list[str], config_class: type | None)
     if len(rest) > 1:
         raise FlagsError(f"unexpected argument {rest[1]!r}: options are written --name=value")
     return rest
+
+
+def _is_retired(argument: str) -> bool:
+    match = re.fullmatch(r"--(\w+)=(.*)", argument)
+    try:
+        return match is not None and config_lib.is_retired(match[1], match[2])
+    except UserError as error:
+        raise FlagsError(f"--{error}") from None
 
 
 def _unknown(name: str, values: flags.FlagValues, config_class: type | None) -> str:
