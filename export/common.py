@@ -3,6 +3,8 @@
 No framework is imported here.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import errno
@@ -19,7 +21,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,15 +35,18 @@ SEGMENTER_CLASS = "auto_deeplab_tf>Segmenter"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-class Disagreement(ValueError):
-    """What was exported does not answer like the Keras model it was made from."""
+class Disagreement(UserError):
+    """The export does not predict what the Keras model predicts, so nothing was published."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}; nothing was published.")
 
 
 def require(module: str) -> types.ModuleType:
     """Imports an optional package.
 
     Raises:
-        ImportError: where it is not installed; the text names the extra that holds it.
+        ImportError: If it is not installed; the message names the extra that holds it.
     """
     try:
         return importlib.import_module(module)
@@ -52,30 +57,32 @@ def require(module: str) -> types.ModuleType:
         ) from error
 
 
-def check_model_file(path: str | os.PathLike) -> pathlib.Path:
-    """Returns `path` where it is a whole .keras file of `Segmenter`; builds nothing yet.
+def check_model_file(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Checks that a file is a whole .keras file of `Segmenter`; builds nothing yet.
+
+    Returns:
+        The path.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where it is something else.
+        MissingFileError: If there is no such file.
+        UserError: If it is something else, or damaged.
     """
     path = pathlib.Path(path)
     rule = "give the model.keras that `python -m auto_deeplab_tf.train` or Segmenter.save wrote"
     if not path.is_file():
-        raise MissingFileError(f"--model={path}: no such file; {rule}.")
+        raise MissingFileError(f"model={path}: no such file; {rule}.")
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
-        raise UserError(f"--model={path} is no .keras file ({error}); {rule}.") from error
+        raise UserError(f"model={path} is no .keras file ({error}); {rule}.") from error
     if damaged:
-        raise UserError(f"--model={path} is damaged (in {damaged}); copy or save it again.")
+        raise UserError(f"model={path} is damaged (in {damaged}); copy or save it again.")
     found = config.get("registered_name") if isinstance(config, dict) else None
     if found != SEGMENTER_CLASS:
         raise UserError(
-            f"--model={path} holds a Keras model of class {found!r}, not {SEGMENTER_CLASS!r}; "
-            f"{rule}."
+            f"model={path} holds a Keras model of class {found!r}, not {SEGMENTER_CLASS!r}; {rule}."
         )
     return path
 
@@ -84,29 +91,32 @@ def check_input_size(size: Sequence[int]) -> tuple[int, int]:
     """Returns (height, width) as ints.
 
     Raises:
-        ValueError: where a side is shorter than MIN_SIZE.
+        UserError: If a side is shorter than MIN_SIZE.
     """
     height, width = (int(side) for side in size)
     if min(height, width) < MIN_SIZE:
         raise UserError(
-            f"--input_size={height}x{width}: height and width must each be at least {MIN_SIZE}."
+            f"input_size={height}x{width}: height and width must each be at least {MIN_SIZE}."
         )
     return height, width
 
 
-def check_output_file(path: str | os.PathLike, suffix: str) -> pathlib.Path:
-    """Returns `path` where a file of that suffix can be published there.
+def check_output_file(path: str | os.PathLike[str], suffix: str) -> pathlib.Path:
+    """Checks that a file with this suffix can be published at `path`.
 
-    A file that is there already is no obstacle: it is replaced when the new one has passed.
+    An existing file is replaced once the new one has passed its checks.
+
+    Returns:
+        The path.
 
     Raises:
-        ValueError: for another suffix, or where a folder has that name.
+        UserError: For another suffix, or if `path` is a folder.
     """
     path = pathlib.Path(path)
     if path.suffix != suffix:
-        raise UserError(f"--output={path} must end in {suffix}.")
+        raise UserError(f"output={path} must end in {suffix}.")
     if path.is_dir():
-        raise UserError(f"--output={path} is a folder; give the name of a {suffix} file.")
+        raise UserError(f"output={path} is a folder; give the name of a {suffix} file.")
     return path
 
 
@@ -115,13 +125,13 @@ def random_images(
 ) -> np.ndarray:
     """Returns images with structure at several scales.
 
-    Plain noise is one texture everywhere, for which a network answers few classes.
+    Plain noise is the same texture everywhere, for which a network predicts few classes.
 
     Args:
-        count: number of images.
+        count: Number of images.
         size: (height, width).
-        seed: of the generator.
-        channels: of the images.
+        seed: Seed of the generator.
+        channels: Channels of the images.
 
     Returns:
         float32 [count, height, width, channels], whole numbers 0..255, so that a PNG holds them
@@ -139,15 +149,15 @@ def random_images(
     return np.clip(np.round(images), 0, 255).astype(np.float32)
 
 
-def find_images(folder: str | os.PathLike, limit: int) -> list[pathlib.Path]:
+def find_images(folder: str | os.PathLike[str], limit: int) -> list[pathlib.Path]:
     """Returns up to `limit` images of a folder, evenly spaced in the order of their names.
 
     Raises:
-        FileNotFoundError: where there is no such folder, or no image in it.
+        MissingFileError: If there is no such folder, or no image in it.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise MissingFileError(f"--calibration_dir={folder}: no such folder.")
+        raise MissingFileError(f"calibration_dir={folder}: no such folder.")
     found = sorted(
         path
         for path in folder.iterdir()
@@ -155,7 +165,7 @@ def find_images(folder: str | os.PathLike, limit: int) -> list[pathlib.Path]:
     )
     if not found:
         raise MissingFileError(
-            f"--calibration_dir={folder} holds no image ({', '.join(IMAGE_SUFFIXES)})."
+            f"calibration_dir={folder} holds no image ({', '.join(IMAGE_SUFFIXES)})."
         )
     if len(found) <= limit:
         return found
@@ -163,9 +173,10 @@ def find_images(folder: str | os.PathLike, limit: int) -> list[pathlib.Path]:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the softmax over the last axis, in float32."""
+    """Returns the softmax over the last axis, as float32."""
     exponents = np.exp(logits.astype(np.float32) - logits.max(axis=-1, keepdims=True))
-    return exponents / exponents.sum(axis=-1, keepdims=True)
+    probabilities: np.ndarray = exponents / exponents.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def probabilities_of(
@@ -174,17 +185,20 @@ def probabilities_of(
     """Returns the softmax of the logits from which an export took its argmax.
 
     A converter may have moved a transposition past the argmax, so the order of the axes of its
-    logits is open: it is the one whose argmax is what the export answers (for a square image of
-    one class there are several; then the one that is nearest to the reference).
+    logits is unknown. It is the order whose argmax equals the exported class ids. For a square
+    image of one class there are several such orders; then the nearest to the reference is taken.
 
     Args:
-        logits: float, for each image the input of the argmax: [N, 1, H, W, C] in any order of the
+        logits: float, the input of the argmax for each image: [N, 1, H, W, C] in any order of the
             last four axes.
-        class_ids: int [N, H, W], what the export answers.
-        reference: float32 [N, H, W, C].
+        class_ids: int [N, H, W], the class ids that the export predicts.
+        reference: float32 [N, H, W, C], the probabilities of the Keras model.
+
+    Returns:
+        float32 [N, H, W, C].
 
     Raises:
-        Disagreement: where no order gives the answer.
+        Disagreement: If no order gives the class ids.
     """
     found = []
     for axes in itertools.permutations(range(1, logits.ndim)):
@@ -195,22 +209,22 @@ def probabilities_of(
             found.append(softmax(arranged[:, 0]))
     if not found:
         raise Disagreement(
-            f"the class ids are not the argmax of the export's logits, of shape "
-            f"{logits.shape[1:]}; nothing was published."
+            f"the class ids are not the argmax of the export's logits, of shape {logits.shape[1:]}"
         )
     return min(found, key=lambda probabilities: np.max(np.abs(probabilities - reference)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How well an export answers like the Keras model, over all pixels of the checked images.
+    """Agreement of an export with the Keras model, over all pixels of the checked images.
 
     Attributes:
-        same_class: share of pixels with the same class, or with one that Keras holds for as
-            probable within `tie` of `compare`.
-        max_error: largest absolute difference of a softmax probability.
-        mean_error: mean absolute difference of the probability of the class that Keras chose.
-        num_classes: how many different classes Keras answered: of one, `same_class` says little.
+        same_class: Share of pixels with the same class, or with one that is as probable in Keras,
+            within `tie` of `compare`.
+        max_error: Largest absolute difference of a softmax probability.
+        mean_error: Mean absolute difference of the probability of the class that Keras chose.
+        num_classes: Number of different classes that Keras predicts; with one, `same_class` says
+            little.
     """
 
     same_class: float
@@ -227,13 +241,15 @@ class Agreement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Demand:
-    """What an export must reach to be published.
+class Tolerance:
+    """The agreement that an export must reach to be published.
 
     Attributes:
-        same_class, max_error, mean_error: the bounds on those of `Agreement`.
-        tie: probabilities closer than this are a tie: which of two such classes argmax answers is
-            left to rounding.
+        same_class: Smallest `Agreement.same_class`.
+        max_error: Largest `Agreement.max_error`.
+        mean_error: Largest `Agreement.mean_error`.
+        tie: Probabilities closer than this are a tie: rounding decides which of the two classes
+            argmax returns.
     """
 
     same_class: float
@@ -242,7 +258,11 @@ class Demand:
     tie: float
 
     def check(self, agreement: Agreement, what: str) -> None:
-        """Raises Disagreement where a bound is broken; NaN breaks every bound."""
+        """Checks every bound; NaN breaks each.
+
+        Raises:
+            Disagreement: If a bound is broken; the message begins with `what`.
+        """
         if (
             agreement.same_class >= self.same_class
             and agreement.max_error <= self.max_error
@@ -250,45 +270,50 @@ class Demand:
         ):
             return
         raise Disagreement(
-            f"{what} does not answer like the Keras model, so nothing was published: {agreement}; "
-            f"needed are {100 * self.same_class:g} %, {self.max_error:g} and {self.mean_error:g}."
+            f"{what} disagrees with the Keras model: {agreement}; needed are "
+            f"{100 * self.same_class:g} %, {self.max_error:g} and {self.mean_error:g}"
         )
 
 
-# Where float32 arithmetic is only reordered. Measured: 1e-7 to 1e-5.
-EXACT = Demand(same_class=0.999, max_error=1e-4, mean_error=1e-5, tie=1e-4)
+# For float32 arithmetic in another order. Measured: 1e-7 to 1e-5.
+EXACT = Tolerance(same_class=0.999, max_error=1e-4, mean_error=1e-5, tie=1e-4)
 
 
 def compare(
     class_ids: np.ndarray, probabilities: np.ndarray, reference: np.ndarray, tie: float
 ) -> Agreement:
-    """Compares an export's answers with those of Keras.
+    """Compares the predictions of an export with those of Keras.
 
     Args:
-        class_ids: int [N, H, W], what the export answers.
-        probabilities: float [N, H, W, C], the softmax of what it computes.
+        class_ids: int [N, H, W], the class ids of the export.
+        probabilities: float [N, H, W, C], the softmax of its logits.
         reference: float32 [N, H, W, C], the softmax of the Keras model's logits for these images.
-        tie: see `Demand`.
+        tie: See `Tolerance`.
+
+    Returns:
+        The agreement.
 
     Raises:
-        Disagreement: for other shapes, and for class ids outside of 0..C-1.
+        Disagreement: For other shapes, and for class ids outside 0..C-1.
     """
     if class_ids.shape != reference.shape[:-1] or probabilities.shape != reference.shape:
         raise Disagreement(
-            f"the export answers shapes {class_ids.shape} and {probabilities.shape}, the Keras "
-            f"model {reference.shape[:-1]} and {reference.shape}; nothing was published."
+            f"the export gives shapes {class_ids.shape} and {probabilities.shape}, the Keras model "
+            f"{reference.shape[:-1]} and {reference.shape}"
         )
     if class_ids.size and not 0 <= class_ids.min() <= class_ids.max() < reference.shape[-1]:
         raise Disagreement(
-            f"the export answers class ids {class_ids.min()}..{class_ids.max()}, outside of "
-            f"0..{reference.shape[-1] - 1}; nothing was published."
+            f"the export gives class ids {class_ids.min()}..{class_ids.max()}, outside "
+            f"0..{reference.shape[-1] - 1}"
         )
     best = reference.argmax(axis=-1)
     top = np.take_along_axis(reference, best[..., None], axis=-1)[..., 0]
-    answered = np.take_along_axis(reference, class_ids[..., None].astype(np.int64), axis=-1)[..., 0]
+    predicted = np.take_along_axis(reference, class_ids[..., None].astype(np.int64), axis=-1)[
+        ..., 0
+    ]
     export_top = np.take_along_axis(probabilities, best[..., None], axis=-1)[..., 0]
     return Agreement(
-        same_class=float(np.mean(top - answered <= tie)),
+        same_class=float(np.mean(top - predicted <= tie)),
         max_error=float(np.max(np.abs(probabilities - reference))),
         mean_error=float(np.mean(np.abs(export_top - top))),
         num_classes=int(np.unique(best).size),
@@ -296,14 +321,14 @@ def compare(
 
 
 class Exported(NamedTuple):
-    """The path that was published, and how it agrees with the Keras model."""
+    """The published path, and its agreement with the Keras model."""
 
     path: pathlib.Path
     agreement: Agreement
 
 
 def report(exported: Exported, as_json: bool, **more: str) -> None:
-    """Prints what was published: as text, or as one JSON object with what is in `more`."""
+    """Prints what was published: as text, or as one JSON object that also holds `more`."""
     if as_json:
         agreement = dataclasses.asdict(exported.agreement)
         cli.print_json({"path": str(exported.path), **agreement, **more})
@@ -313,9 +338,9 @@ def report(exported: Exported, as_json: bool, **more: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drops what is written to stdout and stderr, by C++ too: converters talk past every logger.
+    """Drops what is written to stdout and stderr, by C++ too: converters bypass every logger.
 
-    What matters of it comes as an exception, or shows in the check of the result.
+    What matters comes as an exception, or shows in the check of the result.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -337,14 +362,17 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def staging_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a new folder in `parent` with a hidden name.
+    """Makes a new folder with a hidden name in `parent`.
 
-    The block writes there, checks, and renames (`os.replace`, `publish_version`) as its last step,
-    which is one step since both lie on one file system. Whatever is left in the folder is removed,
-    and so is `parent` where it was made for this and nothing was published.
+    The block writes there, checks, and renames (`os.replace`, `publish_version`) as its last step;
+    the rename is atomic because both lie on one file system. What is left in the folder is removed
+    at the end, and so is `parent` if it was made for this and nothing was published.
+
+    Yields:
+        The new folder.
 
     Raises:
-        NotADirectoryError: where `parent` is a file.
+        NotADirectoryError: If `parent` is a file.
     """
     if parent.exists() and not parent.is_dir():
         raise NotADirectoryError(
@@ -353,9 +381,8 @@ def staging_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     staged = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=parent))
-    staged.chmod(
-        0o755
-    )  # mkdtemp makes it readable by its owner only; the server may be another user
+    # mkdtemp makes it readable by its owner only; the server may be another user.
+    staged.chmod(0o755)
     try:
         yield staged
     finally:
@@ -366,11 +393,14 @@ def staging_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def publish_version(staged: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
-    """Renames `staged` to the next free version number in `root`, and returns the new path.
+    """Renames `staged` to the next free version number in `root`.
 
     A server that polls `root` sees whole versions only: it takes folders whose name is a number,
-    and the rename is one step. Where another export took the number in between, the rename fails
-    and the next number is tried.
+    and the rename is atomic. If another export takes the number in between, the rename fails and
+    the next number is tried.
+
+    Returns:
+        The new path.
     """
     while True:
         versions = [int(entry.name) for entry in root.iterdir() if entry.name.isdecimal()]
@@ -394,14 +424,14 @@ def worst(agreements: Sequence[Agreement]) -> Agreement:
     )
 
 
-def to_strings(metadata: Mapping) -> dict[str, str]:
-    """Returns the metadata with every value that is no text as JSON."""
+def to_strings(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the metadata with every value that is not a string as JSON."""
     return {
         key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         for key, value in metadata.items()
     }
 
 
-def to_json(metadata: Mapping) -> str:
+def to_json(metadata: Mapping[str, Any]) -> str:
     """Returns the metadata as one line of JSON with sorted keys."""
     return json.dumps(metadata, sort_keys=True)

@@ -1,8 +1,10 @@
-"""TFLite files as objects: metadata in and out, the logits laid open, one repair.
+"""Edits of TFLite files: metadata, the logits as an output, one repair.
 
-All functions take and give the bytes of a file. The schema and its reader and writer are those that
-TensorFlow ships.
+All functions take and return the bytes of a file. The schema, its reader and its writer are those
+that TensorFlow ships.
 """
+
+from __future__ import annotations
 
 import copy
 from typing import Any
@@ -33,7 +35,7 @@ def read_metadata(content: bytes) -> str:
     """Returns the text of the metadata entry METADATA_NAME.
 
     Raises:
-        ValueError: where the file has none.
+        UserError: If the file has none.
     """
     model = _read(content)
     for entry in model.metadata or []:
@@ -45,7 +47,7 @@ def read_metadata(content: bytes) -> str:
 
 
 def custom_operations(content: bytes) -> list[str]:
-    """Returns the names of operations outside of TFLite's own, those of TensorFlow (Flex) too."""
+    """Returns the names of operations that TFLite lacks, TensorFlow's (Flex) among them."""
     codes = _read(content).operatorCodes
     return sorted(_text(code.customCode) for code in codes if code.customCode is not None)
 
@@ -54,7 +56,7 @@ def with_logits_as_output(content: bytes) -> bytes:
     """Returns the file with the input of its ARG_MAX as a second output, to be run by index.
 
     Raises:
-        ValueError: where it has not exactly one ARG_MAX.
+        UserError: If it does not have exactly one ARG_MAX.
     """
     model = _read(content)
     (graph,) = model.subgraphs
@@ -68,12 +70,12 @@ def with_logits_as_output(content: bytes) -> bytes:
 
 
 def requantize_broadcasts(content: bytes) -> bytes:
-    """Returns the file with a QUANTIZE behind every BROADCAST_TO that changes the scale.
+    """Returns the file with a QUANTIZE after every BROADCAST_TO that changes the scale.
 
     The converter of TensorFlow 2.20 gives the output of an int8 BROADCAST_TO the scale of its
     reader (in the ASPP: of the concatenation with the other branches), but the kernel copies the
-    integers. The broadcast values then come out wrong by the ratio of the two scales: five times
-    too large in one network, of whose classes 7 % were left right.
+    integers. The broadcast values are then wrong by the ratio of the two scales: five times too
+    large in one network, which kept the right class on 7 % of the pixels.
     """
     model = _read(content)
     for graph in model.subgraphs:
@@ -109,11 +111,11 @@ def _write(model: Any) -> bytes:
 
 
 def _is(model: Any, operator: Any, builtin: int) -> bool:
-    return model.operatorCodes[operator.opcodeIndex].builtinCode == builtin
+    return bool(model.operatorCodes[operator.opcodeIndex].builtinCode == builtin)
 
 
 def _code(model: Any, builtin: int) -> int:
-    """Index of an operation in the file's table, to which it is added where it is missing."""
+    """Returns the index of an operation in the file's table; adds it if it is missing."""
     for index, code in enumerate(model.operatorCodes):
         if code.builtinCode == builtin:
             return index
@@ -127,7 +129,7 @@ def _code(model: Any, builtin: int) -> int:
 
 
 def _scale(tensor: Any) -> tuple[list[float], list[int]]:
-    """Scales and zero points; empty for a tensor that is not quantised."""
+    """Returns scales and zero points; empty for a tensor that is not quantised."""
     quantization = tensor.quantization
     if quantization is None or quantization.scale is None:
         return [], []

@@ -1,4 +1,6 @@
-"""Encoded images in graph operations: decoded within bounds, and brought to the network's size."""
+"""Encoded images in graph operations: decoded within bounds, and resized to the network's input."""
+
+from __future__ import annotations
 
 import math
 import pathlib
@@ -17,18 +19,18 @@ HEADER_BYTES = 24  # of a PNG file up to the end of its width and height
 def decode(image_bytes: tf.Tensor, max_pixels: int, channels: int = 3) -> tf.Tensor:
     """Decodes PNG (grey, palette, RGB, with alpha, 8 or 16 bit) or JPEG.
 
-    The size is read from the header and checked first: a file of a few kB may claim gigabytes.
+    The size is read from the header and checked first: a file of a few kB may declare gigabytes.
 
     Args:
         image_bytes: string [].
-        max_pixels: largest height times width.
+        max_pixels: Largest height times width.
         channels: 1: grey; 3: RGB; 4: RGB and the alpha channel of a PNG (255 where there is none).
 
     Returns:
-        uint8 [H, W, channels]; 16 bits are cut to the upper 8.
+        uint8 [H, W, channels]; of 16 bits the upper 8 are kept.
 
     Raises:
-        tf.errors.InvalidArgumentError: for other bytes, and for a larger image.
+        tf.errors.InvalidArgumentError: For other bytes, and for a larger image.
     """
     padded = tf.strings.join([tf.strings.substr(image_bytes, 0, HEADER_BYTES), "\0" * HEADER_BYTES])
     header = tf.io.decode_raw(tf.strings.substr(padded, 0, HEADER_BYTES), tf.uint8)
@@ -72,9 +74,9 @@ def input_size(
 
     Args:
         size: int32 [2], (height, width) of the image.
-        fixed: that of the network's input, where it is fixed.
-        trained: the size that the training images had been brought to, if any: then an image is
-            seen with as many pixels, in its own proportions.
+        fixed: Size of the network's input, if it is fixed.
+        trained: Size that the training images were resized to, if any: an image is then resized to
+            as many pixels, keeping its aspect ratio.
 
     Returns:
         int32 [2].
@@ -108,13 +110,13 @@ def read(path: pathlib.Path, size: tuple[int, int], channels: int = 3) -> np.nda
         float32 [height, width, channels], whole numbers 0..255; see `decode`.
 
     Raises:
-        ValueError: where the file cannot be decoded.
+        UserError: If the file cannot be decoded.
     """
     try:
         image = decode(tf.constant(path.read_bytes()), max_pixels=2**28, channels=channels)
     except tf.errors.InvalidArgumentError as error:
         reason = " ".join(error.message.split())[:200]
         raise UserError(
-            f"{path} cannot be read as an image ({reason}); mend or remove it."
+            f"{path} cannot be read as an image ({reason}); fix or remove it."
         ) from error
     return resizing.resize_image(image.numpy(), size).astype(np.float32)

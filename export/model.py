@@ -1,9 +1,11 @@
-"""model.keras in TensorFlow: reading it, its answers as the reference, its graph of fixed size."""
+"""model.keras in TensorFlow: reading it, its reference predictions, its graph of fixed size."""
+
+from __future__ import annotations
 
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -18,21 +20,21 @@ from auto_deeplab_tf.segmenter import Segmenter, load_segmenter
 from export import common
 
 
-def load(path: str | os.PathLike) -> Segmenter:
+def load(path: str | os.PathLike[str]) -> Segmenter:
     """Reads a .keras file of `Segmenter` for inference in float32.
 
     A model in mixed precision is rebuilt in float32 with the same weights: converters and CPUs
-    have no use for 16-bit layers, and its variables are float32 anyway.
+    cannot use 16-bit layers, and its variables are float32 anyway.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where it is something else, damaged, or where its weights are not finite.
+        MissingFileError: If there is no such file.
+        UserError: If it is something else, damaged, or has weights that are not finite.
     """
     segmenter = load_segmenter(common.check_model_file(path))
     for variable in segmenter.network.variables:
         if not np.isfinite(variable.value.numpy()).all():
             raise UserError(
-                f"--model={path}: its variable {variable.path} is not finite; train again."
+                f"model={path}: its variable {variable.path} is not finite; train again."
             )
     if segmenter.network.compute_dtype == "float32":
         return segmenter
@@ -56,8 +58,8 @@ def _in_float32(config: Any) -> Any:
     return result
 
 
-def describe(segmenter: Segmenter) -> dict:
-    """Returns what an export says of the model it was made from, as plain JSON values."""
+def describe(segmenter: Segmenter) -> dict[str, Any]:
+    """Returns the metadata of a model that travels with its exports, as plain JSON values."""
     architecture = getattr(segmenter.network, "architecture", None)  # a baseline has none
     names = segmenter.class_names or [str(index) for index in range(segmenter.num_classes)]
     return {
@@ -74,21 +76,21 @@ def reference(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
     """Returns the Keras model's own probabilities, computed eagerly, image by image.
 
     Args:
-        segmenter: the model.
+        segmenter: The model.
         images: float32 [N, H, W, channels], 0..255.
 
     Returns:
         float32 [N, H, W, classes].
 
     Raises:
-        ValueError: where they are not finite.
+        UserError: If they are not finite.
     """
     logits = [
         keras.ops.convert_to_numpy(segmenter(image[None], training=False)) for image in images
     ]
     probabilities = common.softmax(np.concatenate(logits))
     if not np.isfinite(probabilities).all():
-        raise UserError("the Keras model itself answers values that are not finite; train again.")
+        raise UserError("the Keras model itself predicts values that are not finite; train again.")
     return probabilities
 
 
@@ -98,11 +100,11 @@ def masks(
     """Returns the class ids [H, W] that the command `predict` gives for images of any sizes.
 
     Args:
-        segmenter: the model.
+        segmenter: The model.
         images: float32 [H, W, channels] each, whole numbers 0..255.
-        input_size: the size at which the network is to see them; None: as `predict` does it.
+        input_size: Size that they are resized to for the network; None: as in `predict`.
     """
-    answers = []
+    found = []
     for image in images:
         size = image.shape[:2]
         seen = segmenter.command_input_size(size, input_size)
@@ -110,22 +112,28 @@ def masks(
             image = resizing.resize_image(image.astype(np.uint8), seen)
         # Eagerly: `predict_class_ids` would compile the network for each kind of size.
         class_ids = segmenter.class_ids(image[None], None if seen == size else size)
-        answers.append(keras.ops.convert_to_numpy(class_ids)[0])
-    return answers
+        found.append(keras.ops.convert_to_numpy(class_ids)[0])
+    return found
 
 
 class FixedGraph(tf.Module):
     """images float32 [1, H, W, C], 0..255 -> class_ids int32 [1, H, W]; every size is static.
 
-    Only with a fixed batch, height and width do converters fuse the atrous convolutions: a free
-    batch leaves SPACE_TO_BATCH, free sizes leave chains of paddings.
+    Converters fuse the atrous convolutions only if batch, height and width are fixed: a free batch
+    leaves SPACE_TO_BATCH, free sizes leave chains of paddings.
+
+    Args:
+        segmenter: The model.
+        input_size: (height, width).
     """
 
-    def __init__(self, segmenter: Segmenter, input_size: tuple[int, int]):
+    def __init__(self, segmenter: Segmenter, input_size: tuple[int, int]) -> None:
         super().__init__()
-        # Only variables that hang on the saved object are saved; the layers themselves need not be.
+        # Variables are saved if they are attributes of the saved object; layers need not be.
         self._variables = [variable.value for variable in segmenter.network.variables]
-        self._segmenter_call = lambda images: tf.cast(segmenter(images, training=False), tf.float32)
+        self._logits: Callable[[tf.Tensor], tf.Tensor] = lambda images: tf.cast(
+            segmenter(images, training=False), tf.float32
+        )
         self.serve = tf.function(
             self._serve,
             input_signature=[
@@ -134,7 +142,7 @@ class FixedGraph(tf.Module):
         )
 
     def _serve(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"class_ids": tf.argmax(self._segmenter_call(images), axis=-1, output_type=tf.int32)}
+        return {"class_ids": tf.argmax(self._logits(images), axis=-1, output_type=tf.int32)}
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes a SavedModel whose one signature is `serving_default`."""

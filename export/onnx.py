@@ -1,7 +1,7 @@
 """A network as an ONNX file of fixed size: the route to TensorRT that lasts.
 
-tf2onnx ends without an error on operations it cannot translate, so the file counts only when ONNX's
-own checker passes it and ONNX Runtime answers like Keras.
+tf2onnx ends without an error on operations it cannot translate. So a file passes only if ONNX's own
+checker accepts it and ONNX Runtime predicts what Keras predicts.
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ def convert(graph: pathlib.Path, metadata: Mapping[str, str]) -> onnx.ModelProto
     """Converts a SavedModel of fixed sizes: images -> class_ids, as in `model.FixedGraph`.
 
     Args:
-        graph: folder of the SavedModel.
-        metadata: goes into metadata_props.
+        graph: Folder of the SavedModel.
+        metadata: Content of metadata_props.
+
+    Returns:
+        The ONNX model.
 
     Raises:
-        ImportError: where tf2onnx or onnx are not installed.
-        ValueError: where tf2onnx cannot convert it.
+        ImportError: If tf2onnx or onnx is not installed.
+        UserError: If tf2onnx cannot convert it.
     """
     import tensorflow as tf
     from tensorflow.python.framework import convert_to_constants
 
-    onnx = common.require("onnx")
+    package = common.require("onnx")
     loaded = tf.saved_model.load(str(graph))
     function = loaded.signatures["serving_default"]
     try:
@@ -44,7 +47,7 @@ def convert(graph: pathlib.Path, metadata: Mapping[str, str]) -> onnx.ModelProto
             tf2onnx = common.require("tf2onnx.convert")
             frozen = convert_to_constants.convert_variables_to_constants_v2(function)
             (images,), (class_ids,) = frozen.inputs, frozen.outputs
-            model, _ = tf2onnx.from_graph_def(
+            converted, _ = tf2onnx.from_graph_def(
                 frozen.graph.as_graph_def(),
                 name="auto_deeplab_tf",
                 input_names=[images.name],
@@ -58,7 +61,8 @@ def convert(graph: pathlib.Path, metadata: Mapping[str, str]) -> onnx.ModelProto
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"ONNX cannot hold this network: {reason}") from error
-    onnx.helper.set_model_props(model, dict(metadata))
+    model: onnx.ModelProto = converted
+    package.helper.set_model_props(model, dict(metadata))
     return model
 
 
@@ -69,12 +73,15 @@ def check(file: pathlib.Path, images: np.ndarray, reference: np.ndarray) -> comm
     which the input of its ArgMax is an output too.
 
     Args:
-        file: the ONNX file.
+        file: The ONNX file.
         images: float32 [N, H, W, C], 0..255.
-        reference: the Keras model's probabilities.
+        reference: float32 [N, H, W, classes], the Keras model's probabilities.
+
+    Returns:
+        The agreement over all images.
 
     Raises:
-        common.Disagreement: where the file is invalid or the answers differ.
+        common.Disagreement: If the file is invalid or its predictions differ.
     """
     onnx = common.require("onnx")
     try:
@@ -82,9 +89,7 @@ def check(file: pathlib.Path, images: np.ndarray, reference: np.ndarray) -> comm
     # The checker and the shape inference have an exception class each, neither a ValueError.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise common.Disagreement(
-            f"ONNX's checker refuses the file ({reason}); nothing was published."
-        ) from error
+        raise common.Disagreement(f"ONNX's checker refuses the file ({reason})") from error
     class_ids = _run(str(file), images)[0][:, 0]
     logits = _run(_with_logits_as_output(onnx.load(str(file))), images)[1]
     probabilities = common.probabilities_of(logits, class_ids, reference)
@@ -94,11 +99,11 @@ def check(file: pathlib.Path, images: np.ndarray, reference: np.ndarray) -> comm
 
 
 def _run(model: str | bytes, images: np.ndarray) -> list[np.ndarray]:
-    """Answers images one by one with ONNX Runtime; stacks each output along a new first axis."""
+    """Runs images one by one with ONNX Runtime; stacks each output along a new first axis."""
     runtime = common.require("onnxruntime")
     session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    answers = [session.run(None, {"images": image[None]}) for image in images]
-    return [np.stack(parts) for parts in zip(*answers, strict=True)]
+    outputs = [session.run(None, {"images": image[None]}) for image in images]
+    return [np.stack(parts) for parts in zip(*outputs, strict=True)]
 
 
 def _with_logits_as_output(model: onnx.ModelProto) -> bytes:
@@ -106,11 +111,9 @@ def _with_logits_as_output(model: onnx.ModelProto) -> bytes:
     onnx = common.require("onnx")
     argmax = [node for node in model.graph.node if node.op_type == "ArgMax"]
     if len(argmax) != 1:
-        raise common.Disagreement(
-            f"the ONNX file has {len(argmax)} ArgMax, not one; nothing was published."
-        )
+        raise common.Disagreement(f"the ONNX file has {len(argmax)} ArgMax, not one")
     name = argmax[0].input[0]
     model.graph.output.append(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
     )
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())

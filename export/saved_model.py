@@ -3,11 +3,11 @@
     python -m export.saved_model --model=RUN/model.keras --output_dir=served
 
 writes served/1/ (the next free number), from where a server that watches the folder takes it. The
-signature serving_default answers images float32 [N, H, W, 3], 0..255, with class_ids int32
-[N, H, W]; further ones are probabilities, encoded_image (PNG or JPEG in, PNG masks out), labels and
-metadata. A network of 1 or 4 channels takes as many; one of 4 has no encoded_image. What was
-written is loaded again and compared with the Keras model before it gets its number; where the
-answers differ, nothing is published.
+signature serving_default takes images float32 [N, H, W, 3], 0..255, and returns class_ids int32
+[N, H, W]. Further signatures are probabilities, encoded_image (PNG or JPEG in, PNG masks out),
+labels and metadata. A network of 1 or 4 channels takes as many; one of 4 has no encoded_image. What
+was written is loaded again and compared with the Keras model before it gets its number; if the
+predictions differ, nothing is published.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ DEFAULT_MAX_IMAGE_PIXELS = 2048 * 4096
 
 
 def export_saved_model(
-    model: str | os.PathLike,
-    output_dir: str | os.PathLike,
+    model: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
     input_size: Sequence[int] | None = None,
     *,
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
@@ -37,17 +37,18 @@ def export_saved_model(
     """Writes, checks and publishes a SavedModel in a new version folder.
 
     Args:
-        model: a .keras file of `Segmenter`.
-        output_dir: the folder that gets the version folder.
+        model: A .keras file of `Segmenter`.
+        output_dir: Folder that the version folder is added to.
         input_size: (height, width), or None to leave both free.
-        max_image_pixels: largest height times width that the signature encoded_image takes.
+        max_image_pixels: Largest height times width that the signature encoded_image takes.
 
     Returns:
         The version folder, and its agreement with the Keras model.
 
     Raises:
-        FileNotFoundError, ValueError: for a model or a size that cannot be exported.
-        common.Disagreement: where the SavedModel does not answer like the Keras model.
+        MissingFileError: If there is no such model.
+        UserError: For a model or a size that cannot be exported.
+        common.Disagreement: If the SavedModel disagrees with the Keras model.
     """
     model = common.check_model_file(model)
     # TensorFlow is imported here: the flags are read and checked before it starts.

@@ -1,9 +1,12 @@
 """The graph functions of the served SavedModel: one forward pass, and the signatures around it."""
 
+from __future__ import annotations
+
 import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +16,7 @@ from auto_deeplab_tf.segmenter import Segmenter
 from export import common, image_files
 
 UNKNOWN_LABEL = "unknown"
-# An image file of four channels says colour and opacity, not what a fourth channel measured.
+# A file of four channels holds colour and opacity, not what a fourth channel measured.
 ENCODED_CHANNELS = (1, 3)
 
 
@@ -23,7 +26,7 @@ def mask_dtype(num_classes: int) -> tf.DType:
 
 
 class ServedSegmenter(tf.Module):
-    """A segmenter with the signatures it is served by.
+    """A segmenter with the signatures of TensorFlow Serving.
 
     | signature | inputs | outputs |
     |---|---|---|
@@ -33,20 +36,20 @@ class ServedSegmenter(tf.Module):
     | labels | class_ids int32 [N] | names string [N] |
     | metadata | - | metadata_json string [] |
 
-    encoded_image, which a network of 4 channels does not have, answers as the command `predict`
-    does: the network sees the image at the fixed input size or, where the training images had been
-    brought to one size, with as many pixels; the logits are brought back to the image's own size
-    before the argmax. The pixels of a mask are class ids. The names end in `_bytes` since
-    TensorFlow Serving's REST interface sends such strings as base64. Images smaller than 32 pixels
-    are an InvalidArgumentError in every signature.
+    encoded_image predicts as the command `predict` does: the image is resized to the fixed input
+    size or, if the training images were resized to one size, to as many pixels; the logits are
+    resized back to the image's own size before the argmax. A network of 4 channels does not have
+    this signature. The pixels of a mask are class ids. The names end in `_bytes` because TensorFlow
+    Serving's REST interface sends such strings as base64. Images smaller than 32 pixels are an
+    InvalidArgumentError in every signature.
 
     Args:
-        segmenter: the model.
-        input_size: (height, width), or None where both stay free.
-        labels_file: text file of the class names, one a line in the order of the ids; it becomes
+        segmenter: The model.
+        input_size: (height, width), or None to leave both free.
+        labels_file: Text file of the class names, one per line in the order of the ids; it becomes
             an asset.
-        metadata_json: what the signature `metadata` returns.
-        max_image_pixels: largest height times width of an encoded image.
+        metadata_json: Output of the signature `metadata`.
+        max_image_pixels: Largest height times width of an encoded image.
     """
 
     def __init__(
@@ -57,14 +60,14 @@ class ServedSegmenter(tf.Module):
         labels_file: pathlib.Path,
         metadata_json: str,
         max_image_pixels: int,
-    ):
+    ) -> None:
         super().__init__()
         self._channels = segmenter.input_channels
         self._input_size = input_size
         self._trained_size = segmenter.image_size
         self._metadata_json = metadata_json
         self._max_image_pixels = max_image_pixels
-        # Variables and tables are saved where they hang on the saved object; layers need not be.
+        # Variables and tables are saved if they are attributes of the saved object.
         self._variables = [variable.value for variable in segmenter.network.variables]
         self._names = tf.lookup.StaticHashTable(
             tf.lookup.TextFileInitializer(
@@ -101,7 +104,7 @@ class ServedSegmenter(tf.Module):
         tf.saved_model.save(self, str(folder), signatures=signatures)
 
     def _logits_of_any_batch(self, images: tf.Tensor) -> tf.Tensor:
-        # Convolutions of an empty batch fail on CPU: it goes through as one black image.
+        # Convolutions of an empty batch fail on CPU: one black image takes its place.
         count = tf.shape(images)[0]
         missing = tf.cast(count == 0, tf.int32)
         return self._forward(tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]))[:count]
@@ -129,7 +132,7 @@ class ServedSegmenter(tf.Module):
         size = tf.shape(image)[:2]
         seen = image_files.input_size(size, self._input_size, self._trained_size)
         logits = self._forward(image_files.resize(image, seen)[None])
-        # The products with interpolation matrices cost as much as a layer: not where sizes agree.
+        # The products with interpolation matrices cost as much as a layer: skipped for equal sizes.
         logits = tf.cond(
             tf.reduce_all(size == seen),
             lambda: logits,
@@ -146,7 +149,7 @@ class ServedSegmenter(tf.Module):
 
 
 def _logits(segmenter: Segmenter, images: tf.Tensor) -> tf.Tensor:
-    """float32 logits; the rule that Keras checks on static sizes, for sizes known at run time."""
+    """Returns float32 logits; checks at run time the rule that Keras checks for static sizes."""
     size = tf.shape(images)[1:3]
     rule = ["height and width must each be at least", common.MIN_SIZE, "pixels, but are", size]
     with tf.control_dependencies(
@@ -161,24 +164,24 @@ def check(
     references: Sequence[np.ndarray],
     encoded: Sequence[np.ndarray],
     masks: Sequence[np.ndarray],
-    metadata: Mapping,
+    metadata: Mapping[str, Any],
 ) -> common.Agreement:
-    """Loads a SavedModel from disk and asks every signature.
+    """Loads a SavedModel from disk and calls every signature.
 
     Args:
-        folder: of the SavedModel.
-        images: batches float32 [N, H, W, channels] of whole numbers, of any sizes.
-        references: the Keras model's probabilities for each batch.
-        encoded: images [H, W, channels] of whole numbers, of any sizes, for the signature
-            encoded_image, where there is one.
-        masks: the class ids [H, W] that the Keras model gives for them.
-        metadata: what the signature `metadata` must give, with the names of the classes.
+        folder: Folder of the SavedModel.
+        images: Batches float32 [N, H, W, channels] of whole numbers, of any sizes.
+        references: The Keras model's probabilities for each batch.
+        encoded: Images [H, W, channels] of whole numbers, of any sizes, for the signature
+            encoded_image, if there is one.
+        masks: The class ids [H, W] that the Keras model predicts for them.
+        metadata: Expected output of the signature `metadata`, with the names of the classes.
 
     Returns:
         The agreement over all batches.
 
     Raises:
-        common.Disagreement: where a signature does not answer as it should.
+        common.Disagreement: If a signature returns something else.
     """
     signatures = tf.saved_model.load(str(folder)).signatures
     agreements = []
@@ -193,30 +196,28 @@ def check(
         _check_encoded(signatures["encoded_image"], encoded, masks)
     names = list(metadata["class_names"])
     ids = tf.range(len(names) + 1)
-    answered = [name.decode() for name in signatures["labels"](class_ids=ids)["names"].numpy()]
-    if answered != [*names, UNKNOWN_LABEL]:
-        raise common.Disagreement(f"the signature labels gives {answered}; nothing was published.")
+    found = [name.decode() for name in signatures["labels"](class_ids=ids)["names"].numpy()]
+    if found != [*names, UNKNOWN_LABEL]:
+        raise common.Disagreement(f"the signature labels gives {found}")
     if json.loads(signatures["metadata"]()["metadata_json"].numpy()) != json.loads(
         common.to_json(metadata)
     ):
-        raise common.Disagreement(
-            "the signature metadata is not as written; nothing was published."
-        )
+        raise common.Disagreement("the signature metadata is not as written")
     return common.worst(agreements)
 
 
 def _check_encoded(
-    signature: Callable, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]
+    signature: Callable[..., Any], images: Sequence[np.ndarray], masks: Sequence[np.ndarray]
 ) -> None:
     """Sends images of all sizes as PNG in one call."""
     dtype = tf.uint8 if all(mask.max() < 256 for mask in masks) else tf.uint16
     pngs = [tf.io.encode_png(tf.constant(image, tf.uint8)) for image in images]
-    answers = signature(image_bytes=tf.stack(pngs))["mask_png_bytes"].numpy()
-    for answer, mask in zip(answers, masks, strict=True):
-        class_ids = tf.io.decode_png(answer, dtype=dtype).numpy()[..., 0]
+    found = signature(image_bytes=tf.stack(pngs))["mask_png_bytes"].numpy()
+    for png, mask in zip(found, masks, strict=True):
+        class_ids = tf.io.decode_png(png, dtype=dtype).numpy()[..., 0]
         same = class_ids.shape == mask.shape and np.mean(class_ids == mask)
         if same < common.EXACT.same_class:
             raise common.Disagreement(
-                "the signature encoded_image does not answer like the Keras model "
-                f"(the same class on {100 * same:.2f} % of the pixels); nothing was published."
+                "the signature encoded_image disagrees with the Keras model "
+                f"(the same class on {100 * same:.2f} % of the pixels)"
             )

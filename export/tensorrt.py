@@ -3,13 +3,13 @@
     python -m export.tensorrt --model=RUN/model.keras --output=model.onnx --input_size=513x513
 
 --route=onnx (the default) writes an ONNX file of fixed size and prints the trtexec command that
-builds the engine from it, on the machine that serves: an engine fits one kind of GPU only.
---route=tf_trt writes a SavedModel with TensorRT segments. It needs a TensorFlow that was built with
-TensorRT and a GPU, and says what to use where they are missing; it is untested here.
+builds the engine from it. Run that on the machine that serves: an engine fits one kind of GPU only.
+--route=tf_trt writes a SavedModel with TensorRT segments. It needs a TensorFlow built with TensorRT
+and a GPU; without them its error names what to use instead. It is untested here.
 
 Input and output are those of export.tflite: images float32 [1, H, W, C], 0..255, and class_ids
 int32 [1, H, W]. What was written is run and compared with the Keras model before it gets its name;
-where the answers differ, nothing is published.
+if the predictions differ, nothing is published.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ ROUTES = ("onnx", "tf_trt")
 CHECKED_IMAGES = 4
 
 # Engines compute in TF32 by default on GPUs that have it: 10 bits of mantissa.
-TF_TRT_DEMAND = common.Demand(same_class=0.99, max_error=0.1, mean_error=0.01, tie=1e-3)
+TF_TRT_TOLERANCE = common.Tolerance(same_class=0.99, max_error=0.1, mean_error=0.01, tie=1e-3)
 
 
 def export_tensorrt(
-    model: str | os.PathLike,
-    output: str | os.PathLike,
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     input_size: Sequence[int],
     route: str = "onnx",
 ) -> common.Exported:
-    """Writes, checks and publishes what TensorRT takes.
+    """Writes, checks and publishes a network for TensorRT.
 
     Args:
-        model: a .keras file of `Segmenter`.
-        output: a file ending in .onnx, which is replaced where it exists; for tf_trt a folder,
-            which must not exist.
+        model: A .keras file of `Segmenter`.
+        output: A file ending in .onnx, which is replaced if it exists; for tf_trt a folder, which
+            must not exist.
         input_size: (height, width).
         route: "onnx" or "tf_trt".
 
@@ -53,13 +53,15 @@ def export_tensorrt(
         The path, and its agreement with the Keras model.
 
     Raises:
-        FileNotFoundError, ValueError: for what cannot be exported.
-        ImportError: where a package of the ONNX route is not installed.
-        RunError: where this machine cannot do TF-TRT.
-        common.Disagreement: where the export does not answer like the Keras model.
+        MissingFileError: If there is no such model.
+        UserError: For a model, a size or an output that cannot be used.
+        FileExistsError: If the output folder of tf_trt exists.
+        ImportError: If a package of the ONNX route is not installed.
+        RunError: If this machine cannot do TF-TRT.
+        common.Disagreement: If the export disagrees with the Keras model.
     """
     if route not in ROUTES:
-        raise UserError(f"--route={route} must be one of {', '.join(ROUTES)}.")
+        raise UserError(f"route={route} must be one of {', '.join(ROUTES)}.")
     size = common.check_input_size(input_size)
     model = common.check_model_file(model)
     output = pathlib.Path(output)
@@ -70,7 +72,7 @@ def export_tensorrt(
     else:
         if output.exists():
             # A folder cannot be replaced in one step.
-            raise FileExistsError(f"--output={output} exists already; give a new name.")
+            raise FileExistsError(f"output={output} exists already; give a new name.")
         check_tf_trt()
     # TensorFlow is imported here: the flags are read and checked before it starts.
     from export import model as model_lib
@@ -107,11 +109,11 @@ def trtexec_command(file: pathlib.Path) -> str:
 def check_tf_trt() -> None:
     """Checks that this TensorFlow, on this machine, can build TensorRT segments.
 
-    In this order: the build flag, then the library, then a GPU. That trt_convert can be imported
-    proves nothing, and asking for the version of a library that is missing ends the process.
+    In this order: the build flag, the library, a GPU. An import of trt_convert proves nothing, and
+    asking a missing library for its version ends the process.
 
     Raises:
-        RunError: with the reason, and what to use instead.
+        RunError: With the reason, and what to use instead.
     """
     import tensorflow as tf
 
@@ -127,7 +129,7 @@ def check_tf_trt() -> None:
             reason = "TensorFlow sees no GPU here"
     if reason:
         raise RunError(
-            f"--route=tf_trt cannot work: {reason}. Use --route=onnx and build the engine with "
+            f"route=tf_trt cannot work: {reason}. Use route=onnx and build the engine with "
             "trtexec; TF-TRT itself is in TensorFlow up to 2.17 with NVIDIA's libraries (their "
             "container), and its models need a TensorFlow Serving of that version or earlier."
         )
@@ -154,8 +156,16 @@ def check_saved_model(
 ) -> common.Agreement:
     """Loads a SavedModel of fixed size from disk and compares its class ids with Keras.
 
+    Args:
+        folder: Folder of the SavedModel.
+        images: float32 [N, H, W, C], 0..255.
+        reference: float32 [N, H, W, classes], the Keras model's probabilities.
+
+    Returns:
+        The agreement over all images.
+
     Raises:
-        common.Disagreement: where they differ.
+        common.Disagreement: If they differ.
     """
     import tensorflow as tf
 
@@ -163,8 +173,10 @@ def check_saved_model(
     serve = loaded.signatures["serving_default"]
     class_ids = [serve(images=tf.constant(image[None]))["class_ids"].numpy() for image in images]
     # It gives no probabilities, so only the classes can be judged.
-    agreement = common.compare(np.concatenate(class_ids), reference, reference, TF_TRT_DEMAND.tie)
-    TF_TRT_DEMAND.check(agreement, "the TF-TRT model")
+    agreement = common.compare(
+        np.concatenate(class_ids), reference, reference, TF_TRT_TOLERANCE.tie
+    )
+    TF_TRT_TOLERANCE.check(agreement, "the TF-TRT model")
     return agreement
 
 

@@ -1,13 +1,13 @@
-"""Exports a trained model as a TFLite file for LiteRT.
+r"""Exports a trained model as a TFLite file for LiteRT.
 
     python -m export.tflite --model=RUN/model.keras --output=model.tflite --input_size=360x480
-    python -m export.tflite --model=RUN/model.keras --output=int8.tflite --input_size=360x480 \\
+    python -m export.tflite --model=RUN/model.keras --output=int8.tflite --input_size=360x480 \
         --precision=int8 --calibration_dir=IMAGES
 
 The file has one input, [1, H, W, C], 0..255, RGB or the C channels that the network was trained on
-(float32; uint8 for int8), and one output,
-class_ids int32 [1, H, W]. It is run with LiteRT and compared with the Keras model before it gets
-its name; where the answers differ, nothing is published.
+(float32; uint8 for int8), and one output, class_ids int32 [1, H, W]. It is run with LiteRT and
+compared with the Keras model before it gets its name; if the predictions differ, nothing is
+published.
 """
 
 from __future__ import annotations
@@ -29,42 +29,43 @@ MAX_CALIBRATION_IMAGES = 100
 MAX_CHECKED_IMAGES = 8
 
 # Weights of 11 (float16) or 8 bits cost accuracy; a file far below these is broken, not rounded.
-DEMANDS = {
+TOLERANCES = {
     "float32": common.EXACT,
-    "float16": common.Demand(same_class=0.99, max_error=0.1, mean_error=0.01, tie=1e-3),
-    "dynamic": common.Demand(same_class=0.95, max_error=1.0, mean_error=0.05, tie=1e-3),
-    "int8": common.Demand(same_class=0.90, max_error=1.0, mean_error=0.10, tie=1e-3),
+    "float16": common.Tolerance(same_class=0.99, max_error=0.1, mean_error=0.01, tie=1e-3),
+    "dynamic": common.Tolerance(same_class=0.95, max_error=1.0, mean_error=0.05, tie=1e-3),
+    "int8": common.Tolerance(same_class=0.90, max_error=1.0, mean_error=0.10, tie=1e-3),
 }
 
 
 def export_tflite(
-    model: str | os.PathLike,
-    output: str | os.PathLike,
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     input_size: Sequence[int],
     precision: str = "float32",
-    calibration_dir: str | os.PathLike | None = None,
+    calibration_dir: str | os.PathLike[str] | None = None,
 ) -> common.Exported:
-    """Writes, checks and publishes a TFLite file; one that is there already is replaced at the end.
+    """Writes, checks and publishes a TFLite file; an existing one is replaced at the end.
 
     Args:
-        model: a .keras file of `Segmenter`.
-        output: the file, ending in .tflite.
+        model: A .keras file of `Segmenter`.
+        output: The file, ending in .tflite.
         input_size: (height, width).
         precision: "float32", "float16" (weights), "dynamic" (8-bit weights, activations quantised
-            as it runs) or "int8" (weights and activations).
-        calibration_dir: folder of images, for int8 only: the ranges of the activations are
-            measured on up to 100 of them, and the answers are compared on up to 8.
+            at run time) or "int8" (weights and activations).
+        calibration_dir: Folder of images, for int8 only: the ranges of the activations are
+            measured on up to 100 of them, and the predictions are compared on up to 8.
 
     Returns:
         The file, and its agreement with the Keras model.
 
     Raises:
-        FileNotFoundError, ValueError: for what cannot be exported.
-        ImportError: where LiteRT is not installed.
-        common.Disagreement: where the file does not answer like the Keras model.
+        MissingFileError: If there is no such model, or no calibration image.
+        UserError: For a model, a size or a precision that cannot be exported.
+        ImportError: If LiteRT is not installed.
+        common.Disagreement: If the file disagrees with the Keras model.
     """
-    if precision not in DEMANDS:
-        raise UserError(f"--precision={precision} must be one of {', '.join(DEMANDS)}.")
+    if precision not in TOLERANCES:
+        raise UserError(f"precision={precision} must be one of {', '.join(TOLERANCES)}.")
     if (precision == "int8") != (calibration_dir is not None):
         raise UserError(
             f"a calibration_dir goes with int8, and only with it. Received: {precision}"
@@ -95,7 +96,7 @@ def export_tflite(
         )
         file = staged / output.name
         file.write_bytes(flatbuffer.add_metadata(content, common.to_json(metadata)))
-        agreement = check(file, images, reference, DEMANDS[precision])
+        agreement = check(file, images, reference, TOLERANCES[precision])
         os.replace(file, output)
     return common.Exported(output, agreement)
 
@@ -105,16 +106,19 @@ def convert(
 ) -> bytes:
     """Converts a SavedModel of fixed sizes.
 
-    Not from a concrete function: with Keras 3 that leaves the variables out, and the file answers
-    0 everywhere without a word.
+    A conversion from a concrete function would leave out the variables of a Keras 3 model: the file
+    would predict class 0 everywhere, without an error.
 
     Args:
-        graph: folder of the SavedModel.
-        precision: as in `export_tflite`.
-        samples: gives the calibration images, for int8.
+        graph: Folder of the SavedModel.
+        precision: As in `export_tflite`.
+        samples: Function that yields the calibration images, for int8.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        ValueError: where an operation has no TFLite counterpart.
+        UserError: If an operation has no TFLite counterpart.
     """
     import tensorflow as tf
 
@@ -145,10 +149,10 @@ def convert(
 def _samples(
     paths: Sequence[pathlib.Path], size: tuple[int, int], channels: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Gives the calibration images, each with one black and one white pixel.
+    """Yields the calibration images, each with one black and one white pixel.
 
-    The two make the measured input range 0..255 whatever the images hold, so that a step of the
-    uint8 input is one grey level and no rescaling is left to the caller.
+    The two make the measured input range 0..255 for any images. So one step of the uint8 input is
+    one grey level, and the caller need not rescale.
     """
     from export import image_files
 
@@ -159,45 +163,53 @@ def _samples(
 
 
 def check(
-    file: pathlib.Path, images: np.ndarray, reference: np.ndarray, demand: common.Demand
+    file: pathlib.Path, images: np.ndarray, reference: np.ndarray, tolerance: common.Tolerance
 ) -> common.Agreement:
     """Runs the file with LiteRT and compares it with Keras.
 
     The class ids are those of the file itself; the probabilities come from a copy in memory in
     which the input of its ARG_MAX is an output too.
 
+    Args:
+        file: The TFLite file.
+        images: float32 [N, H, W, C], whole numbers 0..255.
+        reference: float32 [N, H, W, classes], the Keras model's probabilities.
+        tolerance: The agreement that it must reach.
+
+    Returns:
+        The agreement over all images.
+
     Raises:
-        common.Disagreement: where input or output are not as promised, or the answers differ.
+        common.Disagreement: If input or output are not as documented, or predictions differ.
     """
     from export import flatbuffer
 
     content = file.read_bytes()
     if custom := flatbuffer.custom_operations(content):
         raise common.Disagreement(
-            f"the file needs operations that LiteRT does not have ({', '.join(custom)}); "
-            "nothing was published."
+            f"the file needs operations that LiteRT does not have ({', '.join(custom)})"
         )
     class_ids = np.concatenate([run(content, image[None])[0] for image in images])
     tapped = flatbuffer.with_logits_as_output(content)
     logits = np.stack([run(tapped, image[None])[1] for image in images])
     probabilities = common.probabilities_of(logits, class_ids, reference)
-    agreement = common.compare(class_ids, probabilities, reference, demand.tie)
-    demand.check(agreement, "the TFLite file")
+    agreement = common.compare(class_ids, probabilities, reference, tolerance.tie)
+    tolerance.check(agreement, "the TFLite file")
     return agreement
 
 
 def run(content: bytes, images: np.ndarray) -> list[np.ndarray]:
-    """Answers one batch of images.
+    """Runs one batch of images.
 
     Args:
-        content: a TFLite file.
+        content: A TFLite file.
         images: [1, H, W, C], whole numbers 0..255 of any dtype; cast to that of the input.
 
     Returns:
         The outputs; quantised ones as real numbers.
 
     Raises:
-        common.Disagreement: where the input takes other numbers than 0..255.
+        common.Disagreement: If the uint8 input is not 0..255.
     """
     litert = common.require("ai_edge_litert.interpreter")
     with common.quiet():
@@ -207,8 +219,7 @@ def run(content: bytes, images: np.ndarray) -> list[np.ndarray]:
     if details["dtype"] == np.uint8 and details["quantization"] != (1.0, 0):
         scale, zero_point = details["quantization"]
         raise common.Disagreement(
-            f"the uint8 input would not be 0..255 (scale {scale}, zero point {zero_point}); "
-            "nothing was published."
+            f"the uint8 input would not be 0..255 (scale {scale}, zero point {zero_point})"
         )
     interpreter.set_tensor(details["index"], images.astype(details["dtype"]))
     interpreter.invoke()
@@ -216,11 +227,12 @@ def run(content: bytes, images: np.ndarray) -> list[np.ndarray]:
 
 
 def _real(interpreter: Any, details: dict[str, Any]) -> np.ndarray:
-    values = interpreter.get_tensor(details["index"])
+    values: np.ndarray = interpreter.get_tensor(details["index"])
     scales = details["quantization_parameters"]["scales"]
     if not scales.size:
         return values
-    return (values.astype(np.float32) - details["quantization_parameters"]["zero_points"]) * scales
+    real: np.ndarray = values.astype(np.float32) - details["quantization_parameters"]["zero_points"]
+    return np.asarray(real * scales)
 
 
 def main() -> None:

@@ -275,7 +275,7 @@ def test_the_loader_of_the_server_answers_alike(exported, graph, answer, tmp_pat
 
 
 def test_a_variable_lost_on_the_way_publishes_nothing(model_file, tmp_path, zeroed):
-    with pytest.raises(common.Disagreement, match="the SavedModel does not answer like the Keras"):
+    with pytest.raises(common.Disagreement, match="the SavedModel disagrees with the Keras"):
         export_saved_model(model_file, tmp_path / "served", (33, 40))
     assert not list(tmp_path.iterdir())
 
@@ -290,7 +290,7 @@ def broken_mask(image_bytes):
     [
         ("serving_default", lambda images: {"class_ids": tf.zeros([2, 97, 129], tf.int32)}, "same"),
         ("probabilities", lambda images: {"probabilities": tf.zeros([2, 97, 129, 7])}, "within"),
-        ("encoded_image", broken_mask, "the signature encoded_image does not answer like"),
+        ("encoded_image", broken_mask, "the signature encoded_image disagrees with"),
         ("labels", lambda class_ids: {"names": tf.fill([8], "road")}, "the signature labels gives"),
         ("metadata", lambda: {"metadata_json": tf.constant("{}")}, "metadata is not as written"),
     ],

@@ -89,7 +89,7 @@ def test_the_converter_still_needs_the_repair_of_broadcasts(
 ):
     """Where this fails with a newer TensorFlow, `requantize_broadcasts` can go."""
     monkeypatch.setattr(flatbuffer, "requantize_broadcasts", lambda content: content)
-    with pytest.raises(common.Disagreement, match="the TFLite file does not answer like the Keras"):
+    with pytest.raises(common.Disagreement, match="the TFLite file disagrees with the Keras"):
         tflite.export_tflite(model_file, tmp_path / "m.tflite", SIZE, "int8", calibration_dir)
 
 
@@ -123,7 +123,7 @@ def test_a_file_without_our_metadata_says_so(export):
 def test_a_lost_variable_publishes_nothing_and_keeps_the_old_file(model_file, tmp_path, zeroed):
     output = tmp_path / "model.tflite"
     output.write_bytes(b"the old one")
-    with pytest.raises(common.Disagreement, match="the TFLite file does not answer like the Keras"):
+    with pytest.raises(common.Disagreement, match="the TFLite file disagrees with the Keras"):
         tflite.export_tflite(model_file, output, (33, 40))
     assert output.read_bytes() == b"the old one"
     assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
@@ -154,9 +154,9 @@ def test_a_conversion_that_leaves_the_variables_out_is_refused(answer, tmp_path)
     file.write_bytes(converter.convert())
     images = common.random_images(2, SIZE, seed=23)
     _, probabilities = answer(images)
-    for demand in tflite.DEMANDS.values():
-        with pytest.raises(common.Disagreement, match="does not answer like the Keras model"):
-            tflite.check(file, images, probabilities, demand)
+    for tolerance in tflite.TOLERANCES.values():
+        with pytest.raises(common.Disagreement, match="disagrees with the Keras model"):
+            tflite.check(file, images, probabilities, tolerance)
 
 
 def test_an_operation_of_tensorflow_only_is_refused(tmp_path):
