@@ -105,8 +105,7 @@ class _Training:
             started_from = self._start_from(model)
         with run, strategy.scope(), source.damage_named(self._train, self._val):
             # What the run depends on and its flags do not say.
-            data = {"train": self._train.fingerprint, "val": self._val.fingerprint}
-            run.record("data.json", data)
+            run.record_data({"train": self._train.fingerprint, "val": self._val.fingerprint})
             if self._architecture is not None:
                 self._architecture.save(run / ARCHITECTURE_FILE)
             # One that is there is of a shorter run that now goes on.

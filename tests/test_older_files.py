@@ -121,9 +121,11 @@ def test_a_training_resumes_as_it_did(old, tmp_path, monkeypatch):
     monkeypatch.chdir(old)  # its flags.txt names search/architecture.json
     done, folder = resumed("train", old, tmp_path, "--steps=9")
     assert done.returncode == 0, done.stderr
+    assert "resumes without checking that its data are unchanged" in done.stderr
     ours, then = last_row(folder / "metrics.csv"), last_row(old / "resumed/train/metrics.csv")
     assert ours.keys() == then.keys() and ours["epoch"] == 2
-    for name in ("step", "loss", "learning_rate", "val_loss"):
+    # Not val_loss: moving statistics are right earlier now, and the first epochs score otherwise.
+    for name in ("step", "loss", "learning_rate"):
         assert ours[name] == pytest.approx(then[name], rel=1e-3), name
 
 

@@ -486,6 +486,14 @@ class Supernet(keras.Model):
             "formulation": self.formulation,
         }
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
+        """Builds a supernet from `get_config`'s content, also of version 0.1.0."""
+        config = dict(config)
+        if config.pop("mix_predecessors", False):
+            raise UserError("mix_predecessors=True is gone: read the file with the version of it.")
+        return super().from_config(config, custom_objects)
+
 
 def build_supernet(
     num_classes: int = 19,

@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import tensorflow as tf
 
 from auto_deeplab_tf import config as config_lib
+from auto_deeplab_tf.data import records
 from auto_deeplab_tf.errors import FieldError, UserError
 from auto_deeplab_tf.files import write_text
 
 FLAGS_FILE = "flags.txt"
+DATA_FILE = "data.json"
 METRICS_FILE = "metrics.csv"
 _LOCK_FILE = ".lock"
 
@@ -97,6 +100,22 @@ class RunDir:
                 "since the run began. Name another run_dir, or bring the old data back."
             )
         write_text(path, text)
+
+    def record_data(self, fingerprints: Mapping[str, str]) -> None:
+        """Records the fingerprints of the data sets; refuses to resume with other data.
+
+        Another version of the records has other fingerprints for the same data. A run that such a
+        version began resumes with a warning.
+        """
+        path = self / DATA_FILE
+        if path.exists() and json.loads(path.read_text("utf-8")).get("records") != records.VERSION:
+            print(
+                f"warning: {path} is of another version, which described data differently: this "
+                "run resumes without checking that its data are unchanged.",
+                file=sys.stderr,
+            )
+            path.unlink()
+        self.record(DATA_FILE, {"records": records.VERSION, **fingerprints})
 
 
 class MetricsFile:
