@@ -17,27 +17,10 @@ from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked
 from auto_deeplab_tf.nn.serialization import register
 
 # (units, channels, factor by which the image is pooled), in the order of computation.
+_DOWN, _UP = ((3, 96, 2), (4, 192, 4), (2, 384, 8), (2, 384, 16)), ((2, 192, 4), (2, 96, 2))
 _STAGES = {
-    "a": (
-        (3, 96, 2),
-        (4, 192, 4),
-        (2, 384, 8),
-        (2, 384, 16),
-        (2, 192, 8),
-        (2, 192, 4),
-        (2, 96, 2),
-    ),
-    "b": (
-        (3, 96, 2),
-        (4, 192, 4),
-        (2, 384, 8),
-        (2, 384, 16),
-        (2, 384, 32),
-        (2, 192, 16),
-        (2, 192, 8),
-        (2, 192, 4),
-        (2, 96, 2),
-    ),
+    "a": (*_DOWN, (2, 192, 8), *_UP),
+    "b": (*_DOWN, (2, 384, 32), (2, 192, 16), (2, 192, 8), *_UP),
 }
 _BASE_FILTERS, _STREAM_FILTERS = 48, 32
 _RESIDUAL_UNITS = 3

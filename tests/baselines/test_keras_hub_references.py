@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import images
 
 from auto_deeplab_tf import baselines
 
@@ -13,10 +14,6 @@ pytest.importorskip("keras_hub", reason="the extra `references` is not installed
 
 NAMES = ("keras_hub_deeplabv3plus", "keras_hub_segformer_b0")
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
-
-
-def images(shape, seed=0):
-    return np.random.default_rng(seed).uniform(0, 1, shape).astype("float32")
 
 
 @pytest.fixture(scope="module", params=NAMES)

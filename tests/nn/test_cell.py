@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import features, randomized
 from random_architectures import random_architecture
 
 from auto_deeplab_tf.architecture import Edge
@@ -12,22 +13,14 @@ from auto_deeplab_tf.search_space import DECODABLE_OPERATIONS
 FILTERS = 3
 
 
-def images(channels, size=(9, 12), seed=0):
-    return np.random.default_rng(seed).normal(size=(2, *size, channels)).astype("float32")
-
-
-def randomized(layer, seed=0):
-    rng = np.random.default_rng(seed)
-    for variable in layer.weights:
-        values = rng.normal(size=variable.shape)
-        variable.assign(np.abs(values) + 0.5 if "variance" in variable.path else values)
-
-
 def built(blocks, stride=1, channels=(7, 5), **arguments):
     cell = Cell(FILTERS, blocks, stride=stride, **arguments)
-    cell.build(*((None, None, None, c) for c in channels))
-    randomized(cell)
-    return cell
+    return randomized(cell, *((None, None, None, c) for c in channels))
+
+
+def inputs(*channels):
+    """A tensor for `prev` and one for `prev_prev`."""
+    return (features((2, 9, 12, c), seed) for seed, c in enumerate(channels))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -35,7 +28,7 @@ def built(blocks, stride=1, channels=(7, 5), **arguments):
 def test_one_block_equals_the_plain_operation(op, stride):
     """The block is op(prev) + skip(prev_prev): with the second taken away, op alone is left."""
     cell = built([(Edge("prev", op), Edge("prev_prev", "skip"))], stride)
-    prev, prev_prev = images(7), images(5, seed=1)
+    prev, prev_prev = inputs(7, 5)
     plain = operation_layer_class(op)(op, FILTERS, stride=stride)
     plain.build((None, None, None, FILTERS))
     plain.set_weights(cell.operations[0].get_weights())
@@ -49,7 +42,7 @@ def test_one_block_equals_the_plain_operation(op, stride):
 def test_blocks_read_what_their_edges_name(seed):
     blocks = random_architecture(seed, max_blocks=5).cell
     cell = built(blocks, stride=1 + seed % 2)
-    prev, prev_prev = images(7), images(5, seed=1)
+    prev, prev_prev = inputs(7, 5)
     by_name = {layer.name: layer for layer in cell.operations}
     states = {"prev": cell.project_prev(prev), "prev_prev": cell.project_prev_prev(prev_prev)}
     for index, block in enumerate(blocks):
@@ -65,7 +58,7 @@ def test_blocks_read_what_their_edges_name(seed):
 def test_prev_prev_is_projected_only_where_its_channels_differ():
     blocks = [(Edge("prev", "avg_pool_3x3"), Edge("prev_prev", "skip"))]
     cell = built(blocks, channels=(FILTERS, FILTERS))
-    prev, prev_prev = images(FILTERS), images(FILTERS, seed=1)
+    prev, prev_prev = inputs(FILTERS, FILTERS)
     assert cell.project_prev_prev is None
     # As it is: negative values pass, where a projection would have cut them off.
     pooled = np.array(cell(prev, prev_prev)) - prev_prev
@@ -82,7 +75,7 @@ def test_factors_scale_all_operations_but_skip():
         (Edge("block_0", "max_pool_3x3"), Edge("prev", "atrous_3x3")),
     ]
     cell = built(blocks)
-    prev, prev_prev = images(7), images(5, seed=1)
+    prev, prev_prev = inputs(7, 5)
     assert cell.num_droppable == 3
     factors = np.random.default_rng(2).uniform(size=(3, 2, 1, 1, 1)).astype("float32")
     states = cell.project_prev(prev), cell.project_prev_prev(prev_prev)
@@ -103,5 +96,5 @@ def test_config_gives_the_cell_back():
     assert again.get_config() == cell.get_config()
     again.build((None, None, None, 7), (None, None, None, 5))
     again.set_weights(cell.get_weights())
-    arguments = images(7), images(5, seed=1)
+    arguments = tuple(inputs(7, 5))
     np.testing.assert_array_equal(again(*arguments), cell(*arguments))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import images, profiler_multi_adds
 from random_architectures import random_architecture
 
 from auto_deeplab_tf import build_baseline, build_network
@@ -39,22 +40,9 @@ def test_equal_to_the_graph_profiler(name, settings):
     assert count_network(network, (256, 192)).multi_adds == profiler_multi_adds(traced)
 
 
-def profiler_multi_adds(concrete_function):
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
-    frozen = convert_variables_to_constants_v2(concrete_function)
-    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
-    options["account_type_regexes"] = ["^Conv2D$", "^DepthwiseConv2dNative$"]
-    options["output"] = "none"
-    profile = tf.compat.v1.profiler.profile(frozen.graph, options=options)
-    return profile.total_float_ops // 2
-
-
 def test_counting_leaves_the_network_as_it_was():
     network = build_baseline("frrn_a", 5, width_multiplier=0.1)
-    x = np.random.default_rng(0).uniform(0, 255, (1, 40, 33, 3)).astype("float32")
+    x = images((1, 40, 33, 3))
     before = np.asarray(network(x))
     first = count_network(network, (64, 96))
     assert count_network(network, (64, 96)) == first

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import close, images, profiler_multi_adds
 from random_architectures import random_architecture
 
 from auto_deeplab_tf.accounting import count
@@ -30,10 +31,6 @@ JAX_CELL = (
     (Edge("prev_prev", "atrous_5x5"), Edge("prev", "skip")),
     (Edge("block_0", "sep_3x3"), Edge("prev", "avg_pool_3x3")),
 )
-
-
-def images(shape, seed=0):
-    return np.random.default_rng(seed).uniform(0, 255, shape).astype("float32")
 
 
 def small_network(architecture, seed=0, **arguments):
@@ -219,19 +216,6 @@ def test_multi_adds_equal_the_graph_profiler(seed):
     assert result.multi_adds == profiler_multi_adds(traced)
 
 
-def profiler_multi_adds(concrete_function):
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
-    frozen = convert_variables_to_constants_v2(concrete_function)
-    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
-    options["account_type_regexes"] = ["^Conv2D$", "^DepthwiseConv2dNative$"]
-    options["output"] = "none"
-    profile = tf.compat.v1.profiler.profile(frozen.graph, options=options)
-    return profile.total_float_ops // 2
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_any_size_in_one_traced_function(seed):
     """As an exported model runs: height, width and batch unknown until the call."""
@@ -349,7 +333,7 @@ np.savez(r"{tmp_path}/out.npz", *logits)
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
     there = np.load(tmp_path / "out.npz")
     for ours, theirs in zip(here, (there["arr_0"], there["arr_1"]), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(ours).max())
+        close(theirs, ours)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays import close, features, randomized
 from keras import ops
 
 from auto_deeplab_tf.nn import backend
@@ -15,23 +16,9 @@ from auto_deeplab_tf.search_space import DECODABLE_OPERATIONS
 FILTERS = 4
 
 
-def images(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def randomized(layer, input_shape, seed=0):
-    """Builds a layer and gives all its weights, batch statistics too, random values."""
-    layer.build(input_shape)
-    rng = np.random.default_rng(seed)
-    for variable in layer.weights:
-        values = rng.normal(size=variable.shape)
-        variable.assign(np.abs(values) + 0.5 if "variance" in variable.path else values)
-    return layer
-
-
 def make(op, stride=1, atrous="full", seed=0):
     layer = operation_layer_class(op)(op, FILTERS, stride=stride, atrous=atrous)
-    return randomized(layer, (None, None, None, FILTERS), seed)
+    return randomized(layer, (None, None, None, FILTERS), seed=seed)
 
 
 def convolve(x, kernel, stride=1, rate=1, depthwise=False):
@@ -64,17 +51,12 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-def close(actual, expected):
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-
-
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("op", DECODABLE_OPERATIONS)
 def test_sizes_are_rounded_up(op, stride):
     layer = make(op, stride)
     for height, width in ((9, 14), (8, 11), (3, 1)):
-        result = layer(images((2, height, width, FILTERS)))
+        result = layer(features((2, height, width, FILTERS)))
         expected = (2, -(-height // stride), -(-width // stride), FILTERS)
         assert result.shape == expected
         assert layer.compute_output_shape((2, height, width, FILTERS)) == expected
@@ -83,7 +65,7 @@ def test_sizes_are_rounded_up(op, stride):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("op", "size"), [("sep_3x3", 3), ("sep_5x5", 5)])
 def test_separable_operation(op, size, stride):
-    layer, x = make(op, stride), images((2, 9, 12, FILTERS))
+    layer, x = make(op, stride), features((2, 9, 12, FILTERS))
     expected = x
     for unit, step in zip(layer.units, (stride, 1), strict=True):
         depthwise, pointwise = np.asarray(unit.depthwise.kernel), np.asarray(unit.conv.kernel)
@@ -96,7 +78,7 @@ def test_separable_operation(op, size, stride):
 @pytest.mark.parametrize("atrous", ["full", "separable"])
 @pytest.mark.parametrize(("op", "size"), [("atrous_3x3", 3), ("atrous_5x5", 5)])
 def test_atrous_operation_at_rate_2(op, size, atrous):
-    layer, x = make(op, atrous=atrous), images((2, 9, 12, FILTERS))
+    layer, x = make(op, atrous=atrous), features((2, 9, 12, FILTERS))
     (unit,) = layer.units
     if atrous == "full":
         assert unit.conv.kernel.shape == (size, size, FILTERS, FILTERS)
@@ -109,7 +91,7 @@ def test_atrous_operation_at_rate_2(op, size, atrous):
 
 
 def test_atrous_operation_in_a_stride_2_position_resizes_and_has_rate_1():
-    layer, x = make("atrous_3x3", stride=2), images((2, 9, 12, FILTERS))
+    layer, x = make("atrous_3x3", stride=2), features((2, 9, 12, FILTERS))
     (unit,) = layer.units
     half = np.array(resize_bilinear(ops.convert_to_tensor(relu(x)), (5, 6)))
     close(layer(x), normalize(convolve(half, np.asarray(unit.conv.kernel)), unit.batch_norm))
@@ -117,7 +99,7 @@ def test_atrous_operation_in_a_stride_2_position_resizes_and_has_rate_1():
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_pooling_takes_no_padding_into_account(stride):
-    x = images((1, 5, 8, FILTERS)) - 3.0  # all negative: a maximum over padding would be 0
+    x = features((1, 5, 8, FILTERS)) - 3.0  # all negative: a maximum over padding would be 0
     for op, reduce in (("avg_pool_3x3", np.mean), ("max_pool_3x3", np.max)):
         result = np.array(make(op, stride)(x))
         for row in range(result.shape[1]):
@@ -132,7 +114,7 @@ def test_pooling_takes_no_padding_into_account(stride):
 
 
 def test_skip_is_the_identity_and_a_projection_in_a_stride_2_position():
-    x = images((2, 9, 12, FILTERS))
+    x = features((2, 9, 12, FILTERS))
     assert make("skip").weights == []
     np.testing.assert_array_equal(make("skip")(x), x)
     layer = make("skip", stride=2)
@@ -147,7 +129,7 @@ def test_taps_on_padding_are_left_out_without_a_difference(rate):
     layer = randomized(
         AtrousConv2D(3, 3, dilation_rate=rate, padding="same", use_bias=False), (1, 7, 11, FILTERS)
     )
-    x = images((2, 7, 11, FILTERS))
+    x = features((2, 7, 11, FILTERS))
     expected = convolve(x, np.asarray(layer.kernel), rate=rate)
     close(layer(x), expected)
     any_size = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, FILTERS))])
@@ -155,7 +137,7 @@ def test_taps_on_padding_are_left_out_without_a_difference(rate):
 
 
 def value_and_gradients(convolution, *arguments):
-    upstream = tf.constant(images((2, 13, 16, 5), seed=7))
+    upstream = tf.constant(features((2, 13, 16, 5), seed=7))
     with tf.GradientTape() as tape:
         tape.watch(arguments)
         result = convolution(*arguments)
@@ -164,7 +146,7 @@ def value_and_gradients(convolution, *arguments):
 
 @pytest.mark.parametrize("rate", [2, 3, 12])
 def test_a_convolution_that_the_kernel_dilates_equals_the_one_by_phases(rate):
-    arguments = tf.constant(images((2, 13, 16, 4), seed=1)), tf.constant(images((3, 3, 4, 5)))
+    arguments = tf.constant(features((2, 13, 16, 4), seed=1)), tf.constant(features((3, 3, 4, 5)))
     ours = value_and_gradients(lambda x, k: backend.conv(x, k, rate=rate), *arguments)
     by_phases = value_and_gradients(
         lambda x, k: ops.conv(x, k, padding="same", dilation_rate=rate), *arguments
@@ -186,11 +168,11 @@ def test_no_kernel_is_asked_to_dilate_where_it_has_no_gradient():
 
 
 def test_relu_stands_where_it_is_asked_for():
-    x = images((1, 4, 5, FILTERS))
+    x = features((1, 4, 5, FILTERS))
     layers = {r: randomized(ConvBN(3, relu=r), x.shape) for r in ("before", "after", None)}
     for where, layer in layers.items():
-        features = relu(x) if where == "before" else x
-        expected = normalize(features @ np.asarray(layer.conv.kernel)[0, 0], layer.batch_norm)
+        read = relu(x) if where == "before" else x
+        expected = normalize(read @ np.asarray(layer.conv.kernel)[0, 0], layer.batch_norm)
         close(layer(x), relu(expected) if where == "after" else expected)
     with pytest.raises(ValueError, match="relu must be 'before', 'after' or None"):
         ConvBN(3, relu="both")
@@ -202,13 +184,13 @@ def test_a_layer_comes_back_from_its_config(op):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert type(again) is type(layer) and again.get_config() == layer.get_config()
     again.set_weights(layer.get_weights())
-    x = images((2, 7, 6, FILTERS))
+    x = features((2, 7, 6, FILTERS))
     np.testing.assert_array_equal(again(x), layer(x))
 
 
 def test_mixed_precision_computes_in_bfloat16_and_normalizes_in_float32():
     layer = operation_layer_class("sep_3x3")("sep_3x3", FILTERS, dtype="mixed_bfloat16")
-    assert layer(images((2, 6, 5, FILTERS)), training=True).dtype == "bfloat16"
+    assert layer(features((2, 6, 5, FILTERS)), training=True).dtype == "bfloat16"
     assert {weight.dtype for weight in layer.weights} == {"float32"}
     assert layer.units[1].conv.compute_dtype == "bfloat16"
 

@@ -106,6 +106,17 @@ def test_weight_decay_is_added_to_the_gradient_of_kernels_only():
         )
 
 
+@pytest.mark.parametrize(("step", "kept"), [(0, 0.1), (8, 0.5), (40_000, 0.9997)])
+def test_moving_statistics_are_right_from_the_first_steps(step, kept):
+    bilevel = model(batch_norm_decay=0.9997)
+    bilevel.completed_steps.assign(step)
+    before = moving_of(bilevel)
+    zeros = [tf.zeros(variable.shape) for variable in bilevel.supernet.trainable_variables]
+    bilevel._eager_apply["weights"](zeros, [tf.fill(old.shape, 3.0) for old in before])
+    for old, new in zip(before, moving_of(bilevel), strict=True):
+        np.testing.assert_allclose(new, kept * old + (1 - kept) * 3.0, rtol=1e-6)
+
+
 def test_gradients_are_clipped_to_their_global_norm():
     bilevel = model(gradient_clip_norm=0.5, weight_decay=0.0)
     bilevel.compile(keras.optimizers.SGD(1.0), keras.optimizers.Adam(0.01))
