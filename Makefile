@@ -1,7 +1,9 @@
 # setup   environment in .venv, with everything that demo, tests and export need
 # demo    the whole chain on generated street scenes: search, decode, train, evaluate, export, predict
 # test    all tests that fit in CI; test-slow runs the others
-# check   formatting, lint, types
+# check   formatting, lint, types, plain words
+# coverage  lines of the package and of export that the tests run, commands in processes of their own too
+# wheel   builds the wheel, installs it into a fresh environment, runs --help of every command
 # bench   ten minutes of measurements, into benchmarks/results and docs/performance.md
 
 SHELL := /bin/bash
@@ -16,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c '$(USABLE)' 2>/dev/null && { echo $$p; break; }; done)
 PYTEST := $(BIN)/python -m pytest -q -rs --durations=15 -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-slow check bench clean
+.PHONY: help setup demo test test-slow check coverage wheel bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -47,9 +49,16 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_words.py
+
+coverage: setup
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+wheel: setup
+	bash tools/check_wheel.sh $(BIN)/python
 
 bench: setup
 	$(BIN)/python -m benchmarks.run_all
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

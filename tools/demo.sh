@@ -3,8 +3,8 @@
 #
 #   tools/demo.sh [FOLDER]      results go under FOLDER (runs/demo)
 #
-# Interrupted, it goes on where it stopped when it is started again: search and train from their last
-# checkpoint, the other steps from their start.
+# Started again after an interruption, search and train resume from their last checkpoint, the other steps from their
+# start.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-runs/demo}
