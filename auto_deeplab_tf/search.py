@@ -2,7 +2,7 @@
 
 Writes into --run_dir: architecture.json and its drawing, logits.npz (alpha and beta), metrics.csv
 (a row per epoch), split.json (members of the two halves), flags.txt, checkpoints/, logs/ for
-TensorBoard. The same command goes on from the last checkpoint; on a finished run it changes
+TensorBoard. The same command resumes from the last checkpoint; on a finished run it changes
 nothing.
 """
 
@@ -73,7 +73,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
     traced = None if options.step_mode == "auto" else options.step_mode == "traced"
     with run, strategy.scope(), source.damage_named(train, validation):
         run.record("split.json", members)
-        # One that is there is of a shorter run that now goes on.
+        # An existing one is of a shorter run, which is resumed now.
         (run / "architecture.json").unlink(missing_ok=True)
         search = _build(options, train, total_steps)
         if search.fast_modes:

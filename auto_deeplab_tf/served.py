@@ -113,9 +113,8 @@ class ServedModel:
     ) -> np.ndarray:
         """Segments raw images: [N, H, W, C], 0..255 -> int32 [N, H, W].
 
-        Where the network sees images of 8 bits at another size, the signature encoded_image
-        answers as the model itself does; without it, the class ids are brought back by nearest
-        neighbour.
+        If the network sees 8-bit images at another size, the signature encoded_image predicts what
+        the model itself predicts; without it, the class ids are resized by nearest neighbour.
 
         Raises:
             ValueError: for scales and flip: they average what a SavedModel does not answer.

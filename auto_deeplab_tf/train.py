@@ -3,7 +3,7 @@
 Writes into --run_dir: model.keras (the best by validation mIoU), last.keras, metrics.csv (a row per
 epoch), architecture.json, flags.txt, overlays/ (the same validation images after every validation),
 checkpoints/, logs/ for TensorBoard, and with --init_from init.json (which weights were taken, which
-are new). The same command goes on from the last checkpoint; on a finished run it changes nothing.
+are new). The same command resumes from the last checkpoint; on a finished run it changes nothing.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def train(options: config.TrainConfig) -> dict[str, Any]:
-    """Trains as the command does, or goes on; returns what it reports."""
+    """Trains as the command does, or resumes; returns what it reports."""
     from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.training.run_dir import RunDir
 
@@ -108,7 +108,7 @@ class _Training:
             run.record_data({"train": self._train.fingerprint, "val": self._val.fingerprint})
             if self._architecture is not None:
                 self._architecture.save(run / ARCHITECTURE_FILE)
-            # One that is there is of a shorter run that now goes on.
+            # An existing one is of a shorter run, which is resumed now.
             (run / LAST_MODEL_FILE).unlink(missing_ok=True)
             if started_from is not None:
                 write_text(run / INIT_FILE, json.dumps(started_from, indent=1) + "\n")

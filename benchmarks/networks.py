@@ -7,7 +7,7 @@
 
 `--network` is auto_deeplab, a baseline that `train --network` takes, or a reference of
 tf-models-official. `--all` runs the whole table row by row into results/networks.csv; rows that are
-there already are left, so the same command goes on where it was stopped; --redo measures them anew.
+there already are left, so the same command continues where it was stopped; --redo measures them anew.
 Run it on a machine that does nothing else. `--counts` writes parameters and Multi-Adds of all
 networks into results/network_counts.csv; it measures nothing.
 
@@ -173,7 +173,7 @@ def _official(images: Any, labels: Any) -> tuple[int, int | None, Callable[[], A
 def measure_all(path: Path = RESULTS, redo: bool = False) -> None:
     """Measures the rows that the file lacks, each in a process of its own.
 
-    A row that fails is reported and left out; the others go on.
+    A row that fails is reported and left out; the others continue.
 
     Raises:
         RuntimeError: at the end, where a row failed.

@@ -3,7 +3,7 @@
     python -m benchmarks.train_baselines [--networks=frrn_a,...] [--work_dir=DIR]
 
 Each in a process of its own, by the product's train command. A network whose row is in
-benchmarks/results/train_baselines.csv already is left out, so the command goes on where it was
+benchmarks/results/train_baselines.csv already is left out, so the command continues where it was
 stopped. So few steps on so small crops say that a network trains, not how good it is.
 """
 
@@ -32,7 +32,7 @@ RECIPE = (
 )
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("networks", None, "which networks (nothing given: all)")
+flags.DEFINE_list("networks", None, "which networks (default: all)")
 flags.DEFINE_string("work_dir", None, "folder for the runs while they train (a temporary one)")
 
 

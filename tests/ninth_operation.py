@@ -108,7 +108,7 @@ start = [np.array(v) for v in own]
 segmenter.fit(images, masks, batch_size=4, epochs=1, verbose=0)
 assert all(np.any(np.array(v) != old) for v, old in zip(own, start, strict=True))
 
-# Exported: it answers as the model does.
+# Exported: it predicts what the model predicts.
 segmenter.save(folder / "model.keras")
 from export.saved_model import export_saved_model  # noqa: E402 - it defines flags
 

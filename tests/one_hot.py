@@ -40,13 +40,13 @@ def one_hot_alpha(kind, blocks):
     return alpha
 
 
-def _statistics(kind, values, lane):
+def _statistics(kind, values, predecessor):
     """Cuts float [2, M] of a node: name of a normalisation -> [2, filters], for one predecessor.
 
     The names are `prev`, `prev_prev` and (source, operation, stage, target).
     """
-    lanes = len(kind.predecessors)
-    widths = [("prev", lanes), ("prev_prev", 1)]
+    predecessors = len(kind.predecessors)
+    widths = [("prev", predecessors), ("prev_prev", 1)]
     edges_of = dict(kind.sources)
     for sources in kind.source_groups:
         for stage, convolutions in enumerate(kind.stages):
@@ -57,14 +57,14 @@ def _statistics(kind, values, lane):
                         widths.append((key, kind.branches(source)))
     found, offset = {}, 0
     for name, own in widths:
-        start = offset + min(lane, own - 1) * FILTERS
+        start = offset + min(predecessor, own - 1) * FILTERS
         found[name] = values[:, start : start + FILTERS]
         offset += own * FILTERS
     assert offset == values.shape[1] == kind.num_normalized
     return found
 
 
-def _assign_unit(unit, kernels, source, operation, stage, kind, target, lane):
+def _assign_unit(unit, kernels, source, operation, stage, kind, target, predecessor):
     place = "inputs" if source in ("prev", "prev_prev") else source
     kernel = np.asarray(kernels[f"{place}/{operation.name}_{stage}"])
     if not unit.separable:
@@ -73,28 +73,28 @@ def _assign_unit(unit, kernels, source, operation, stage, kind, target, lane):
     else:
         own = kind.branches(source)
     prevs = 0 if source != "prev_prev" else kernel.shape[-2] - own
-    lane = prevs + min(lane, own - 1)
+    predecessor = prevs + min(predecessor, own - 1)
     if not unit.separable:
-        unit.conv.kernel.assign(kernel[:, :, :, target, lane])
+        unit.conv.kernel.assign(kernel[:, :, :, target, predecessor])
         return
-    unit.depthwise.kernel.assign(kernel[:, :, target, lane, :, None])
+    unit.depthwise.kernel.assign(kernel[:, :, target, predecessor, :, None])
     pointwise = np.asarray(kernels[f"{place}/pointwise_{stage}"])
     separable = [o.name for o in kind.stages[stage] if o.is_separable(kind.atrous)]
     row = separable.index(operation.name) * kernel.shape[2] + target
-    unit.conv.kernel.assign(pointwise[None, None, :, row, lane])
+    unit.conv.kernel.assign(pointwise[None, None, :, row, predecessor])
 
 
-def decoded_cell(kind, blocks, kernels, moving, lane):
-    """The cell that reads predecessor `lane`, with the node's weights and moving statistics.
+def decoded_cell(kind, blocks, kernels, moving, predecessor):
+    """The cell that reads predecessor `predecessor`, with the node's weights and moving statistics.
 
     Returns:
         (cell, layers): what is built; name of a normalisation as in `_statistics` -> its layer.
     """
     # A decay of 0: after a step in training mode the moving statistics are the batch's.
     cell = Cell(FILTERS, blocks, atrous=kind.atrous, norm=Normalization(decay=0.0))
-    channels = kind.predecessors[lane].channels
+    channels = kind.predecessors[predecessor].channels
     cell.build(*((None, None, None, c) for c in (channels, kind.prev_prev.channels)))
-    cell.project_prev.conv.kernel.assign(np.asarray(kernels[f"prev_{lane}"])[None, None])
+    cell.project_prev.conv.kernel.assign(np.asarray(kernels[f"prev_{predecessor}"])[None, None])
     cell.project_prev_prev.conv.kernel.assign(np.asarray(kernels["prev_prev"])[None, None])
     layers = {
         "prev": cell.project_prev.batch_norm,
@@ -105,22 +105,22 @@ def decoded_cell(kind, blocks, kernels, moving, lane):
     for (block, edge), layer in zip(edges, cell.operations, strict=True):
         target = [e.block for e in by_source[edge.source]].index(block)
         for stage, unit in enumerate(layer.units):
-            _assign_unit(unit, kernels, edge.source, layer.row, stage, kind, target, lane)
+            _assign_unit(unit, kernels, edge.source, layer.row, stage, kind, target, predecessor)
             layers[edge.source, edge.op, stage, target] = unit.batch_norm
-    statistics = _statistics(kind, moving, lane)
+    statistics = _statistics(kind, moving, predecessor)
     for name, layer in layers.items():
         layer.moving_mean.assign(statistics[name][0])
         layer.moving_variance.assign(statistics[name][1])
     return cell, layers
 
 
-def check_node_equals_cell(blocks, atrous, *, lane=1, share_operations=True, seed=0):
+def check_node_equals_cell(blocks, atrous, *, predecessor=1, share_operations=True, seed=0):
     """Asserts it in inference and in training mode, of the outputs and the batch's statistics.
 
     Args:
         blocks: the decoded cell.
         atrous: "full" or "separable".
-        lane: 1: the predecessor of the node's own stride; 2: the coarser one.
+        predecessor: 1: the predecessor of the node's own stride; 2: the coarser one.
         share_operations: as in the supernet.
         seed: of weights, statistics and inputs.
     """
@@ -134,17 +134,17 @@ def check_node_equals_cell(blocks, atrous, *, lane=1, share_operations=True, see
         for size, state in zip([*sizes, SIZE], [*kind.predecessors, kind.prev_prev], strict=True)
     ]
     alpha = one_hot_alpha(kind, blocks)
-    beta = np.eye(3, dtype="float32")[lane]
+    beta = np.eye(3, dtype="float32")[predecessor]
     assert stride(kind.level) == 2 ** kind.predecessors[1].log2_stride
-    cell, layers = decoded_cell(kind, blocks, kind.unpack(flat), moving, lane)
-    prev = inputs[lane] if lane == 1 else resize_bilinear(inputs[lane], SIZE)
+    cell, layers = decoded_cell(kind, blocks, kind.unpack(flat), moving, predecessor)
+    prev = inputs[predecessor] if predecessor == 1 else resize_bilinear(inputs[predecessor], SIZE)
     tensors = tuple(keras.ops.convert_to_tensor(image) for image in inputs)
     for training in (False, True):
         (output,), moments = kind.compute(flat, None, moving, (alpha, beta), tensors, training)
         expected = np.asarray(cell(prev, inputs[-1], training=training))
         assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
-    for name, values in _statistics(kind, np.asarray(moments), lane).items():
+    for name, values in _statistics(kind, np.asarray(moments), predecessor).items():
         if name in layers:
             mean, variance = layers[name].moving_mean, layers[name].moving_variance
             np.testing.assert_allclose(values[0], mean, rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""benchmarks.networks: what one measurement says, and that the table goes on where it stopped."""
+"""benchmarks.networks: what one measurement says, and that the table continues where it stopped."""
 
 import json
 import subprocess

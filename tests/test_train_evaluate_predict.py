@@ -70,7 +70,7 @@ def options(places, run_dir, *more):
 
 
 def same_run(places, run_dir, *more):
-    """Options that go on with a run of `finished`."""
+    """Options that resume a run of `finished`."""
     return cli.parse(
         config.TrainConfig, [*SMALL, *flags(places), f"--run_dir={run_dir}", "--json", *more]
     )
@@ -469,7 +469,7 @@ def test_init_from_takes_all_but_the_class_layer(finished, model, places, tmp_pa
     equal = [np.array_equal(a, b) for a, b in trainable]
     assert equal.count(False) == 2 and len(equal) > 20
     assert found["taken"] >= equal.count(True)
-    # A run that goes on has its own weights, and does not need the file any more.
+    # A resumed run has its own weights, and does not need the file any more.
     source.unlink()
     train.train(options(places, path, *flags, "--steps=4"))
     with pytest.raises(FileNotFoundError, match="--init_from=.*source.keras: no such file"):

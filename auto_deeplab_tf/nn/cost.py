@@ -78,8 +78,8 @@ def _node(name, kind, pixels):
         works.append(_convolution(area, state.channels, kind.filters))
         kept += area * kind.filters
     for source, edges in kind.sources:
-        lanes, targets = kind.branches(source), len(edges)
-        narrow = area * lanes * filters
+        branches, targets = kind.branches(source), len(edges)
+        narrow = area * branches * filters
         wide = targets * narrow
         calls += 12 * targets
         for stage, convolutions in enumerate(kind.stages):

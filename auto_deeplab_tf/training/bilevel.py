@@ -197,7 +197,7 @@ class BilevelModel(keras.Model):
     def sampling(self, wrt: str) -> tuple[Any, Any] | None:
         """What the paths of the step in hand are drawn with; None where none are sampled.
 
-        It depends on the supernet's seed, the step and the half alone, so that a run that goes on
+        It depends on the supernet's seed, the step and the half alone, so that a resumed run
         draws what it would have drawn.
 
         Args:

@@ -86,7 +86,7 @@ class RunDir:
         self._lock.close()
 
     def record(self, name: str, value: Any) -> None:
-        """Writes a fact of the run as JSON; refuses to go on where the run had another.
+        """Writes a fact of the run as JSON; refuses to resume a run that had another.
 
         Args:
             name: the file.
@@ -210,7 +210,7 @@ class Checkpoints:
         except (tf.errors.OpError, KeyError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{self.latest} cannot be read ({error}); delete it and its line in "
-                f"{Path(self.latest).parent}/checkpoint to go on from the one before."
+                f"{Path(self.latest).parent}/checkpoint to resume from the one before."
             ) from error
         expected = self._fingerprint.numpy()
         if found != expected:

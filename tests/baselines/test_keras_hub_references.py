@@ -1,4 +1,4 @@
-"""keras-hub's networks behind our interface answer as they do by themselves."""
+"""keras-hub's networks behind our interface compute what they compute alone."""
 
 import sys
 

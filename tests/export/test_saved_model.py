@@ -1,4 +1,4 @@
-"""The served SavedModel: every signature answers like Keras, or nothing is published."""
+"""The served SavedModel: every signature agrees with Keras, or nothing is published."""
 
 import io
 import json

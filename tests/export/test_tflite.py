@@ -1,4 +1,4 @@
-"""TFLite files, run by LiteRT: they answer like Keras, or nothing is published."""
+"""TFLite files, run by LiteRT: they agree with Keras, or nothing is published."""
 
 import json
 import subprocess

@@ -273,7 +273,7 @@ def test_a_saved_network_comes_back(tmp_path):
     config = small_network(random_architecture(3)).get_config()
     del config["stem_channels"]
     assert Network.from_config(config).stem_channels == (64, 64, 128)
-    # Batch statistics and their decay came along: a training step goes on alike.
+    # Batch statistics and their decay came along: a training step continues alike.
     np.testing.assert_array_equal(again(x, training=True), network(x, training=True))
     np.testing.assert_array_equal(again(x), network(x))
 

@@ -16,7 +16,7 @@ def test_a_one_hot_node_equals_the_decoded_cell(seed, share_operations):
     check_node_equals_cell(
         architecture.cell,
         architecture.atrous,
-        lane=1 + seed % 2,
+        predecessor=1 + seed % 2,
         share_operations=share_operations,
         seed=seed,
     )
