@@ -7,7 +7,7 @@
 
 `--network` is auto_deeplab, a baseline that `train --network` takes, or a reference of
 tf-models-official. `--all` runs the whole table row by row into results/networks.csv; rows that are
-there already are left, so the same command continues where it was stopped; --redo measures them anew.
+there already are left, so the same command continues where it stopped; --redo measures them anew.
 Run it on a machine that does nothing else. `--counts` writes parameters and Multi-Adds of all
 networks into results/network_counts.csv; it measures nothing.
 
