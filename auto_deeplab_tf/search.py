@@ -157,21 +157,11 @@ def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:
     frequencies = losses.class_frequencies(train.class_pixels, train.present_pixels)
     search = ArchitectureSearch(
         train.info.num_classes,
-        num_layers=options.num_layers,
-        num_blocks=options.num_blocks,
-        filter_multiplier=options.filter_multiplier,
-        atrous=options.atrous,
-        share_operations=options.share_operations,
+        options.part(config.ArchitectureSearchConfig),
         mean=(127.5,) * train.info.channels,
         std=(127.5,) * train.info.channels,
         ignore_label=train.info.ignore_label,
         class_weights=losses.class_weights(frequencies, options.class_weights),
-        weight_decay=options.weight_decay,
-        arch_weight_decay=options.arch_weight_decay,
-        batch_norm_decay=options.batch_norm_decay,
-        gradient_clip_norm=options.gradient_clip_norm,
-        partial_channels=options.partial_channels,
-        sampled_paths=options.sampled_paths,
         path_temperature=keras.optimizers.schedules.PolynomialDecay(
             options.path_temperature, total_steps, options.min_path_temperature
         ),

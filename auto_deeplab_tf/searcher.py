@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf import decoding
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.config import ArchitectureSearchConfig, BilevelConfig, SearchConfig
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.execution import Execution
@@ -57,19 +58,11 @@ class ArchitectureSearch:
 
     Args:
         num_classes: number of classes.
-        num_layers: L, layers of the trellis.
-        num_blocks: B, blocks of a cell.
-        filter_multiplier: F, filters of a block at stride 4.
-        atrous: "separable" or "full", the form of the atrous operations.
-        share_operations: whether the cells of a node share the kernels of its operations.
+        settings: The search network and its updates: `config.ArchitectureSearchConfig`, or its
+            fields as keywords (`num_layers=12, num_blocks=5, filter_multiplier=8, ...`).
         mean, std: of red, green, blue: images are normalised (x - mean) / std.
         ignore_label: label of the pixels that count nowhere.
         class_weights: weight of each class in the loss, or None.
-        weight_decay: L2 on the kernels.
-        arch_weight_decay: L2 on alpha and beta.
-        batch_norm_decay: of the moving statistics.
-        gradient_clip_norm: largest global norm of the weights' gradient, or None.
-        partial_channels, sampled_paths: fast modes, see `Supernet`.
         path_temperature: of sampled paths, see `BilevelModel`.
         seed: of the initial weights, alpha and beta.
         dtype_policy: "float32", "mixed_bfloat16" or "mixed_float16": the dtype of the features.
@@ -82,48 +75,29 @@ class ArchitectureSearch:
     def __init__(
         self,
         num_classes: int,
+        settings: ArchitectureSearchConfig | None = None,
         *,
-        num_layers: int = 12,
-        num_blocks: int = 5,
-        filter_multiplier: int = 8,
-        atrous: str = "separable",
-        share_operations: bool = True,
         mean: Sequence[float] = (127.5, 127.5, 127.5),
         std: Sequence[float] = (127.5, 127.5, 127.5),
         ignore_label: int = 255,
         class_weights: Sequence[float] | None = None,
-        weight_decay: float = 3e-4,
-        arch_weight_decay: float = 1e-3,
-        batch_norm_decay: float = 0.99,
-        gradient_clip_norm: float | None = None,
-        partial_channels: int = 1,
-        sampled_paths: int = 0,
         path_temperature: Any = 1.0,
         seed: int = 0,
         dtype_policy: str = "float32",
+        **keywords: Any,
     ):
+        if settings is None:
+            settings = ArchitectureSearchConfig(**keywords)
+        elif keywords:
+            raise TypeError(f"settings are given whole or as keywords. Received: {[*keywords]}")
         supernet = Supernet(
-            num_classes,
-            num_layers,
-            num_blocks,
-            filter_multiplier,
-            atrous=atrous,
-            share_operations=share_operations,
-            mean=mean,
-            std=std,
-            seed=seed,
-            dtype=dtype_policy,
-            partial_channels=partial_channels,
-            sampled_paths=sampled_paths,
+            num_classes, settings, mean=mean, std=std, seed=seed, dtype=dtype_policy
         )
         self.model = BilevelModel(
             supernet,
+            settings.part(BilevelConfig),
             ignore_label=ignore_label,
             class_weights=class_weights,
-            weight_decay=weight_decay,
-            arch_weight_decay=arch_weight_decay,
-            batch_norm_decay=batch_norm_decay,
-            gradient_clip_norm=gradient_clip_norm,
             path_temperature=path_temperature,
         )
 
@@ -150,8 +124,12 @@ class ArchitectureSearch:
             alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
             jit_compile = alone and bool(tf.config.list_physical_devices("GPU"))
         self.model.compile(
-            optimizer or keras.optimizers.SGD(Cosine(steps=total_steps), momentum=0.9),
-            architecture_optimizer or keras.optimizers.Adam(0.003),
+            optimizer
+            or keras.optimizers.SGD(
+                Cosine(SearchConfig.learning_rate, SearchConfig.min_learning_rate, total_steps),
+                momentum=SearchConfig.momentum,
+            ),
+            architecture_optimizer or keras.optimizers.Adam(SearchConfig.arch_learning_rate),
             execution=Execution(remat, jit_compile),
         )
 
@@ -159,12 +137,12 @@ class ArchitectureSearch:
         self,
         data: Any,
         *,
-        batch_size: int = 2,
-        epochs: int = 40,
+        batch_size: int = SearchConfig.batch_size,
+        epochs: int = SearchConfig.epochs,
         steps_per_epoch: int | None = None,
-        arch_start_epoch: int = 0,
+        arch_start_epoch: int | None = None,
         validation_data: tf.data.Dataset | None = None,
-        validation_every_epochs: int = 1,
+        validation_every_epochs: int = SearchConfig.validation_every_epochs,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         checkpoints: Checkpoints | None = None,
         checkpoint_every_steps: int | None = None,
@@ -181,7 +159,8 @@ class ArchitectureSearch:
             batch_size: of arrays.
             epochs: in all.
             steps_per_epoch: None: the smaller of train_a and train_b once.
-            arch_start_epoch: the first epoch, from 0, that updates alpha and beta.
+            arch_start_epoch: the first epoch, from 0, that updates alpha and beta; None: half of
+                `epochs`, rounded down, as in the paper and in the command (20 of 40).
             validation_data: batches (images, masks) of whole images; None: no validation.
             validation_every_epochs: validate after every so many epochs, and after the last.
             callbacks: Keras callbacks; the logs of an epoch are `METRICS`.
@@ -192,6 +171,8 @@ class ArchitectureSearch:
             verbose: as in Keras: 0, 1 or 2.
         """
         data_at, steps_per_epoch = _as_function(data, batch_size, steps_per_epoch)
+        if arch_start_epoch is None:
+            arch_start_epoch = epochs * SearchConfig.arch_start_epoch // SearchConfig.epochs
         if not self.model.compiled:
             # Sized by the data, so that the cosine ends with the last step.
             self.compile(total_steps=epochs * steps_per_epoch)
@@ -239,7 +220,7 @@ class ArchitectureSearch:
     @property
     def fast_modes(self) -> dict[str, Any]:
         """The fast modes of the search, by name; empty for the search as the paper has it."""
-        return self.model.supernet.fast_modes
+        return self.model.supernet.settings.fast_modes
 
     def decode(self, provenance: Mapping[str, Any] | None = None) -> Architecture:
         """Reads off the strongest cell and the most probable path (paper, sec. 3.3).
@@ -250,7 +231,7 @@ class ArchitectureSearch:
         if self.fast_modes:
             provenance["fast_modes"] = self.fast_modes
         return decoding.decode(
-            *self.logits, self.model.supernet.atrous, provenance, self.edge_logits
+            *self.logits, self.model.supernet.settings.atrous, provenance, self.edge_logits
         )
 
     def report(self) -> dict[str, Any]:
@@ -280,10 +261,7 @@ class ArchitectureSearch:
         """
         config = self.model.supernet.get_config()
         space = {name: config[name] for name in _SEARCH_SPACE} | self.fast_modes
-        space["layouts"] = [
-            [segment.name, *(list(layout.shapes.items()) for layout in segment.kind.layouts)]
-            for segment in self.model.supernet.segments
-        ]
+        space["layouts"] = self.model.supernet.layouts
         return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()
 
     def checkpoints(self, directory: Any, keep: int = 3) -> Checkpoints:

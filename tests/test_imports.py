@@ -17,7 +17,6 @@ GROUPS = [
     "accounting",
     "decoding",
     "sampling",
-    "fast_modes",
     "config.",
     "method",
     "nn.",

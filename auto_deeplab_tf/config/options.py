@@ -11,7 +11,12 @@ from typing import Any
 
 from auto_deeplab_tf.config.fields import Config, Size, changed, flag
 from auto_deeplab_tf.errors import FieldError
-from auto_deeplab_tf.search_space import ATROUS_KINDS, MINIMUM_SIZE
+from auto_deeplab_tf.search_space import (
+    ATROUS_KINDS,
+    MINIMUM_SIZE,
+    STEM_CHANNELS,
+    checked_stem_channels,
+)
 
 _FAST_MODES = "fast modes: not the exact search"
 
@@ -112,6 +117,15 @@ class SupernetConfig(Config):
     share_operations: bool = flag(
         True, "the cells of a node share the weights of its operations", group="search space"
     )
+    stem_channels: tuple[int, ...] = flag(
+        STEM_CHANNELS, "channels of the stem's three convolutions", group="search space", minimum=1
+    )
+    formulation: str = flag(
+        "fused",
+        "fused: few wide operations; plain: as the paper writes it (method.py), many times slower",
+        choices=("fused", "plain"),
+        group="search space",
+    )
     partial_channels: int = flag(
         1,
         "K: one in K channels passes through the operations (PC-DARTS; 1: all)",
@@ -149,6 +163,36 @@ class SupernetConfig(Config):
                 "sampled_paths=1 must be 0 (all paths) or at least 2: the weight of a single path "
                 "is a mere scale that normalisation cancels, and beta would learn nothing."
             )
+        if self.sampled_paths and self.formulation == "plain":
+            raise FieldError(
+                f"sampled_paths={self.sampled_paths} needs formulation=fused: the plain "
+                "formulation computes all paths."
+            )
+        checked_stem_channels(self.stem_channels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BilevelConfig(Config):
+    """The two alternating updates of a search, beside their optimizers."""
+
+    weight_decay: float = flag(
+        3e-4, "L2 weight decay of the kernels", group="optimisation", minimum=0
+    )
+    arch_weight_decay: float = flag(
+        1e-3, "L2 weight decay of alpha and beta", group="optimisation", minimum=0
+    )
+    batch_norm_decay: float = changed(NetworkConfig, "batch_norm_decay", 0.99, group="search space")
+    gradient_clip_norm: float | None = flag(
+        None,
+        "maximum global norm of the weights' gradient (default: no clipping)",
+        group="optimisation",
+        above=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArchitectureSearchConfig(SupernetConfig, BilevelConfig):
+    """What `ArchitectureSearch` configures: the search network and its updates."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -384,10 +428,9 @@ class PrepareConfig(DatasetConfig, OutputConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchConfig(RunConfig, SupernetConfig, ThreadsConfig):
+class SearchConfig(ArchitectureSearchConfig, RunConfig, ThreadsConfig):
     """Settings of the search; the defaults are the paper's recipe (sec. 4.1)."""
 
-    batch_norm_decay: float = changed(NetworkConfig, "batch_norm_decay", 0.99, group="search space")
     path_temperature: float = flag(
         10.0,
         "temperature of the sampled paths' gradient at the start",
@@ -410,18 +453,8 @@ class SearchConfig(RunConfig, SupernetConfig, ThreadsConfig):
     min_learning_rate: float = flag(
         0.001, "learning rate of the weights at the end", group="optimisation", minimum=0
     )
-    weight_decay: float = changed(LossConfig, "weight_decay", 3e-4)
-    gradient_clip_norm: float | None = flag(
-        None,
-        "maximum global norm of the weights' gradient (default: no clipping)",
-        group="optimisation",
-        above=0,
-    )
     arch_learning_rate: float = flag(
         0.003, "learning rate of alpha and beta", group="optimisation", above=0
-    )
-    arch_weight_decay: float = flag(
-        1e-3, "L2 weight decay of alpha and beta", group="optimisation", minimum=0
     )
     step_mode: str = flag(
         "auto",
@@ -432,7 +465,7 @@ class SearchConfig(RunConfig, SupernetConfig, ThreadsConfig):
     )
     dry_run: bool = flag(
         False,
-        "print predicted memory, time and parameters (on CPU), then exit",
+        "run and measure two steps, print memory, time and parameters, then exit",
         group="output",
         on_resume="free",
     )
@@ -457,6 +490,12 @@ class SearchConfig(RunConfig, SupernetConfig, ThreadsConfig):
         _check_order(self, "arch_start_epoch", "epochs", never)
         _check_order(self, "min_learning_rate", "learning_rate")
         _check_order(self, "min_path_temperature", "path_temperature")
+        if self.formulation == "plain":
+            if self.distribution_strategy != "one_device" or self.dtype_policy != "float32":
+                raise FieldError(
+                    "formulation=plain needs distribution_strategy=one_device and "
+                    "dtype_policy=float32"
+                )
         if self.jit_compile == "true" and self.distribution_strategy != "one_device":
             raise FieldError(
                 "jit_compile=true needs distribution_strategy=one_device: inside a function "

@@ -1,28 +1,34 @@
 """The supernet: every operation (alpha) and every path (beta) in one network (paper, sec. 3)."""
 
 import dataclasses
+import hashlib
+import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 from keras import ops
 
 from auto_deeplab_tf import method
+from auto_deeplab_tf.config import RETIRED, Config, SupernetConfig, is_retired
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.fast_modes import EXACT, check_fast_modes, fast_modes
 from auto_deeplab_tf.nn import backend, plain
 from auto_deeplab_tf.nn.execution import Execution, runner
 from auto_deeplab_tf.nn.node import NodeKind, StateShape
 from auto_deeplab_tf.nn.relaxation import RelaxKind
-from auto_deeplab_tf.nn.segmentation_network import check_images, checked_normalization
+from auto_deeplab_tf.nn.segmentation_network import (
+    check_images,
+    checked_count,
+    checked_normalization,
+)
 from auto_deeplab_tf.nn.segments import Segment, Tensor
 from auto_deeplab_tf.nn.supernet_ends import HeadKind, LogitsKind, StemKind
 from auto_deeplab_tf.search_space import (
     MINIMUM_SIZE,
     NUM_LEVELS,
     OPERATIONS,
-    STEM_CHANNELS,
     Transition,
     block_sources,
     reachable_levels,
@@ -32,7 +38,8 @@ from auto_deeplab_tf.search_space import (
 )
 
 ARCHITECTURE_INITIAL_DEVIATION = 1e-3
-FORMULATIONS = ("fused", "plain")
+_KERAS_ARGUMENTS = ("name", "trainable", "dtype")
+_ConfigT = TypeVar("_ConfigT", bound=Config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,24 +79,16 @@ class Supernet(keras.Model):
 
     Args:
         num_classes: Number of classes, 1 or more.
-        num_layers: L.
-        num_blocks: B.
-        filter_multiplier: F; a node at level k holds B * F * 2**k channels.
-        input_size: (height, width), 32 or more each.
-        atrous: "separable" or "full": the form of the atrous operations.
-        share_operations: whether the predecessors of a node share the kernels of its operations.
-        mean, std: images are normalised (x - mean) / std, in units of 0..255: a float for each of
+        settings: The search space and the fast modes of the search; None: the paper's. A node at
+            level k holds num_blocks * filter_multiplier * 2**k channels. With `partial_channels` K
+            above 1, 1/K of the channels go through the operations, see
+            `method.partial_mixed_operation`. With `sampled_paths`, a step in training computes that
+            many paths, drawn by beta, see `nn.relaxation.sample_moves`; nodes on none of them hold
+            0. The formulation "plain" runs `method.py` on the same variables, many times slower, in
+            float32, on one device.
+        mean, std: Images are normalised (x - mean) / std, in units of 0..255: a float for each of
             their channels, of which there are 1, 3 or 4.
-        seed: int, of the initial kernels, alpha and beta.
-        partial_channels: K, a divisor of F: 1/K of the channels go through the operations, see
-            `method.partial_mixed_operation`.
-        sampled_paths: N, 2 or more: in training a step computes N paths that are drawn by beta, see
-            `nn.relaxation.sample_moves`; nodes on none of them hold 0. 0: all paths, always.
-        formulation: "fused", or "plain": computed by `method.py` from the same variables, many
-            times slower, for reading, comparing and trying things at a small L. In float32, on one
-            device, without sampled paths.
-
-    `partial_channels` and `sampled_paths` are fast modes: approximations of the paper's search.
+        seed: Of the initial kernels, alpha and beta.
 
     Input shape: float32 [N, height, width, len(mean)], 0..255.
     Output shape: float32 [N, height, width, num_classes], logits.
@@ -110,59 +109,23 @@ class Supernet(keras.Model):
     def __init__(
         self,
         num_classes: int = 19,
-        num_layers: int = 12,
-        num_blocks: int = 5,
-        filter_multiplier: int = 8,
-        input_size: tuple[int, int] = (321, 321),
+        settings: SupernetConfig | None = None,
         *,
-        atrous: str = "separable",
-        share_operations: bool = True,
         mean: Sequence[float] = (127.5, 127.5, 127.5),
         std: Sequence[float] = (127.5, 127.5, 127.5),
         seed: int = 0,
-        partial_channels: int = 1,
-        sampled_paths: int = 0,
-        formulation: str = "fused",
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
-        for name, value in (
-            ("num_classes", num_classes),
-            ("num_layers", num_layers),
-            ("num_blocks", num_blocks),
-            ("filter_multiplier", filter_multiplier),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} must be an integer of 1 or more. Received: {value!r}")
-        if len(input_size) != 2 or min(input_size) < MINIMUM_SIZE:
+        self.num_classes = checked_count("num_classes", num_classes)
+        self.settings = (settings or SupernetConfig()).part(SupernetConfig)
+        if self.settings.formulation == "plain" and self.compute_dtype != "float32":
             raise UserError(
-                f"input_size must be (height, width), each {MINIMUM_SIZE} or more. "
-                f"Received: {input_size}"
+                f"formulation=plain computes in float32. Received: dtype {self.compute_dtype}"
             )
-        if atrous not in ("separable", "full"):
-            raise UserError(f'atrous must be "separable" or "full". Received: {atrous!r}')
-        modes = {"partial_channels": partial_channels, "sampled_paths": sampled_paths}
-        check_fast_modes(filter_multiplier, modes)
-        if formulation not in FORMULATIONS:
-            raise UserError(f'formulation must be "fused" or "plain". Received: {formulation!r}')
-        if formulation == "plain" and (sampled_paths or self.compute_dtype != "float32"):
-            raise UserError(
-                "formulation=plain computes all paths in float32. Received: "
-                f"sampled_paths={sampled_paths}, dtype {self.compute_dtype}"
-            )
-        self.num_classes = num_classes
-        self.num_layers = num_layers
-        self.num_blocks = num_blocks
-        self.filter_multiplier = filter_multiplier
-        self.input_size = tuple(input_size)
-        self.atrous = atrous
-        self.share_operations = share_operations
         self.mean, self.std = checked_normalization(mean, std)
         self.seed = seed
         self.execution = Execution()
-        self.partial_channels = partial_channels
-        self.sampled_paths = sampled_paths
-        self.formulation = formulation
 
         self._add_architecture_variables()
         self.incoming = self._incoming()
@@ -173,9 +136,9 @@ class Supernet(keras.Model):
         } | {
             f"head_{level}": index
             for index, (layer, level) in enumerate(self.nodes)
-            if layer == num_layers - 1
+            if layer == self.settings.num_layers - 1
         }
-        heads = [self._head(level) for level in reachable_levels(num_layers)[-1]]
+        heads = [self._head(level) for level in reachable_levels(self.settings.num_layers)[-1]]
         self.segments = [
             self._relax(),
             self._stem(),
@@ -185,7 +148,7 @@ class Supernet(keras.Model):
                 LogitsKind(),
                 ["images", *(head.writes[0] for head in heads)],
                 ["logits"],
-                ["live"] if sampled_paths else [],
+                ["live"] if self.settings.sampled_paths else [],
                 name="logits",
             ),
         ]
@@ -200,12 +163,12 @@ class Supernet(keras.Model):
 
         # trainable=False keeps them out of `trainable_variables`, the weight optimizer's list; the
         # architecture step differentiates with respect to them by name.
-        num_edges = len(relaxed_edges(self.num_blocks))
+        num_edges = len(relaxed_edges(self.settings.num_blocks))
         shapes: dict[str, tuple[int, ...]] = {
             "alpha_logits": (num_edges, len(OPERATIONS)),
-            "beta_logits": (self.num_layers, NUM_LEVELS, 3),
+            "beta_logits": (self.settings.num_layers, NUM_LEVELS, 3),
         }
-        if self.partial_channels > 1:
+        if self.settings.partial_channels > 1:
             shapes["edge_logits"] = (num_edges,)
         self._architecture = {
             name: self.add_weight(
@@ -222,18 +185,13 @@ class Supernet(keras.Model):
         """What the architecture optimizer updates."""
         return list(self._architecture.values())
 
-    @property
-    def fast_modes(self) -> dict[str, Any]:
-        """The fast modes in force, by name; empty for the search as the paper has it."""
-        return fast_modes(**{name: getattr(self, name) for name in EXACT})
-
     def _incoming(self) -> tuple[tuple[Transition, ...], ...]:
         """The transitions that lead to each node, from finer levels first.
 
         Nodes stand layer by layer, finer levels first.
         """
         by_node: dict[tuple[int, int], list[Transition]] = {}
-        for transition in transitions(self.num_layers):
+        for transition in transitions(self.settings.num_layers):
             by_node.setdefault((transition.layer, transition.to_level), []).append(transition)
         return tuple(
             tuple(sorted(by_node[node], key=lambda transition: transition.from_level))
@@ -243,21 +201,23 @@ class Supernet(keras.Model):
     def _relax(self) -> Segment:
         writes = ["alpha", *(f"beta_{index}" for index in range(len(self.incoming)))]
         edge_counts: tuple[int, ...] = ()
-        if self.partial_channels > 1:
+        if self.settings.partial_channels > 1:
             writes.append("edge_weights")
-            edge_counts = tuple(len(block_sources(block)) for block in range(self.num_blocks))
-        if self.sampled_paths:
+            edge_counts = tuple(
+                len(block_sources(block)) for block in range(self.settings.num_blocks)
+            )
+        if self.settings.sampled_paths:
             writes.append("live")
         return Segment(
-            RelaxKind(self.incoming, edge_counts, self.sampled_paths),
-            ["path_noise", "path_temperature"] if self.sampled_paths else [],
+            RelaxKind(self.incoming, edge_counts, self.settings.sampled_paths),
+            ["path_noise", "path_temperature"] if self.settings.sampled_paths else [],
             writes,
             list(self._architecture),
             name="relax",
         )
 
     def _stem(self) -> Segment:
-        kind = StemKind(self.mean, self.std, self.compute_dtype)
+        kind = StemKind(self.mean, self.std, self.compute_dtype, self.settings.stem_channels)
         return Segment(kind, ["images"], ["stem_2", "stem_4"], seed=[self.seed, 2, 0], name="stem")
 
     def _state(self, layer: int, level: int) -> tuple[str, StateShape]:
@@ -266,10 +226,10 @@ class Supernet(keras.Model):
         Layers -1 and -2 are the stem's tensors at stride 4 and 2.
         """
         if layer == -2:
-            return "stem_2", StateShape(1, STEM_CHANNELS[1])
+            return "stem_2", StateShape(1, self.settings.stem_channels[1])
         if layer == -1:
-            return "stem_4", StateShape(2, STEM_CHANNELS[2])
-        channels = self.num_blocks * self.filter_multiplier * 2**level
+            return "stem_4", StateShape(2, self.settings.stem_channels[2])
+        channels = self.settings.num_blocks * self.settings.filter_multiplier * 2**level
         return f"layer_{layer}_level_{level}", StateShape(level + 2, channels)
 
     def _node(self, index: int) -> Segment:
@@ -277,30 +237,34 @@ class Supernet(keras.Model):
         layer, level = node[0].layer, node[0].to_level
         predecessors = [self._state(layer - 1, transition.from_level) for transition in node]
         # H^{l-2} of the level nearest in size among those that exist; on a tie the finer.
-        levels = reachable_levels(self.num_layers)[layer - 2] if layer >= 2 else (0,)
+        levels = reachable_levels(self.settings.num_layers)[layer - 2] if layer >= 2 else (0,)
         nearest = min(levels, key=lambda other: (abs(other - level), other))
         prev_prev = self._state(layer - 2, nearest)
         kind = NodeKind(
             level=level,
             predecessors=tuple(shape for _, shape in predecessors),
             prev_prev=prev_prev[1],
-            filters=self.filter_multiplier * 2**level,
-            num_blocks=self.num_blocks,
-            atrous=self.atrous,
-            share_operations=self.share_operations,
-            partial_channels=self.partial_channels,
+            filters=self.settings.filter_multiplier * 2**level,
+            num_blocks=self.settings.num_blocks,
+            atrous=self.settings.atrous,
+            share_operations=self.settings.share_operations,
+            partial_channels=self.settings.partial_channels,
         )
         return Segment(
             kind,
             [*(name for name, _ in predecessors), prev_prev[0]],
             [self._state(layer, level)[0]],
-            ["alpha", f"beta_{index}", *(["edge_weights"] if self.partial_channels > 1 else [])],
+            [
+                "alpha",
+                f"beta_{index}",
+                *(["edge_weights"] if self.settings.partial_channels > 1 else []),
+            ],
             seed=[self.seed, 3, index],
             name=self._state(layer, level)[0],
         )
 
     def _head(self, level: int) -> Segment:
-        name, shape = self._state(self.num_layers - 1, level)
+        name, shape = self._state(self.settings.num_layers - 1, level)
         kind = HeadKind(level, shape.channels, self.num_classes)
         return Segment(
             kind, [name], [f"logits_{level}"], seed=[self.seed, 4, level], name=f"head_{level}"
@@ -329,15 +293,15 @@ class Supernet(keras.Model):
         for name, variable in self._architecture.items():
             states[name] = backend.read(variable)
         weights = tuple(segment.read() for segment in self.segments)
-        if self.formulation == "plain":
+        if self.settings.formulation == "plain":
             return self._plain_forward(states, weights, training)
-        if self.sampled_paths:
+        if self.settings.sampled_paths:
             if training and sampling is None:
                 raise UserError(
                     "A supernet with sampled paths trains with sampling=(noise, temperature): "
                     "nothing in it is random by itself."
                 )
-            shape = (self.sampled_paths, self.num_layers, NUM_LEVELS, 3)
+            shape = (self.settings.sampled_paths, self.settings.num_layers, NUM_LEVELS, 3)
             sampling = (ops.zeros(shape), ops.ones(())) if sampling is None else sampling
             states["path_noise"], states["path_temperature"] = sampling
         moments, residuals = [], []
@@ -378,7 +342,7 @@ class Supernet(keras.Model):
             alpha,
             beta,
             training,
-            plain.edge_weights(states.get("edge_logits"), self.num_blocks),
+            plain.edge_weights(states.get("edge_logits"), self.settings.num_blocks),
         )
         logits = network.logits(states["images"])
         return ForwardPass(
@@ -399,7 +363,7 @@ class Supernet(keras.Model):
         with a ReLU, whose gradient at 0 is 0. A function that is being traced computes it all.
         """
         index = self._live_index.get(segment.name)
-        if not self.sampled_paths or index is None or not backend.is_known(states["live"]):
+        if not self.settings.sampled_paths or index is None or not backend.is_known(states["live"]):
             return False
         return not ops.convert_to_numpy(states["live"])[index]
 
@@ -407,7 +371,9 @@ class Supernet(keras.Model):
         """What an idle node or head writes."""
         kind: Any = segment.kind
         channels = (
-            kind.num_classes if isinstance(kind, HeadKind) else self.num_blocks * kind.filters
+            kind.num_classes
+            if isinstance(kind, HeadKind)
+            else self.settings.num_blocks * kind.filters
         )
         size = (-(-extent // stride(kind.level)) for extent in image_shape[1:3])
         return ops.zeros((image_shape[0], *size, channels), self.compute_dtype)
@@ -467,32 +433,83 @@ class Supernet(keras.Model):
             if gradient is not None
         ]
 
+    @property
+    def layouts(self) -> list[Any]:
+        """Name and shape of each array, in the order in which they lie in each flat vector."""
+        return [
+            [segment.name, *(list(layout.shapes.items()) for layout in segment.kind.layouts)]
+            for segment in self.segments
+        ]
+
     def get_config(self) -> dict[str, Any]:
-        """See Keras."""
+        """See Keras; `layout` is for `from_config` to compare."""
         return {
             **super().get_config(),
             "num_classes": self.num_classes,
-            "num_layers": self.num_layers,
-            "num_blocks": self.num_blocks,
-            "filter_multiplier": self.filter_multiplier,
-            "input_size": self.input_size,
-            "atrous": self.atrous,
-            "share_operations": self.share_operations,
+            **dataclasses.asdict(self.settings),
             "mean": self.mean,
             "std": self.std,
             "seed": self.seed,
-            "partial_channels": self.partial_channels,
-            "sampled_paths": self.sampled_paths,
-            "formulation": self.formulation,
+            "layout": _digest(self.layouts),
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
-        """Builds a supernet from `get_config`'s content, also of version 0.1.0."""
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> "Supernet":
+        """See Keras.
+
+        Raises:
+            UserError: Where the file's weights lie in another order in their vectors, which would
+                be read without an error; or for a setting that is gone and was used.
+        """
         config = dict(config)
-        if config.pop("mix_predecessors", False):
-            raise UserError("mix_predecessors=True is gone: read the file with the version of it.")
-        return super().from_config(config, custom_objects)
+        layout = config.pop("layout", None)
+        config.pop("input_size", None)  # of older files; nothing depends on it
+        for name in RETIRED:
+            if name in config:
+                is_retired(name, str(config.pop(name)).lower())
+        settings, others = split_settings(
+            SupernetConfig, config, ("num_classes", "mean", "std", "seed")
+        )
+        supernet = cls(settings=settings, **others)
+        if layout is None:
+            warnings.warn(
+                "the file of this search does not say how its weights lie in their vectors: they "
+                "are checked by their sizes only.",
+                stacklevel=2,
+            )
+        elif layout != _digest(supernet.layouts):
+            raise UserError(
+                "the weights of this search lie in another order than in this version, or with "
+                "other operations registered: read the file with the version and the operations "
+                "that it was written with."
+            )
+        return supernet
+
+
+def split_settings(
+    config_class: type[_ConfigT], keywords: Mapping[str, Any], others: Iterable[str] = ()
+) -> tuple[_ConfigT, dict[str, Any]]:
+    """Splits keywords into settings and those of Keras.
+
+    Args:
+        config_class: The class of the settings.
+        keywords: The keywords.
+        others: Names that are no settings, beside `name`, `trainable` and `dtype`.
+
+    Returns:
+        (settings, other keywords).
+
+    Raises:
+        TypeError: For a keyword that is neither, with the nearest setting.
+    """
+    others = {*_KERAS_ARGUMENTS, *others}
+    settings = {name: value for name, value in keywords.items() if name not in others}
+    rest = {name: value for name, value in keywords.items() if name in others}
+    return config_class(**settings), rest
+
+
+def _digest(layouts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(layouts).encode()).hexdigest()
 
 
 def build_supernet(
@@ -500,7 +517,38 @@ def build_supernet(
     num_layers: int = 12,
     num_blocks: int = 5,
     filter_multiplier: int = 8,
+    input_size: tuple[int, int] = (321, 321),
+    *,
+    mean: Sequence[float] = (127.5, 127.5, 127.5),
+    std: Sequence[float] = (127.5, 127.5, 127.5),
+    seed: int = 0,
     **kwargs: Any,
 ) -> Supernet:
-    """Builds the search network; see `Supernet` for the arguments."""
-    return Supernet(num_classes, num_layers, num_blocks, filter_multiplier, **kwargs)
+    """Builds the search network.
+
+    Args:
+        num_classes: Number of classes, 1 or more.
+        num_layers: L.
+        num_blocks: B.
+        filter_multiplier: F.
+        input_size: (height, width) that the network is meant for, 32 or more each. It serves any
+            other size too.
+        mean, std, seed: See `Supernet`.
+        **kwargs: More settings of `SupernetConfig`, and Keras' `name` and `dtype`.
+
+    Raises:
+        UserError: For a setting out of its range.
+        TypeError: For an unknown setting, with the nearest one.
+    """
+    if len(input_size) != 2 or min(input_size) < MINIMUM_SIZE:
+        raise UserError(
+            f"input_size must be (height, width), each {MINIMUM_SIZE} or more. "
+            f"Received: {input_size}"
+        )
+    sizes = {
+        "num_layers": num_layers,
+        "num_blocks": num_blocks,
+        "filter_multiplier": filter_multiplier,
+    }
+    settings, others = split_settings(SupernetConfig, sizes | kwargs)
+    return Supernet(num_classes, settings, mean=mean, std=std, seed=seed, **others)

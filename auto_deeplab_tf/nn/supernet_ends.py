@@ -26,25 +26,26 @@ from auto_deeplab_tf.search_space import ASPP_EXTENTS, STEM_CHANNELS, STEM_STRID
 class StemKind(SegmentKind):
     """Images to the tensors at stride 2 and 4 that the first layer reads.
 
-    3x3 to 64 stride 2, BN, ReLU; 3x3 64 -> 64, BN (stride 2 output); ReLU; 3x3 64 -> 128 stride
-    2, BN (stride 4 output).
-    Images are normalised (x - mean) / std first.
+    Images are normalised (x - mean) / std; 3x3 with stride 2, BN, ReLU; 3x3, BN (the output at
+    stride 2); ReLU; 3x3 with stride 2, BN (the output at stride 4).
 
     Attributes:
         mean, std: a float for each channel of the images, in units of 0..255.
         dtype: name of the dtype of the features.
+        channels: of the three convolutions.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: str
+    channels: tuple[int, ...] = STEM_CHANNELS
 
     input_gradients = False
 
     @functools.cached_property
     def kernels(self) -> Layout:
         shapes, channels = {}, len(self.mean)
-        for i, filters in enumerate(STEM_CHANNELS):
+        for i, filters in enumerate(self.channels):
             shapes[f"conv_{i}"] = ((3, 3, channels, filters), 9 * channels)
             channels = filters
         return kernel_layout(shapes)
@@ -55,7 +56,7 @@ class StemKind(SegmentKind):
 
     @property
     def normalized(self) -> tuple[tuple[Any, int], ...]:
-        return tuple(enumerate(STEM_CHANNELS))
+        return tuple(enumerate(self.channels))
 
     def compute(
         self,

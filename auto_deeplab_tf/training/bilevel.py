@@ -1,14 +1,16 @@
 """The bilevel update: weights on train_a, alpha and beta on train_b (paper, sec. 3.2)."""
 
+import dataclasses
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from auto_deeplab_tf.config import BilevelConfig
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.normalization import update_weights
-from auto_deeplab_tf.nn.supernet import Supernet
+from auto_deeplab_tf.nn.supernet import Supernet, split_settings
 from auto_deeplab_tf.training import losses, whole_images
 from auto_deeplab_tf.training.metrics import ConfusionMatrix
 
@@ -30,11 +32,9 @@ class BilevelModel(keras.Model):
         supernet: `Supernet`.
         ignore_label: label of the pixels that count nowhere.
         class_weights: weight of each class in the loss, or None.
-        weight_decay: L2 on the kernels, added to their gradient.
-        arch_weight_decay: L2 on alpha and beta logits, added to their gradient.
-        batch_norm_decay: Limit of the moving statistics' decay, which is smaller during the first
-            steps (`nn.normalization.update_weights`); in [0, 1).
-        gradient_clip_norm: largest global norm of the weights' gradient, or None.
+        settings: `BilevelConfig`, or its fields as keywords. Both weight decays are added to a
+            gradient; `batch_norm_decay` is the limit of the moving statistics' decay, which is
+            smaller during the first steps (`nn.normalization.update_weights`).
         path_temperature: of sampled paths: a number, or a Keras schedule of it over the steps.
 
     Attributes:
@@ -49,24 +49,19 @@ class BilevelModel(keras.Model):
     def __init__(
         self,
         supernet: Supernet,
+        settings: BilevelConfig | None = None,
         *,
         ignore_label: int = 255,
         class_weights: Any = None,
-        weight_decay: float = 3e-4,
-        arch_weight_decay: float = 1e-3,
-        batch_norm_decay: float = 0.99,
-        gradient_clip_norm: float | None = None,
         path_temperature: Any = 1.0,
         **kwargs: Any,
     ):
-        super().__init__(autocast=False, **kwargs)
+        found, others = split_settings(BilevelConfig, kwargs)
+        super().__init__(autocast=False, **others)
+        self.settings = settings.part(BilevelConfig) if settings else found
         self.supernet = supernet
         self.ignore_label = ignore_label
         self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
-        self.weight_decay = weight_decay
-        self.arch_weight_decay = arch_weight_decay
-        self.batch_norm_decay = batch_norm_decay
-        self.gradient_clip_norm = gradient_clip_norm
         self.path_temperature = path_temperature
         self.completed_steps = tf.Variable(
             0,
@@ -168,7 +163,7 @@ class BilevelModel(keras.Model):
         """
         images, labels = batch
         eager = tf.executing_eagerly()
-        if eager and self.supernet.formulation == "fused":
+        if eager and self.supernet.settings.formulation == "fused":
             computed = self.supernet.forward(images, True, self.sampling(wrt))
             loss_sum, weight_sum, logits_gradient = self._eager_loss(
                 labels, computed.logits, self._loss_scale(wrt)
@@ -207,13 +202,13 @@ class BilevelModel(keras.Model):
             (noise, temperature) of `Supernet.forward`.
         """
         supernet = self.supernet
-        if not supernet.sampled_paths:
+        if not supernet.settings.sampled_paths:
             return None
         step = tf.convert_to_tensor(self.completed_steps)
         half = 2 * step + (wrt == "architecture")
         # A generator by name: the default differs between devices.
         uniform = tf.random.stateless_uniform(
-            (supernet.sampled_paths, *supernet.beta_logits.shape),
+            (supernet.settings.sampled_paths, *supernet.beta_logits.shape),
             seed=tf.stack([tf.constant(supernet.seed, tf.int64), half]),
             minval=1e-30,
             alg="philox",
@@ -257,23 +252,25 @@ class BilevelModel(keras.Model):
         variables = self.supernet.trainable_variables
         scale = self._loss_scale("weights")
         gradients = [
-            gradient + share * scale * self.weight_decay * tf.convert_to_tensor(variable)
+            gradient + share * scale * self.settings.weight_decay * tf.convert_to_tensor(variable)
             if decayed
             else gradient
             for gradient, variable, decayed in zip(gradients, variables, self._decayed, strict=True)
         ]
-        if self.gradient_clip_norm is not None:
+        if self.settings.gradient_clip_norm is not None:
             norm = tf.linalg.global_norm(_sum_over_replicas(gradients)) / scale
-            factor = self.gradient_clip_norm / tf.maximum(norm, self.gradient_clip_norm)
+            factor = self.settings.gradient_clip_norm / tf.maximum(
+                norm, self.settings.gradient_clip_norm
+            )
             gradients = [gradient * factor for gradient in gradients]
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         moving = [s.moving for s in self.supernet.segments if s.moving is not None]
         keep, add = update_weights(
-            self.batch_norm_decay, tf.convert_to_tensor(self.completed_steps)
+            self.settings.batch_norm_decay, tf.convert_to_tensor(self.completed_steps)
         )
         for variable, value in zip(moving, moments, strict=True):
             kept = keep * tf.convert_to_tensor(variable)
-            if self.supernet.sampled_paths:
+            if self.supernet.settings.sampled_paths:
                 # A channel that is 0 everywhere lies on no path of this step.
                 value = tf.where(value[1:] > 0.0, value, variable)
             variable.assign(kept + add * value)
@@ -283,7 +280,8 @@ class BilevelModel(keras.Model):
         variables = self.supernet.architecture_variables
         scale = self._loss_scale("architecture")
         gradients = [
-            gradient + share * scale * self.arch_weight_decay * tf.convert_to_tensor(variable)
+            gradient
+            + share * scale * self.settings.arch_weight_decay * tf.convert_to_tensor(variable)
             for gradient, variable in zip(gradients, variables, strict=True)
         ]
         self.architecture_optimizer.apply_gradients(zip(gradients, variables, strict=True))
@@ -314,10 +312,7 @@ class BilevelModel(keras.Model):
             "supernet": keras.saving.serialize_keras_object(self.supernet),
             "ignore_label": self.ignore_label,
             "class_weights": self.class_weights,
-            "weight_decay": self.weight_decay,
-            "arch_weight_decay": self.arch_weight_decay,
-            "batch_norm_decay": self.batch_norm_decay,
-            "gradient_clip_norm": self.gradient_clip_norm,
+            **dataclasses.asdict(self.settings),
             "path_temperature": keras.saving.serialize_keras_object(self.path_temperature),
         }
 
