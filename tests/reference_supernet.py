@@ -29,7 +29,9 @@ def plain_network(supernet, weights, architecture, training=True, moves=None):
         alpha,
         beta if moves is None else moves,
         training,
-        plain.edge_weights(architecture[2] if architecture[2:] else None, supernet.num_blocks),
+        plain.edge_weights(
+            architecture[2] if architecture[2:] else None, supernet.settings.num_blocks
+        ),
     )
 
 

@@ -85,8 +85,6 @@ class BilevelModel(keras.Model):
         self._xla_gradients = tf.function(
             self._loss_and_gradients, autograph=False, jit_compile=True
         )
-        # The plain formulation has no segments to compile one by one.
-        self._compiled_gradients = tf.function(self._loss_and_gradients, autograph=False)
         self._eager_apply = {
             "weights": tf.function(self._apply_weights, autograph=False),
             "architecture": tf.function(self._apply_architecture, autograph=False),
@@ -171,10 +169,12 @@ class BilevelModel(keras.Model):
             gradients = self.supernet.backward(computed, logits_gradient, wrt)
             moments = _present(computed.moments)
         else:
-            if self.supernet.execution.jit_compile:
-                function = self._xla_gradients
-            else:
-                function = self._compiled_gradients if eager else self._loss_and_gradients
+            # The plain formulation has no segments to compile one by one: eagerly, it runs op by op.
+            function = (
+                self._xla_gradients
+                if self.supernet.execution.jit_compile
+                else self._loss_and_gradients
+            )
             loss_sum, weight_sum, gradients, moments = function(
                 wrt, images, labels, self._loss_scale(wrt), self.sampling(wrt)
             )

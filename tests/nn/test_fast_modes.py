@@ -174,12 +174,12 @@ def test_inference_takes_all_paths():
 
 def test_without_a_fast_mode_nothing_is_added():
     net = supernet()
-    assert net.fast_modes == {}
+    assert net.settings.fast_modes == {}
     assert net.architecture_variables == [net.alpha_logits, net.beta_logits]
     assert net.edge_logits is None
     assert [segment.reads for segment in net.segments][0] == ()
     partial = supernet(partial_channels=2)
-    assert partial.fast_modes == {"partial_channels": 2}
+    assert partial.settings.fast_modes == {"partial_channels": 2}
     assert partial.architecture_variables == [
         partial.alpha_logits,
         partial.beta_logits,

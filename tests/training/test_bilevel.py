@@ -360,7 +360,7 @@ def test_a_keras_file_holds_the_fast_modes(tmp_path):
     bilevel.supernet.edge_logits.assign([0.5, -0.5])
     bilevel.save(tmp_path / "search.keras")
     loaded = keras.saving.load_model(tmp_path / "search.keras")
-    assert loaded.supernet.fast_modes == modes
+    assert loaded.supernet.settings.fast_modes == modes
     assert same(architecture_of(bilevel), architecture_of(loaded))
     loaded.completed_steps.assign(1)
     assert float(loaded.sampling("weights")[1]) == pytest.approx(8.0)
