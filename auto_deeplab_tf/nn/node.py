@@ -38,13 +38,13 @@ import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.operations import operation_layer_class
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
     BatchStatistics,
     Layout,
     SegmentKind,
-    Tensor,
     kernel_layout,
     project,
     spread,

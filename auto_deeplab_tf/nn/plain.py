@@ -11,9 +11,10 @@ from keras import ops
 from auto_deeplab_tf import method
 from auto_deeplab_tf.method import Convolution
 from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.node import NodeKind
 from auto_deeplab_tf.nn.operations import OperationLayer, operation_layer_class
-from auto_deeplab_tf.nn.segments import Segment, SegmentKind, Tensor
+from auto_deeplab_tf.nn.segments import Segment, SegmentKind
 from auto_deeplab_tf.nn.supernet_ends import HeadKind, StemKind
 from auto_deeplab_tf.search_space import OPERATION_TABLE, block_sources, relaxed_edges
 

@@ -8,7 +8,8 @@ import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.nn import backend
-from auto_deeplab_tf.nn.segments import SegmentKind, Tensor
+from auto_deeplab_tf.nn.backend import Tensor
+from auto_deeplab_tf.nn.segments import SegmentKind
 from auto_deeplab_tf.search_space import NUM_LEVELS, NUM_MOVES, Transition, move_mask
 
 # A finite stand-in for -inf: its softmax is exactly 0, and so is its gradient, never NaN.

@@ -14,10 +14,8 @@ import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.normalization import BATCH_NORM_EPSILON
-
-# A tensor of any Keras backend.
-Tensor = Any
 
 
 class Layout:

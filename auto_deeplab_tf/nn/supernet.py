@@ -15,6 +15,7 @@ from auto_deeplab_tf import method
 from auto_deeplab_tf.config import RETIRED, Config, SupernetConfig, is_retired
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn import backend, plain
+from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.execution import Execution, runner
 from auto_deeplab_tf.nn.node import NodeKind, StateShape
 from auto_deeplab_tf.nn.relaxation import RelaxKind
@@ -23,7 +24,7 @@ from auto_deeplab_tf.nn.segmentation_network import (
     checked_count,
     checked_normalization,
 )
-from auto_deeplab_tf.nn.segments import Segment, Tensor
+from auto_deeplab_tf.nn.segments import Segment
 from auto_deeplab_tf.nn.supernet_ends import HeadKind, LogitsKind, StemKind
 from auto_deeplab_tf.search_space import (
     MINIMUM_SIZE,

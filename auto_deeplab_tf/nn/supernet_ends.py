@@ -9,12 +9,12 @@ import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.nn.atrous import atrous_conv
+from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
     BatchStatistics,
     Layout,
     SegmentKind,
-    Tensor,
     affine_layout,
     kernel_layout,
     project,

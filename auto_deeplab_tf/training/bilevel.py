@@ -169,7 +169,7 @@ class BilevelModel(keras.Model):
             gradients = self.supernet.backward(computed, logits_gradient, wrt)
             moments = _present(computed.moments)
         else:
-            # The plain formulation has no segments to compile one by one: eagerly, it runs op by op.
+            # The plain formulation has no segments to compile: in an eager step it runs op by op.
             function = (
                 self._xla_gradients
                 if self.supernet.execution.jit_compile
