@@ -10,8 +10,9 @@ time and in parallel threads; the loss and the two updates are two functions mor
 waits for the device.
 
 Without `--data` random crops are timed. With it a search runs on the crops of an .npz: `images`
-uint8 [n, H, W, 3], `labels` uint8 [n, H, W], `part` int8 [n]: 0 train_a, 1 train_b, 2 val. Rows go
-to `--output` as soon as they are known. Rows of different devices do not belong in one comparison.
+uint8 [n, H, W, 3], `labels` uint8 [n, H, W], `part` int8 [n] (0 train_a, 1 train_b, 2 val) and
+`class_weights` float [C]. Rows go to `--output` as soon as they are known. Rows of different
+devices do not belong in one comparison.
 """
 
 import concurrent.futures
@@ -339,15 +340,27 @@ def seconds_left():
 
 @contextlib.contextmanager
 def alone():
-    """A context in which no other process with the same `--lock` is in one."""
+    """A context in which no other process with the same `--lock` is in one.
+
+    It is entered only once the file `--wait_for` is there.
+    """
+    while FLAGS.wait_for and not os.path.exists(FLAGS.wait_for):
+        time.sleep(0.2)
     with open(FLAGS.lock or os.devnull, "w", encoding="utf-8") as file:
         if FLAGS.lock:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def build(size, num_classes, steps):
-    """Builds the `Bilevel` of the flags, with the paper's optimizers."""
+def build(size, num_classes, schedule, class_weights=None):
+    """Builds the `Bilevel` of the flags, with the paper's optimizers.
+
+    Args:
+        size: (height, width) of the crops.
+        num_classes: Number of classes.
+        schedule: Of the weights' learning rate.
+        class_weights: Of the loss.
+    """
     supernet = build_supernet(
         num_classes,
         FLAGS.num_layers,
@@ -360,9 +373,9 @@ def build(size, num_classes, steps):
     supernet.execution = Execution(remat=FLAGS.remat, jit_compile=True)
     return Bilevel(
         supernet,
-        keras.optimizers.SGD(Cosine(FLAGS.learning_rate, 0.001, steps), momentum=0.9),
+        keras.optimizers.SGD(schedule, momentum=0.9),
         keras.optimizers.Adam(FLAGS.arch_learning_rate),
-        batch_norm_decay=0.99,
+        class_weights=class_weights,
     )
 
 
@@ -376,7 +389,7 @@ def xla_options():
 def measure(size):
     """Times iterations on random crops."""
     rows = Rows(FLAGS.output)
-    bilevel = build(size, FLAGS.num_classes, FLAGS.steps or 1000)
+    bilevel = build(size, FLAGS.num_classes, Cosine(FLAGS.learning_rate, 0.001, FLAGS.steps))
     start = time.monotonic()
     executables = compile_ahead(
         bilevel.supernet, (FLAGS.batch_size, *size, 3), FLAGS.threads, options=xla_options()
@@ -449,7 +462,8 @@ def search(size):
     data = np.load(FLAGS.data)
     images, labels, part = data["images"], data["labels"], data["part"]
     num_classes = int(labels[labels != 255].max()) + 1
-    bilevel = build(size, num_classes, FLAGS.steps)
+    schedule = Cosine(FLAGS.learning_rate, 0.001, FLAGS.steps)
+    bilevel = build(size, num_classes, schedule, data["class_weights"])
     supernet = bilevel.supernet
     compile_ahead(supernet, (FLAGS.batch_size, *size, 3), FLAGS.threads, options=xla_options())
     crops_a, crops_b, probes = (
@@ -508,7 +522,15 @@ def search(size):
 
     slowest = 0.0
     with alone():
-        for step in range(FLAGS.steps):
+        # The schedule ends where the time does.
+        start = time.monotonic()
+        for _ in range(10):
+            bilevel.gradients("weights", crops_a.batch(0))
+            jax.block_until_ready(bilevel.gradients("architecture", crops_b.batch(0)))
+        seconds = (time.monotonic() - start) / 10
+        steps = schedule.steps = int(max(20, min(FLAGS.steps, 0.8 * seconds_left() / seconds)))
+        print(f"{steps} steps of about {seconds:.4f} s", flush=True)
+        for step in range(steps):
             if step >= FLAGS.warmup_steps and (step - FLAGS.warmup_steps) % FLAGS.probe_every == 0:
                 start = time.monotonic()
                 probe(step)
@@ -541,6 +563,7 @@ def define_flags():
     flags.DEFINE_integer("repeats", 5, "how many times; the median counts")
     flags.DEFINE_float("seconds", 1e9, "when to end, in seconds from the start of the process")
     flags.DEFINE_string("output", None, "the CSV file to which rows are appended")
+    flags.DEFINE_string("wait_for", None, "file whose coming the measurement waits for")
     flags.DEFINE_string("lock", None, "file that one process at a time holds while it measures")
     flags.DEFINE_string("trace", None, "folder for a profile of one iteration")
     flags.DEFINE_string("data", None, ".npz of a search's images; none: random ones are timed")

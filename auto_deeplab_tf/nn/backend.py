@@ -27,8 +27,11 @@ Tensor: TypeAlias = Any
 _LAST = "channels_last"
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
+_JAX = keras.backend.backend() == "jax"
 if _TENSORFLOW:
     import tensorflow as tf
+elif _JAX:
+    import jax
 
 
 def require_tensorflow() -> None:
@@ -223,8 +226,22 @@ def depthwise_convs(images: Tensor, kernels: Sequence[Tensor], rate: int = 1) ->
     return result
 
 
+@functools.cache
+def has_triton_kernels() -> bool:
+    """Tells whether the kernels of `nn/pallas_depthwise.py` serve: on JAX, where there is a GPU.
+
+    AUTO_DEEPLAB_DEPTHWISE=conv in the environment leaves the convolutions to cuDNN.
+    """
+    form = os.environ.get("AUTO_DEEPLAB_DEPTHWISE", "triton")
+    return _JAX and jax.default_backend() == "gpu" and form == "triton"
+
+
 def plain_depthwise_convs(images: Tensor, kernels: Sequence[Tensor], rate: int = 1) -> Tensor:
     """The default of `depthwise_convs`."""
+    if has_triton_kernels():
+        from auto_deeplab_tf.nn import pallas_depthwise
+
+        return pallas_depthwise.depthwise_convs(images, kernels, rate)
     conv = _dilated_depthwise_conv if _compiles_for_xla() else depthwise_conv
     return ops.concatenate(
         [conv(images, kernel[..., None], padding="same", rate=rate) for kernel in kernels], axis=-1
@@ -415,7 +432,12 @@ def plain_normalize_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The default of `normalize_batch`; replicas may hold different numbers of images, or none."""
     values, axes = ops.cast(images, "float32"), (0, 1, 2)
-    if num_replicas() == 1:
+    if _JAX and images.dtype != values.dtype:
+        # Of 16 bits float32 sums lose nothing; one pass over the map serves for both.
+        mean = keep(ops.mean(values, axis=axes))
+        squares = ops.mean(ops.square(values), axis=axes)
+        variance = keep(ops.maximum(squares - ops.square(mean), 0.0))
+    elif num_replicas() == 1:
         mean = keep(ops.mean(values, axis=axes))
         variance = keep(ops.mean(ops.square(values - mean), axis=axes))
     else:
