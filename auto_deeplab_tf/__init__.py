@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from auto_deeplab_tf.nn.supernet import build_supernet
     from auto_deeplab_tf.searcher import ArchitectureSearch
     from auto_deeplab_tf.segmenter import Segmenter
+    from auto_deeplab_tf.served import load_model
 
 _HOME = {
     "Architecture": "auto_deeplab_tf.architecture",
@@ -26,6 +27,7 @@ _HOME = {
     "build_baseline": "auto_deeplab_tf.baselines",
     "build_network": "auto_deeplab_tf.nn.network",
     "build_supernet": "auto_deeplab_tf.nn.supernet",
+    "load_model": "auto_deeplab_tf.served",
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "build_baseline",
     "build_network",
     "build_supernet",
+    "load_model",
 ]
 
 

@@ -10,7 +10,9 @@ label_ids/ID_pred_labelIds.png: predictions as the data set's own label ids (or 
 size. Cityscapes' evaluation script takes that folder, and its test server a zip of it.
 """
 
+import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 from auto_deeplab_tf import cli, config
@@ -38,12 +40,11 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
 
     model = load_model(options.model)
     info = source.describe(options)
-    names = _class_names(model, info)
+    names = _class_names(model, info, options.model)
     if options.write_label_ids and (options.image_size or options.max_image_side):
         raise UserError(
-            "--write_label_ids writes at the size of the files: leave --image_size and "
-            "--max_image_side out "
-            "(--input_size makes what the network sees smaller)"
+            "write_label_ids writes at the size of the files: leave image_size and max_image_side "
+            "out (input_size makes what the network sees smaller)"
         )
     split = source.open_for(options, options.split)
     train = source.open_for(options, "train") if options.trivial_predictors else None
@@ -74,21 +75,21 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
 
 
 def _input_size(model: Any, split: Any, options: config.EvaluateConfig) -> list[int] | None:
-    """What metrics.json says of the size that the network saw; null where it differs by image."""
+    """The size that the network saw, for metrics.json; None where it differs by image."""
     if split.image_size is None and options.input_size is None:
         return None
     return list(model.command_input_size(split.image_size, options.input_size))
 
 
-def _class_names(model: Any, info: Any) -> tuple[str, ...]:
+def _class_names(model: Any, info: Any, path: str) -> tuple[str, ...]:
     """The model's class names, or the data set's where it has none.
 
     Raises:
-        ValueError: where model and data set have other classes.
+        UserError: If model and data set have other classes.
     """
     if model.num_classes not in (None, len(info.class_names)):
         raise UserError(
-            f"--model has {model.num_classes} classes, --dataset={info.name} has "
+            f"model={path} has {model.num_classes} classes, dataset={info.name} has "
             f"{len(info.class_names)}: evaluate it on the data set that it was trained for"
         )
     if model.class_names is not None and model.class_names != info.class_names:
@@ -98,7 +99,7 @@ def _class_names(model: Any, info: Any) -> tuple[str, ...]:
             if pair[0] != pair[1]
         )
         raise UserError(
-            f"class {index} of --model is {names[0]}, that of --dataset={info.name} is {names[1]}: "
+            f"class {index} of model={path} is {names[0]}, of dataset={info.name} {names[1]}: "
             "evaluate it on the data set that it was trained for"
         )
     return info.class_names
@@ -110,18 +111,15 @@ def _score(
     """Returns the confusion matrix, and (id, image, labels, prediction) of the images to draw."""
     from auto_deeplab_tf import overlay
     from auto_deeplab_tf.data import pipeline
-    from auto_deeplab_tf.training.metrics import count_pixels, matrix_of
+    from auto_deeplab_tf.training.metrics import score
 
     drawn = set(pipeline.spread(split.num_examples, options.overlays))
     info = split.info
     num_classes = len(info.class_names)
-    counts: Any = 0
+    indices = itertools.count()
     samples = []
-    index = 0
-    for images, labels in batches:
-        images, labels = images.numpy(), labels.numpy()
-        if info.image_bits == 8:  # as predict sees them
-            images = images.astype("uint8")
+
+    def predict(images: Any) -> Any:
         predictions = model.predict_class_ids(
             images,
             input_size=model.command_input_size(images.shape[1:3], options.input_size),
@@ -130,40 +128,46 @@ def _score(
         )
         if predictions.max() >= num_classes:
             raise UserError(
-                f"--model answers class {predictions.max()}, --dataset={info.name} has the classes "
-                f"0..{num_classes - 1}"
+                f"model={options.model} predicts class {predictions.max()}, dataset={info.name} "
+                f"has the classes 0..{num_classes - 1}"
             )
-        counts += count_pixels(labels, predictions, num_classes, info.ignore_label).numpy()
+        return predictions
+
+    def keep(images: Any, labels: Any, predictions: Any) -> None:
         for image, label, prediction in zip(images, labels, predictions, strict=True):
+            index = next(indices)
             if label_ids_dir is not None:
                 label_ids_dir.mkdir(exist_ok=True)
                 name = f"{split.ids[index]}_pred_labelIds.png"
                 overlay.save_png(label_ids_dir / name, info.stored_labels(prediction))
             if index in drawn:
                 samples.append((split.ids[index], image, label, prediction))
-            index += 1
-    return matrix_of(counts, num_classes, info.ignore_label), samples
+
+    # 8 bits as `predict` sees them.
+    dtype = "uint8" if info.image_bits == 8 else "float32"
+    arrays = ((images.numpy().astype(dtype), labels.numpy()) for images, labels in batches)
+    _, matrix = score(predict, arrays, num_classes, info.ignore_label, on_batch=keep)
+    return matrix, samples
 
 
 def _trivial(train: Any, split: Any) -> dict[str, Any]:
     """Confusion matrices of two predictors that look at no image, made from the training labels."""
     import numpy as np
 
-    from auto_deeplab_tf.training.metrics import LabelStatistics, count_pixels, matrix_of
+    from auto_deeplab_tf.training.metrics import LabelStatistics, score
 
     num_classes, ignore_label = len(split.info.class_names), split.info.ignore_label
     statistics = LabelStatistics(num_classes, ignore_label)
     for label in _labels(train):
         statistics.add(label)
-    sums = {"most_frequent_class": 0, "position_majority": 0}
-    for label in _labels(split):
-        predictions = {
-            "most_frequent_class": np.full(label.shape, statistics.most_frequent_class()),
-            "position_majority": statistics.position_majority(label.shape),
-        }
-        for name, prediction in predictions.items():
-            sums[name] += count_pixels(label, prediction, num_classes, ignore_label).numpy()
-    return {name: matrix_of(counts, num_classes, ignore_label) for name, counts in sums.items()}
+    predictors: dict[str, Callable[[Any], Any]] = {
+        "most_frequent_class": lambda label: np.full(label.shape, statistics.most_frequent_class()),
+        "position_majority": lambda label: statistics.position_majority(label.shape),
+    }
+    return {
+        name: score(predict, ((x, x) for x in _labels(split)), num_classes, ignore_label)[1]
+        for name, predict in predictors.items()
+    }
 
 
 def _labels(split: Any) -> Any:

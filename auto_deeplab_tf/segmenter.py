@@ -1,9 +1,12 @@
 """`Segmenter`: a segmentation network as a Keras model that trains, predicts and is handed over."""
 
+import dataclasses
+import itertools
 import math
 import os
+import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,16 +20,20 @@ from auto_deeplab_tf.errors import MissingFileError, UserError
 from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.network import build_network
 from auto_deeplab_tf.nn.resize import resize_bilinear
-from auto_deeplab_tf.training import whole_images
-from auto_deeplab_tf.training.supervised import AUTO, SupervisedModel, default_optimizer
+from auto_deeplab_tf.training import inputs, loop, losses, whole_images
+from auto_deeplab_tf.training.keras_data import KerasData
+from auto_deeplab_tf.training.metrics import ConfusionMatrix, MatrixScore, score
+from auto_deeplab_tf.training.optimizers import default_optimizer, with_loss_scaling
+from auto_deeplab_tf.training.run_dir import Checkpoints
 
 require_tensorflow()
 
+AUTO = "auto"
 _PREDICT_BATCH_SIZE = 8
 
 
 @keras.saving.register_keras_serializable(package="auto_deeplab_tf")
-class Segmenter(SupervisedModel):
+class Segmenter(keras.Model):
     """A network with all it takes to train it and to use it; saved, it is the hand-over file.
 
     It is compiled from the start (see `compile`), so `fit` works at once:
@@ -36,32 +43,37 @@ class Segmenter(SupervisedModel):
         segmenter.save("model.keras")
         class_ids = keras.saving.load_model("model.keras").predict_class_ids(images)
 
-    What a training step does: `training.supervised.SupervisedModel`.
+    A training step minimises, over the batch of all replicas together,
+
+        sum over pixels of the loss / number of pixels that are not ignored
+
+    (`training.losses.segmentation_loss`) and adds `weight_decay` * w to the gradient of every
+    kernel w. Keras' own `weight_decay` is decoupled from the gradient and acts otherwise.
 
     Args:
-        architecture: an `Architecture`, the name of a preset or an architecture file; or a network
-            that is there already: a Keras model from images to logits.
-        num_classes: number of classes; may be left out where a network is given.
+        architecture: An `Architecture`, the name of a preset or an architecture file; or a network
+            that exists already: a Keras model from images to logits.
+        num_classes: Number of classes; may be left out where a network is given.
         filter_multiplier: F, filters of a block at stride 4.
-        head_channels: channels of the ASPP and the decoder.
-        decoder_channels: channels of the low-level feature in the decoder.
-        mean: what the network subtracts from its images, for each of their channels: 1, 3 (red,
+        head_channels: Channels of the ASPP and the decoder.
+        decoder_channels: Channels of the low-level feature in the decoder.
+        mean: What the network subtracts from its images, for each of their channels: 1, 3 (red,
             green and blue) or 4.
-        std: what it then divides by, for each channel.
-        drop_path_keep: probability, at the end of training, of keeping a path; 1: no drop path.
-        drop_path_seed: seed of the paths dropped.
-        batch_norm_decay: decay of the moving statistics of batch normalisation.
-        class_names: one name per class.
+        std: What it then divides by, for each channel.
+        drop_path_keep: Probability, at the end of training, of keeping a path; 1: no drop path.
+        drop_path_seed: Seed of the paths dropped.
+        batch_norm_decay: Decay of the moving statistics of batch normalisation.
+        class_names: One name per class.
         palette: uint8 [num_classes, 3], the colour of each class.
-        ignore_label: label of the pixels that count nowhere.
-        class_weights: weight of each class in the loss (see `training.losses.class_weights`).
-        label_smoothing: of the loss, in [0, 1).
-        hardest_fraction: share of each image's pixels, hardest first, that the loss counts.
+        ignore_label: Label of the pixels that count nowhere.
+        class_weights: Weight of each class in the loss (see `training.losses.class_weights`).
+        label_smoothing: Label smoothing of the loss, in [0, 1).
+        hardest_fraction: Fraction of each image's pixels, hardest first, that the loss counts.
         weight_decay: L2 weight decay on the kernels.
         image_size: (height, width) of the whole images that the training crops were cut from: a
             note for commands that bring images to it. The network itself takes any size.
-        dtype: dtype policy of the network, such as "mixed_bfloat16"; logits are float32 always.
-        name: name of the model.
+        dtype: Dtype policy of the network, such as "mixed_bfloat16"; logits are always float32.
+        name: Name of the model.
 
     Call arguments:
         images: [N, H, W, C], 0..255, integers or floats; any H and W; C = len(mean).
@@ -69,9 +81,10 @@ class Segmenter(SupervisedModel):
     Returns of a call: logits, float [N, H, W, num_classes].
 
     Attributes:
-        network: the network inside; baselines stand here too.
-        total_steps: number of steps that the drop path schedule spans; `fit` sets it.
-        completed_steps: tf.Variable, int64: the steps a training loop has counted so far.
+        network: The network inside; baselines stand here too.
+        total_steps: Number of steps that the drop path schedule spans; `fit` sets it.
+        completed_steps: tf.Variable, int64: the steps that the training has done so far.
+        traced_step: See `training.loop.fit`.
     """
 
     def __init__(
@@ -123,21 +136,46 @@ class Segmenter(SupervisedModel):
                 f"num_classes must be that of the network ({network.num_classes}). "
                 f"Received: {num_classes}"
             )
-        super().__init__(
-            network,
-            network.num_classes,
-            ignore_label=ignore_label,
-            class_weights=class_weights,
-            label_smoothing=label_smoothing,
-            hardest_fraction=hardest_fraction,
-            weight_decay=weight_decay,
-            name=name,
+        # Images reach the network in float32 whatever its own precision: bfloat16 holds no
+        # fractions near 255.
+        super().__init__(dtype="float32", name=name)
+        self.network = network
+        self.num_classes = network.num_classes
+        self._loss_settings = losses.LossSettings(
+            ignore_label, class_weights, label_smoothing, hardest_fraction, weight_decay
         )
         self.class_names = _checked_class_names(class_names, self.num_classes)
         self.palette = _checked_palette(palette, self.num_classes)
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+        self.total_steps: int | None = None
+        self.completed_steps = tf.Variable(
+            0,
+            trainable=False,
+            dtype=tf.int64,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        self._confusion = ConfusionMatrix(self.num_classes, ignore_label)
         self._saves_optimizer = True
         self._class_ids_function: tuple[Any, Any] = (None, None)
+        self._logits_function: Any = None
+        self.built = True
+        self.compile()
+
+    def call(self, images: Any, training: bool | None = None) -> Any:
+        return self.network(keras.ops.cast(images, "float32"), training=training)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return (*input_shape[:-1], self.num_classes)
+
+    @property
+    def ignore_label(self) -> int:
+        """Label of the pixels that count nowhere."""
+        return self._loss_settings.ignore_label
+
+    @property
+    def class_weights(self) -> Sequence[float] | None:
+        """Weight of each class in the loss; None: 1 each."""
+        return self._loss_settings.class_weights
 
     @property
     def input_channels(self) -> int:
@@ -163,24 +201,372 @@ class Segmenter(SupervisedModel):
         """
         mean, std = np.asarray(self.network.mean), np.asarray(self.network.std)
         self.network.mean, self.network.std = (0.0,) * len(mean), (1.0,) * len(mean)
-        self.train_function = self.test_function = self.predict_function = None
-        self._class_ids_function = (None, None)
+        self.traced_step = self.test_function = self.predict_function = None
+        self._class_ids_function, self._logits_function = (None, None), None
         return keras.layers.Rescaling((1 / std).tolist(), (-mean / std).tolist())
 
     def command_input_size(
         self, size: tuple[int, int], input_size: tuple[int, int] | None = None
     ) -> tuple[int, int]:
-        """Returns the size that a command brings a whole image to before it is segmented.
+        """Returns the size that a command resizes a whole image to before it is segmented.
 
         That is `input_size` where one is asked for; else, where the training images had been
-        brought to `image_size`, the size with as many pixels and the image's own proportions; else
+        resized to `image_size`, the size with as many pixels and the image's own proportions; else
         its own.
         """
         if input_size is not None:
             return input_size
         return size if self.image_size is None else with_area_of(size, self.image_size)
 
+    # ---- training
+
+    def compile(
+        self,
+        optimizer: Any = AUTO,
+        loss: Callable[[tf.Tensor, tf.Tensor], losses.SumAndWeight] | str = AUTO,
+        metrics: Any = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool = False,
+    ) -> None:
+        """Chooses optimizer, loss and further metrics; the constructor calls it with the defaults.
+
+        Where the network computes in float16 the optimizer scales its loss: a step whose gradient
+        is not finite is left out, and the scale halved.
+
+        Args:
+            optimizer: A Keras optimizer. `"auto"`: SGD with momentum 0.9 and a poly learning rate
+                from 0.05 down to 0, begun anew by every `fit` and spanning all of its steps.
+            loss: A function (labels, logits) -> (sum, weight) such as `segmentation_loss` gives.
+                `"auto"`: that one, with the settings of the constructor.
+            metrics: Keras metrics besides loss, mIoU and pixel accuracy, which are always there.
+            run_eagerly: As in Keras.
+            steps_per_execution: As in Keras, for `evaluate` and `predict`; `fit` takes the steps
+                one by one.
+            jit_compile: As in Keras, but off: with deterministic operations XLA has no gradient of
+                max pooling.
+        """
+        self._auto_optimizer = isinstance(optimizer, str) and optimizer == AUTO
+        self._auto_loss = isinstance(loss, str) and loss == AUTO
+        if not self._auto_loss and (isinstance(loss, str) or not callable(loss)):
+            raise UserError(
+                "loss must be 'auto' or a function (labels, logits) -> (sum, weight). "
+                f"Received: {loss!r}"
+            )
+        self._loss_function: Callable[[tf.Tensor, tf.Tensor], losses.SumAndWeight] = (
+            self._loss_settings.function(self.num_classes) if isinstance(loss, str) else loss
+        )
+        self._further_metrics = metrics
+        self.traced_step = None
+        super().compile(
+            optimizer=self._prepared(default_optimizer() if self._auto_optimizer else optimizer),
+            metrics=[
+                *(MatrixScore(self._confusion, name) for name in ("miou", "pixel_accuracy")),
+                *tf.nest.flatten(() if metrics is None else metrics),
+            ],
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+        )
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: int | str = "auto",
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: None = None,
+        sample_weight: None = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | Sequence[int] = 1,
+        *,
+        checkpoints: Checkpoints | None = None,
+        checkpoint_every_steps: int | None = None,
+    ) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, on images and integer masks, by `training.loop.fit`.
+
+        Args:
+            x: Images [N, H, W, C], 0..255; or batches (images, masks) as a `tf.data.Dataset`, a
+                `keras.utils.PyDataset` or a generator; or data addressable by step, a function
+                step -> `tf.data.Dataset` of the batches from that step on. With the last the
+                training starts at `completed_steps`, whatever `initial_epoch` says.
+            y: Masks, integers [N, H, W], where `x` is an array.
+            batch_size: As in Keras.
+            epochs: As in Keras.
+            verbose: As in Keras.
+            callbacks: As in Keras.
+            validation_split: As in Keras: the last images of arrays are set apart.
+            validation_data: As in Keras; or a function epoch -> logs of that epoch.
+            shuffle: As in Keras.
+            class_weight: Refused: the constructor takes `class_weights`.
+            sample_weight: Refused: pixels are left out by the ignore label.
+            initial_epoch: As in Keras.
+            steps_per_epoch: As in Keras.
+            validation_steps: As in Keras.
+            validation_batch_size: As in Keras.
+            validation_freq: As in Keras.
+            checkpoints: Where the state of the training is written, see `training.loop.fit`.
+            checkpoint_every_steps: Write a checkpoint also within an epoch.
+
+        Raises:
+            UserError: If masks have another form or other values than classes and the ignore label,
+                if weights of samples or classes are given, or if the number of steps is unknown and
+                the learning rate needs it.
+            RunError: If the loss is not finite.
+        """
+        _refuse_weights(class_weight=class_weight, sample_weight=sample_weight)
+        if validation_split and validation_data is None:
+            x, y, validation_data = _split_off(x, y, validation_split)
+        if y is not None:
+            inputs.check_arrays(x, y, self.input_channels, self.num_classes, self.ignore_label)
+        by_step = callable(x)
+        with self.distribute_strategy.scope():
+            data = x if by_step else KerasData(x, y, batch_size, steps_per_epoch, shuffle)
+            steps = steps_per_epoch if by_step else data.steps_per_epoch
+            if steps is not None:
+                self.total_steps = epochs * steps
+            elif self._auto_optimizer or by_step:
+                raise UserError(
+                    "fit cannot tell the number of steps, which the poly learning rate needs: give "
+                    "steps_per_epoch, or compile with an optimizer of your own"
+                )
+            if self._auto_optimizer:
+                self.optimizer = self._prepared(default_optimizer(self.total_steps))
+                self.optimizer.iterations.assign(initial_epoch * (steps or 0))
+                self.traced_step = None
+            self.optimizer.build(self.trainable_variables)
+            container = loop.callback_list(
+                self, callbacks or (), epochs, steps, 1 if verbose == "auto" else int(verbose)
+            )
+            validate = self._validation(
+                validation_data,
+                validation_freq,
+                batch_size=validation_batch_size or batch_size,
+                steps=validation_steps,
+                callbacks=container,
+            )
+
+            def end_of_epoch(epoch: int) -> Mapping[str, Any]:
+                if not by_step and y is None and epoch == initial_epoch:
+                    pixels = self.confusion_matrix.sum(axis=1)
+                    inputs.warn_of_absent_classes(pixels, self.ignore_label)
+                return validate(epoch)
+
+            try:
+                history = loop.fit(
+                    self,
+                    data if by_step else lambda step: self._watched(data(step)),
+                    epochs=epochs,
+                    steps_per_epoch=steps,
+                    initial_epoch=None if by_step else initial_epoch,
+                    validate=end_of_epoch,
+                    callbacks=container,
+                    checkpoints=checkpoints,
+                    checkpoint_every_steps=checkpoint_every_steps,
+                    eager=self.run_eagerly,
+                )
+            except tf.errors.InvalidArgumentError as error:
+                rule = inputs.mask_rule(self.num_classes, self.ignore_label)
+                if rule not in str(error):
+                    raise
+                raise UserError(rule) from None
+            self.optimizer.finalize_variable_values(self.trainable_variables)
+        return history
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: int | str = "auto",
+        sample_weight: None = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Scores labelled images as `keras.Model.evaluate` does; warns where all are ignored.
+
+        Args:
+            x: See `fit`.
+            y: See `fit`.
+            batch_size: As in Keras.
+            verbose: As in Keras.
+            sample_weight: Refused: pixels are left out by the ignore label.
+            steps: As in Keras.
+            callbacks: As in Keras.
+            return_dict: As in Keras.
+            **kwargs: As in Keras.
+
+        Returns:
+            As in Keras: loss, miou, pixel_accuracy and further metrics; scores are NaN where every
+            pixel is ignored.
+        """
+        _refuse_weights(sample_weight=sample_weight)
+        if y is not None:
+            inputs.check_form(np.asarray(x), np.asarray(y), self.input_channels)
+        result = super().evaluate(
+            x, y, batch_size, verbose, None, steps, callbacks, return_dict, **kwargs
+        )
+        if not self.confusion_matrix.any():
+            warnings.warn(
+                f"there is no score: all pixels carry the ignore label {self.ignore_label}",
+                stacklevel=2,
+            )
+        return result
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Takes one step on a batch, or this replica's share of it; returns the metrics so far."""
+        images, labels = self._unpacked(data)
+        self._update_drop_path()
+        variables = self.trainable_variables
+        with tf.GradientTape() as tape:
+            logits = self(images, training=True)
+            loss_sum, weight_sum = self._loss_function(labels, logits)
+            loss = losses.normalized(loss_sum, weight_sum)
+            for extra in self.losses:
+                loss += extra / self._num_replicas()
+            loss = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(loss, variables)
+        # Each replica adds its share: the optimizer sums the gradients of all of them.
+        weight_decay = self._loss_settings.weight_decay / self._num_replicas()
+        decay = self.optimizer.scale_loss(tf.constant(weight_decay))
+        gradients = [
+            _with_decay(gradient, variable, decay)
+            for gradient, variable in zip(gradients, variables, strict=True)
+        ]
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return self._update_metrics(images, labels, logits, loss_sum, weight_sum)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Scores a batch, or this replica's share of it; returns the metrics so far."""
+        images, labels = self._unpacked(data)
+        logits = self._logits(images)
+        loss_sum, weight_sum = self._loss_function(labels, logits)
+        return self._update_metrics(images, labels, logits, loss_sum, weight_sum)
+
+    def score(self, batches: tf.data.Dataset) -> tuple[float, np.ndarray]:
+        """Scores labelled whole images, each once, on the first device only.
+
+        Unlike `evaluate` it leaves the metrics of the training alone, and takes a last batch of any
+        size under every strategy.
+
+        Args:
+            batches: (images [n, H, W, C], labels [n, H, W]).
+
+        Returns:
+            (loss, matrix): Mean over all pixels; int64 [num_classes, num_classes], rows the labels.
+
+        Raises:
+            UserError: If every pixel is ignored.
+        """
+        if self._logits_function is None:
+            self._logits_function = tf.function(self._logits, reduce_retracing=True)
+        loss, matrix = score(
+            self._logits_function,
+            batches,
+            self.num_classes,
+            self.ignore_label,
+            loss=self._loss_function,
+        )
+        return float(loss or 0.0), matrix
+
+    @property
+    def confusion_matrix(self) -> np.ndarray:
+        """int64 [num_classes, num_classes] of the last epoch or evaluation, rows the labels."""
+        return self._confusion.matrix()
+
+    def _prepared(self, optimizer):
+        return with_loss_scaling(optimizer, self.network.compute_dtype)
+
+    def _validation(self, data, freq, **arguments):
+        """A function epoch -> logs of the validation, empty in an epoch that has none."""
+
+        def is_due(epoch):
+            return (epoch + 1) % freq == 0 if isinstance(freq, int) else epoch + 1 in freq
+
+        if data is None:
+            return lambda epoch: {}
+        if callable(data):
+            return lambda epoch: data(epoch) if is_due(epoch) else {}
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        iterates = isinstance(x, Iterator)
+        steps = arguments["steps"]
+
+        def validate(epoch):
+            if not is_due(epoch):
+                return {}
+            # A generator is read on from epoch to epoch; Keras would take some batches ahead.
+            part = (batch for batch in itertools.islice(x, steps)) if iterates else x
+            logs = self.evaluate(part, y, return_dict=True, **arguments)
+            return {f"val_{name}": value for name, value in logs.items()}
+
+        return validate
+
+    def _watched(self, batches):
+        """The batches of an epoch; the images of the first one are looked at."""
+        for index, batch in enumerate(batches):
+            if index == 0:
+                images = batch[0] if isinstance(batch, (tuple, list)) else batch
+                images = self.distribute_strategy.experimental_local_results(images)[0]
+                inputs.warn_of_small_values(images, self.network.mean, self.network.std)
+            yield batch
+
+    def _num_replicas(self):
+        return tf.distribute.get_strategy().num_replicas_in_sync
+
+    def _update_metrics(self, images, labels, logits, loss_sum, weight_sum):
+        # Weighted by its pixels, the mean over an epoch is the mean over the pixels of the epoch.
+        mean = tf.math.divide_no_nan(loss_sum, weight_sum)
+        self._loss_tracker.update_state(mean, sample_weight=weight_sum)
+        self._confusion.update_state(labels, logits)
+        return self.compute_metrics(images, labels, logits)
+
+    def _unpacked(self, data):
+        """(images, labels int32 [N, H, W]) of a batch, checked."""
+        images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        _refuse_weights(sample_weight=sample_weight)
+        if labels is None:
+            raise UserError("Segmenter takes (images, masks). Received: images alone")
+        images, labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
+        inputs.check_form(images, labels, self.input_channels)
+        if labels.shape.rank == 4:
+            labels = labels[..., 0]
+        labels = tf.cast(labels, tf.int32)
+        known = (labels == self.ignore_label) | ((labels >= 0) & (labels < self.num_classes))
+        rule = inputs.mask_rule(self.num_classes, self.ignore_label)
+        # The loss and the metrics would count a strange label as something; XLA leaves this out.
+        check = tf.debugging.Assert(tf.reduce_all(known), [rule])
+        with tf.control_dependencies([check] if check is not None else []):
+            return images, tf.identity(labels)
+
+    def _update_drop_path(self):
+        """Tells the network how far the training is: step / steps."""
+        if self.network.drop_path_keep == 1.0:
+            return
+        if self.total_steps is None:
+            raise UserError(
+                "drop path needs the number of steps of the training: set total_steps, or use fit"
+            )
+        step = tf.cast(self.completed_steps, tf.float32)
+        self.network.progress.assign(tf.minimum(step / self.total_steps, 1.0))
+
     # ---- inference
+
+    def _logits(self, images):
+        """float32 [N, H, W, num_classes] of whole images of any size, in inference."""
+        images = tf.cast(images, tf.float32)
+        return whole_images.logits(
+            lambda images: self(images, training=False), images, self.network.mean
+        )
 
     def class_ids(
         self,
@@ -196,16 +582,16 @@ class Segmenter(SupervisedModel):
 
         Args:
             images: [N, h, w, C], 0..255.
-            size: (height, width) of the result; left out, that of the images.
-            scales: factors by which the images are resized, corners aligned.
-            flip: whether to average with the mirrored images too.
+            size: (height, width) of the result; default: that of the images.
+            scales: Factors by which the images are resized, corners aligned.
+            flip: Whether to average with the mirrored images too.
 
         Returns:
             int32 [N, height, width].
         """
         images = tf.cast(images, tf.float32)
         own_size = whole_images.size_of(images)
-        answers = []
+        predictions = []
         for scale in scales:
             scaled = images
             if scale != 1.0:
@@ -215,11 +601,11 @@ class Segmenter(SupervisedModel):
                 logits = tf.reverse(logits, [2]) if mirror else logits
                 if scale != 1.0 or size is not None:
                     logits = resize_bilinear(logits, size or own_size)
-                answers.append(logits)
-        if len(answers) == 1:
+                predictions.append(logits)
+        if len(predictions) == 1:
             # Without the softmax, which can round the two best to a tie.
-            return tf.argmax(answers[0], axis=-1, output_type=tf.int32)
-        mean = tf.add_n([tf.nn.softmax(logits) for logits in answers])
+            return tf.argmax(predictions[0], axis=-1, output_type=tf.int32)
+        mean = tf.add_n([tf.nn.softmax(logits) for logits in predictions])
         return tf.argmax(mean, axis=-1, output_type=tf.int32)
 
     def predict_class_ids(
@@ -235,10 +621,10 @@ class Segmenter(SupervisedModel):
         Args:
             images: 0..255, C channels as the network has them: [H, W, C], [N, H, W, C], or a list
                 of [H, W, C] whose sizes may differ.
-            input_size: (height, width) that the images are brought to for the network, as records
-                are brought to theirs (by area where they shrink); left out, their own.
-            scales: see `class_ids`.
-            flip: see `class_ids`.
+            input_size: (height, width) that the images are resized to for the network, as records
+                are (by area where they shrink); default: their own.
+            scales: See `class_ids`.
+            flip: See `class_ids`.
 
         Returns:
             NumPy int32 at the size of the images: [H, W], [N, H, W], or a list of [H, W].
@@ -252,6 +638,7 @@ class Segmenter(SupervisedModel):
                 f"predict_class_ids takes images [H, W, {channels}] or [N, H, W, {channels}], or a "
                 f"list of [H, W, {channels}]. Received: shape {list(images.shape)}"
             )
+        inputs.warn_of_small_values(images, self.network.mean, self.network.std)
         if images.ndim == 3:
             return self.predict_class_ids(images[None], **options)[0]
         size = images.shape[1:3]
@@ -287,11 +674,7 @@ class Segmenter(SupervisedModel):
             "architecture": keras.saving.serialize_keras_object(self.network),
             "class_names": None if self.class_names is None else list(self.class_names),
             "palette": None if self.palette is None else self.palette.tolist(),
-            "ignore_label": self.ignore_label,
-            "class_weights": None if self.class_weights is None else list(self.class_weights),
-            "label_smoothing": self.label_smoothing,
-            "hardest_fraction": self.hardest_fraction,
-            "weight_decay": self.weight_decay,
+            **dataclasses.asdict(self._loss_settings),
             "image_size": self.image_size,
         }
 
@@ -308,6 +691,7 @@ class Segmenter(SupervisedModel):
         config = super().get_compile_config()
         for name in ("loss_weights", "weighted_metrics"):
             config.pop(name, None)
+        config["metrics"] = keras.saving.serialize_keras_object(self._further_metrics)
         if self._auto_optimizer or not self._saves_optimizer:
             config["optimizer"] = AUTO
         config["loss"] = (
@@ -331,18 +715,19 @@ class Segmenter(SupervisedModel):
         """Saves the model as one .keras file, which `keras.saving.load_model` reads.
 
         Args:
-            filepath: file to write, ending in .keras.
-            overwrite: as in Keras.
-            include_optimizer: whether the optimizer goes into the file too, its momentum being as
-                much again as the weights. Left out: where `compile` was given an optimizer.
-            **kwargs: the other arguments of `keras.Model.save`.
+            filepath: File to write, ending in .keras.
+            overwrite: As in Keras.
+            include_optimizer: Whether the optimizer goes into the file too, its momentum being as
+                large again as the weights. Default: where `compile` was given an optimizer.
+            **kwargs: The other arguments of `keras.Model.save`.
         """
         optimizer, before = self.optimizer, self._saves_optimizer
         if include_optimizer is None:
             include_optimizer = not self._auto_optimizer
         self._saves_optimizer = include_optimizer
         if not include_optimizer:
-            self.optimizer = default_optimizer()  # as `compile` makes it for the model that is read
+            # As `compile` makes it for the model that is read.
+            self.optimizer = self._prepared(default_optimizer())
         try:
             super().save(os.fspath(filepath), overwrite=overwrite, **kwargs)
         finally:
@@ -359,11 +744,11 @@ class Segmenter(SupervisedModel):
         """Exports the logits as `keras.Model.export` does; `export.saved_model` serves class ids.
 
         Args:
-            filepath: folder or file to write.
-            format: as in Keras.
-            verbose: as in Keras.
-            input_signature: as in Keras; left out, float32 [N, H, W, C] of any size.
-            **kwargs: as in Keras.
+            filepath: Folder or file to write.
+            format: As in Keras.
+            verbose: As in Keras.
+            input_signature: As in Keras; default: float32 [N, H, W, C] of any size.
+            **kwargs: As in Keras.
         """
         if input_signature is None:
             shape = (None, None, None, self.input_channels)
@@ -377,26 +762,64 @@ def with_area_of(size: tuple[int, int], other: tuple[int, int]) -> tuple[int, in
     return round(size[0] * factor) or 1, round(size[1] * factor) or 1
 
 
-def load_segmenter(path: str | os.PathLike, flag: str = "--model") -> Segmenter:
-    """Reads the model file that a flag names.
+def load_segmenter(path: str | os.PathLike[str], name: str = "model") -> Segmenter:
+    """Reads a model file: that of a `Segmenter`, or of a bare network (`build_network(...).save`).
+
+    Args:
+        path: The .keras file.
+        name: What the file is called in errors: the setting that names it.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where it is no .keras file of a `Segmenter`, or is damaged.
+        MissingFileError: If there is no such file.
+        UserError: If it is no .keras file of a segmentation network, or is damaged.
     """
     rule = "give the model.keras that `python -m auto_deeplab_tf.train` or Segmenter.save wrote"
     if not os.path.isfile(path):
-        raise MissingFileError(f"{flag}={path}: no such file; {rule}")
+        raise MissingFileError(f"{name}={path}: no such file; {rule}")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{flag}={path} is no .keras file; {rule}")
+        raise UserError(f"{name}={path} is no .keras file; {rule}")
+    baselines.register_classes()
     try:
         model = keras.saving.load_model(path)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{flag}={path} cannot be read: {reason}") from error
-    if not isinstance(model, Segmenter):
-        raise UserError(f"{flag}={path} holds a {type(model).__name__}, not a Segmenter; {rule}")
-    return model
+        raise UserError(f"{name}={path} cannot be read: {reason}") from error
+    if isinstance(model, Segmenter):
+        return model
+    if not all(hasattr(model, attribute) for attribute in ("num_classes", "mean", "std")):
+        raise UserError(f"{name}={path} holds a {type(model).__name__}, not a Segmenter; {rule}")
+    return Segmenter(model)
+
+
+def _refuse_weights(**weights):
+    for name, value in weights.items():
+        if value is not None:
+            raise UserError(
+                f"Segmenter takes (images, masks) without {name}: weigh classes by "
+                "Segmenter(class_weights=...), leave pixels out by the ignore label"
+            )
+
+
+def _split_off(x, y, share):
+    """(x, y, (val_x, val_y)): the last images of arrays, as Keras' `validation_split` does."""
+    if not hasattr(x, "shape") or not 0.0 < share < 1.0:
+        raise UserError(
+            "validation_split must lie between 0 and 1, and takes images and masks as arrays. "
+            f"Received: {share} of {type(x).__name__}"
+        )
+    first = math.floor(len(x) * (1.0 - share))
+    if not 0 < first < len(x):
+        raise UserError(
+            f"validation_split={share} of {len(x)} images leaves no image to train or to validate"
+        )
+    return x[:first], y[:first], (x[first:], y[first:])
+
+
+def _with_decay(gradient, variable, decay):
+    """gradient + decay * variable where the variable is a kernel: one with more than one axis."""
+    if gradient is None or len(variable.shape) < 2:
+        return gradient
+    return gradient + tf.cast(decay, gradient.dtype) * tf.convert_to_tensor(variable)
 
 
 def _scaled(side, scale):

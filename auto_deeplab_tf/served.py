@@ -1,6 +1,6 @@
-"""A SavedModel folder as a model to evaluate: ours, or any other with the same signature.
+"""Model files: `load_model` reads a .keras file, or the folder of a SavedModel.
 
-`load_model` reads what `evaluate --model` names: a .keras file, or the folder of a SavedModel.
+The SavedModel may be one of `export.saved_model`, or any other with the same signature.
 """
 
 import json
@@ -19,20 +19,21 @@ _NEEDED = "serving_default: images float32 [N, H, W, C] -> class_ids int32 [N, H
 
 
 class ServedModel:
-    """The part of `Segmenter` that scoring needs, answered by a SavedModel's signatures.
+    """The part of `Segmenter` that scoring needs, computed by a SavedModel's signatures.
 
     Args:
-        path: what `--model` named, for messages.
-        folder: the folder that holds saved_model.pb.
+        path: What the user named, for messages.
+        folder: The folder that holds saved_model.pb.
 
     Attributes:
-        class_names: those in its signature `metadata`; None where it has none.
-        num_classes: their number, or None.
-        image_size: (height, width) that the training images had been brought to, or None.
-        palette, architecture: None.
+        class_names: Those in its signature `metadata`; None where it has none.
+        num_classes: Their number, or None.
+        image_size: (height, width) that the training images had been resized to, or None.
+        palette: None.
+        architecture: None.
 
     Raises:
-        ValueError: where it cannot be read, or its signature is another.
+        UserError: If it cannot be read, or has another signature.
     """
 
     palette = None
@@ -53,7 +54,6 @@ class ServedModel:
         # Numbers stand where the model had no names.
         unnamed = names is None or list(names) == [str(index) for index in range(len(names))]
         self.class_names = None if unnamed else tuple(names or ())
-        size = metadata.get("image_size")
         size = metadata.get("image_size")
         self.image_size = None if size is None else (int(size[0]), int(size[1]))
         self.fingerprint = metadata.get("architecture_fingerprint")
@@ -93,7 +93,7 @@ class ServedModel:
         """Returns the size at which the network sees an image: see `Segmenter`.
 
         Raises:
-            ValueError: for another size than the one that the SavedModel is fixed to.
+            UserError: If the SavedModel is fixed to another size.
         """
         if self._fixed_size is None:
             seen = size if self.image_size is None else with_area_of(size, self.image_size)
@@ -116,8 +116,14 @@ class ServedModel:
         If the network sees 8-bit images at another size, the signature encoded_image predicts what
         the model itself predicts; without it, the class ids are resized by nearest neighbour.
 
+        Args:
+            images: The images.
+            input_size: (height, width) at which the network sees them; default: their own.
+            scales: (1.0,) only.
+            flip: False only.
+
         Raises:
-            ValueError: for scales and flip: they average what a SavedModel does not answer.
+            UserError: If there are scales or flip: they average what a SavedModel does not return.
         """
         if tuple(scales) != (1.0,) or flip:
             raise FieldError(
@@ -136,8 +142,8 @@ class ServedModel:
         return _nearest(self._serve(seen.astype("float32")), size)
 
     def _serve(self, images: np.ndarray) -> np.ndarray:
-        answer = self._signatures["serving_default"](images=tf.constant(images))
-        return self._checked(answer["class_ids"].numpy())
+        outputs = self._signatures["serving_default"](images=tf.constant(images))
+        return self._checked(outputs["class_ids"].numpy())
 
     def _serve_encoded(self, images: np.ndarray) -> np.ndarray:
         pngs = tf.stack([tf.io.encode_png(image) for image in images])

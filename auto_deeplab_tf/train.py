@@ -126,7 +126,7 @@ class _Training:
         begun = (self._run / "checkpoints" / "checkpoint").exists()
         if path is None or begun:
             return None
-        result = transfer.take_weights(model, load_segmenter(path, "--init_from"), path)
+        result = transfer.take_weights(model, load_segmenter(path, "init_from"), path)
         if not self._options.json:
             new = f"; new: {', '.join(result['new'])}" if result["new"] else ""
             print(f"started from {path}: {result['taken']} weights taken{new}")
@@ -145,14 +145,13 @@ class _Training:
             options.keep_checkpoints,
         )
         checkpoints.restore()
-        loop.fit(
-            model,
+        model.fit(
             lambda step: pipeline.training_batches(
                 self._train, start_step=step, **pipeline.batch_options(options)
             ),
             epochs=self._epochs,
             steps_per_epoch=self._steps_per_epoch,
-            validate=lambda epoch: self._validate(model, epoch),
+            validation_data=lambda epoch: self._validate(model, epoch),
             callbacks=self._callbacks(),
             checkpoints=checkpoints,
             checkpoint_every_steps=options.checkpoint_every_steps,
@@ -202,7 +201,6 @@ class _Training:
             weight_decay=options.weight_decay,
             image_size=options.image_size,
         )
-        model.total_steps = self._total_steps
         schedule = Poly(options.learning_rate, self._total_steps, options.power)
         model.compile(
             keras.optimizers.SGD(schedule, momentum=options.momentum)

@@ -1,7 +1,8 @@
-"""`Segmenter` as a Keras user meets it: fit, save, load, several devices, inference."""
+"""`Segmenter` as a Keras user meets it: forms of data, callbacks, saving, devices, inference."""
 
 import io
 import json
+import warnings
 import zipfile
 
 import keras
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import auto_deeplab_tf
 from auto_deeplab_tf.architecture import Architecture, Edge
+from auto_deeplab_tf.errors import RunError
 from auto_deeplab_tf.segmenter import Segmenter, load_segmenter
 from auto_deeplab_tf.training import loop
 
@@ -75,6 +78,235 @@ def test_fit_on_numpy_learns_without_a_compile(trained):
     assert float(model.optimizer.learning_rate) == pytest.approx(0, abs=1e-6)
 
 
+class Steps(keras.callbacks.Callback):
+    """Notes (epoch, batch) of every step, and stops where it is told to."""
+
+    def __init__(self, stop_after=None):
+        super().__init__()
+        self.seen, self.tests, self._stop_after = [], 0, stop_after
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append((self.epoch, batch))
+        self.model.stop_training = len(self.seen) == self._stop_after
+
+    def on_test_begin(self, logs=None):
+        self.tests += 1
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, images, masks, **kwargs):
+        super().__init__(**kwargs)
+        self.images, self.masks, self.epochs = images, masks, 0
+
+    def __len__(self):
+        return len(self.images) // 2
+
+    def __getitem__(self, index):
+        part = slice(2 * index, 2 * index + 2)
+        return self.images[part], self.masks[part]
+
+    def on_epoch_end(self):
+        self.epochs += 1
+
+
+def generator(images, masks, passes=10**6):
+    for _ in range(passes):
+        for start in range(0, len(images), 2):
+            yield images[start : start + 2], masks[start : start + 2]
+
+
+def batches(images, masks):
+    return tf.data.Dataset.from_tensor_slices((images, masks)).batch(2)
+
+
+FORMS = {
+    "arrays": lambda x, y: ((x, y), {"batch_size": 2}),
+    "dataset": lambda x, y: ((batches(x, y),), {}),
+    "endless dataset": lambda x, y: ((batches(x, y).repeat(),), {"steps_per_epoch": 3}),
+    "short dataset": lambda x, y: ((batches(x, y).take(2),), {"steps_per_epoch": 3}),
+    "PyDataset": lambda x, y: ((Batches(x, y),), {}),
+    "PyDataset with workers": lambda x, y: ((Batches(x, y, workers=2),), {}),
+    "generator": lambda x, y: ((generator(x, y),), {"steps_per_epoch": 3}),
+    "by step": lambda x, y: ((batches(x, y).repeat().skip,), {"steps_per_epoch": 3}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fit_takes_every_form_of_data(form):
+    images, masks = examples(6)
+    model, steps = segmenter(), Steps()
+    data, more = FORMS[form](images, masks)
+    history = model.fit(*data, epochs=2, verbose=0, callbacks=[steps], **more)
+    assert steps.seen == [(epoch, batch) for epoch in range(2) for batch in range(3)]
+    assert history.epoch == [0, 1] and set(history.history) == {"loss", "miou", "pixel_accuracy"}
+    assert int(model.completed_steps) == int(model.optimizer.iterations) == model.total_steps == 6
+    if form != "short dataset":  # which shows two thirds of the set, and begins again
+        assert model.confusion_matrix.sum() == (masks != 255).sum()
+    if isinstance(data[0], Batches):
+        assert data[0].epochs >= 2
+
+
+def test_a_generator_that_ends_too_early_is_an_error():
+    with pytest.raises(RunError, match="data ended after step 3, before epoch 1 did"):
+        segmenter().fit(generator(*examples(6), passes=1), epochs=3, steps_per_epoch=3, verbose=0)
+
+
+def test_an_epoch_of_unknown_length_ends_with_its_data():
+    model, steps = segmenter(), Steps()
+    model.compile(keras.optimizers.SGD(0.01))
+    unknown = batches(*examples(6)).filter(lambda x, y: True)
+    model.fit(unknown, epochs=2, verbose=0, callbacks=[steps])
+    assert steps.seen == [(epoch, batch) for epoch in range(2) for batch in range(3)]
+    assert int(model.completed_steps) == 6
+
+
+def test_validation_is_keras_own():
+    images, masks = examples(8)
+    model, steps = segmenter(), Steps()
+    arguments = {"batch_size": 2, "epochs": 4, "verbose": 0, "callbacks": [steps]}
+    history = model.fit(
+        images, masks, validation_split=0.25, validation_freq=2, initial_epoch=1, **arguments
+    )
+    # Six images in three steps an epoch; the last two were set apart.
+    assert steps.seen[0] == (1, 0) and len(steps.seen) == 9 and steps.tests == 2
+    assert history.epoch == [1, 2, 3] and len(history.history["val_miou"]) == 2
+    assert int(model.completed_steps) == 12
+    results = model.evaluate(images[6:], masks[6:], batch_size=2, verbose=0, return_dict=True)
+    assert history.history["val_loss"][-1] == pytest.approx(results["loss"])
+    assert history.history["val_miou"][-1] == pytest.approx(results["miou"])
+
+    for data, more in (
+        (batches(images[6:], masks[6:]), {}),
+        (Batches(images[6:], masks[6:]), {}),
+        (generator(images[6:], masks[6:]), {"validation_steps": 1}),
+        ((images[6:], masks[6:]), {"validation_batch_size": 1}),
+    ):
+        history = model.fit(
+            images,
+            masks,
+            batch_size=4,
+            verbose=0,
+            validation_data=data,
+            validation_freq=[1],
+            **more,
+        )
+        assert set(history.history) >= {"val_loss", "val_miou", "val_pixel_accuracy"}
+
+
+def test_a_training_that_keras_backed_up_is_continued(tmp_path):
+    images, masks = examples(4)
+    arguments = {"batch_size": 2, "epochs": 3, "verbose": 0, "shuffle": False}
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    def interrupt_second(epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    whole = segmenter()
+    whole.fit(images, masks, **arguments)
+    interrupt = keras.callbacks.LambdaCallback(on_epoch_begin=interrupt_second)
+    with pytest.raises(KeyboardInterrupt):
+        segmenter().fit(images, masks, callbacks=[backup(), interrupt], **arguments)
+    again, steps = segmenter(seed=5), Steps()
+    again.fit(images, masks, callbacks=[backup(), steps], **arguments)
+    assert steps.seen[0] == (1, 0) and int(again.completed_steps) == 6
+    for ours, theirs in zip(arrays(again.variables), arrays(whole.variables), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_callback_stops_the_training_where_it_says():
+    images, masks = examples(6)
+    model, steps = segmenter(), Steps(stop_after=2)
+    history = model.fit(images, masks, batch_size=2, epochs=3, verbose=0, callbacks=[steps])
+    assert steps.seen == [(0, 0), (0, 1)] and history.epoch == [0]
+    assert int(model.completed_steps) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    images, masks = examples(4)
+    model = segmenter()
+    model.compile(keras.optimizers.SGD(1e38))
+    arguments = {"batch_size": 2, "epochs": 4, "verbose": 0}
+    with pytest.raises(RunError, match="loss became (nan|inf) at step [12]"):
+        model.fit(images, masks, **arguments)
+    history = model.fit(images, masks, callbacks=[keras.callbacks.TerminateOnNaN()], **arguments)
+    assert history.epoch == [0] and not np.isfinite(history.history["loss"][0])
+
+
+@pytest.mark.parametrize("name", ["miou", "val_miou", "pixel_accuracy", "val_pixel_accuracy"])
+def test_callbacks_know_that_larger_scores_are_better(name, tmp_path):
+    images, masks = examples(2)
+    chosen = [
+        keras.callbacks.EarlyStopping(name),
+        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", name, save_best_only=True),
+    ]
+    model = segmenter()
+    model.compile(metrics=[keras.metrics.SparseCategoricalAccuracy(name="extra")])
+    history = model.fit(images, masks, validation_data=(images, masks), callbacks=chosen, verbose=0)
+    assert set(history.history) >= {"loss", "miou", "extra", "val_extra", "val_miou"}
+    for callback in chosen:
+        assert bool(callback.monitor_op(2.0, 1.0))
+        assert float(callback.best) == pytest.approx(history.history[name][0])
+    # What is saved are the metrics of the user alone.
+    again = keras.saving.load_model(tmp_path / "best.keras")
+    assert again.get_compile_config() == model.get_compile_config()
+
+
+def test_float16_scales_its_loss(tmp_path):
+    images, masks = examples(2)
+    model = segmenter(dtype="mixed_float16")
+    history = model.fit(images, masks, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    for optimizer in (None, keras.optimizers.SGD(0.1)):
+        if optimizer is not None:
+            model.compile(optimizer)
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        assert isinstance(again.optimizer, keras.optimizers.LossScaleOptimizer)
+        np.testing.assert_array_equal(again(images), model(images))
+    assert not isinstance(segmenter().optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def test_what_makes_a_worthless_model_is_warned_of():
+    images, masks = examples(2)
+    binary = np.where(masks == 1, 255, 0)
+    with pytest.warns(UserWarning, match=r"classes 1, 2 have not one pixel .* ignore label 255.*"):
+        segmenter().fit(images, binary, verbose=0)
+    with pytest.warns(UserWarning, match="classes 1, 2 have not one pixel"):
+        segmenter().fit(batches(images, binary), verbose=0)
+    for data in ((images / 255, masks), (batches(images / 255, masks),)):
+        with pytest.warns(UserWarning, match="images must be 0..255, but their largest value is"):
+            segmenter().fit(*data, verbose=0)
+    model = segmenter()
+    with pytest.warns(UserWarning, match="images must be 0..255"):
+        model.predict_class_ids(images / 255)
+    with pytest.warns(UserWarning, match="no score: all pixels carry the ignore label 255"):
+        results = model.evaluate(images, np.full_like(masks, 255), verbose=0, return_dict=True)
+    assert np.isnan(results["miou"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.fit(images, masks, verbose=0)
+        model.fit(batches(images, masks), verbose=0)
+        model.predict_class_ids((images / 255).astype("uint8"))
+        scale = model.detach_preprocessing()
+        model.predict_class_ids(np.asarray(scale(images)))
+
+
+def test_a_bare_network_is_a_model_file(tmp_path):
+    model = segmenter()
+    model.network.save(tmp_path / "network.keras")
+    again = auto_deeplab_tf.load_model(tmp_path / "network.keras")
+    images, _ = examples(1)
+    np.testing.assert_array_equal(again(images), model(images))
+    assert again.class_names is None and again.architecture == ARCHITECTURE
+
+
 def test_a_saved_segmenter_comes_back_whole(trained, tmp_path):
     model, _ = trained
     model.save(tmp_path / "model.keras")
@@ -133,7 +365,7 @@ def test_model_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="fingerprint") as refused:
         load_segmenter(tmp_path / "changed.keras")
     assert "\n" not in str(refused.value) and "changed.keras" in str(refused.value)
-    with pytest.raises(FileNotFoundError, match="--model=.*none.keras: no such file"):
+    with pytest.raises(FileNotFoundError, match="model=.*none.keras: no such file"):
         load_segmenter(tmp_path / "none.keras")
     (tmp_path / "text.keras").write_text("weights")
     with pytest.raises(ValueError, match="is no .keras file"):
@@ -249,7 +481,11 @@ def test_mixed_precision_trains():
 @pytest.mark.parametrize(
     "strange, rule",
     [
-        (lambda masks: masks.astype("float32"), "must be integers. Received: dtype float32"),
+        (lambda masks: masks.astype("float32"), r"integers \[N, H, W\].*Received: dtype float32"),
+        (lambda masks: np.eye(3)[masks % 3], r"neither one-hot nor colours.*\[2, 32, 48, 3\]"),
+        (lambda masks: masks[:1], r"one \[H, W\] for each image.*masks \[1, 32, 48\]"),
+        (lambda masks: masks[:, :30], r"of its height and width.*masks \[2, 30, 48\]"),
+        (lambda masks: masks[0, 0], r"masks must be integers \[N, H, W\]. Received: shape \[48\]"),
         (lambda masks: np.where(masks == 2, 3, masks), "classes 0..2 and the ignore label 255"),
         (lambda masks: np.where(masks == 2, -1, masks), "Received: -1"),
     ],
@@ -270,11 +506,11 @@ def test_wrong_masks_of_a_dataset_are_refused():
     model = segmenter()
     model.compile(run_eagerly=True)
     batches = tf.data.Dataset.from_tensors((images, masks))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="classes 0..2 and the ignore label"):
+    with pytest.raises(ValueError, match="classes 0..2 and the ignore label"):
         model.fit(batches, verbose=0)
-    with pytest.raises(ValueError, match="takes no class_weight"):
+    with pytest.raises(ValueError, match="without class_weight: weigh classes by Segmenter"):
         model.fit(images, masks, class_weight={0: 1.0})
-    with pytest.raises(ValueError, match="without sample weights"):
+    with pytest.raises(ValueError, match="without sample_weight"):
         model.fit(batches.map(lambda x, y: (x, tf.maximum(y, 0), x[..., 0])), verbose=0)
     with pytest.raises(ValueError, match="give steps_per_epoch"):
         model.fit(batches.repeat(), verbose=0)

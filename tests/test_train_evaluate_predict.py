@@ -390,7 +390,7 @@ def test_evaluate_refuses_what_does_not_fit(finished, places, tmp_path):
         config.EvaluateConfig,
         [f"--model={finished / 'model.keras'}", "--dataset=scenes", f"--output_dir={output}"],
     )
-    with pytest.raises(ValueError, match="class 0 of --model is Sky, that of --dataset=scenes is"):
+    with pytest.raises(ValueError, match="class 0 of model=.* is Sky, of dataset=scenes "):
         evaluate.evaluate(scenes)
     with pytest.raises(ValueError, match="--split of camvid must be one of"):
         evaluate.evaluate(evaluation(places, finished, output, "--split=training"))
@@ -420,7 +420,7 @@ def test_label_ids_are_written_under_names_that_an_evaluation_finds(finished, mo
         assert written.mode == "L"
         image = np.asarray(Image.open(mine / "images" / f"{stem}.png"))
         np.testing.assert_array_equal(written, table[model.predict_class_ids(image)])
-    with pytest.raises(ValueError, match="leave --image_size and --max_image_side out"):
+    with pytest.raises(ValueError, match="leave image_size and max_image_side out"):
         more = ["--write_label_ids", "--image_size=32x48"]
         evaluate.evaluate(
             evaluation({"data_dir": "", "cache_dir": ""}, finished, output, *flags, *more)
@@ -472,7 +472,7 @@ def test_init_from_takes_all_but_the_class_layer(finished, model, places, tmp_pa
     # A resumed run has its own weights, and does not need the file any more.
     source.unlink()
     train.train(options(places, path, *flags, "--steps=4"))
-    with pytest.raises(FileNotFoundError, match="--init_from=.*source.keras: no such file"):
+    with pytest.raises(FileNotFoundError, match="init_from=.*source.keras: no such file"):
         train.train(options(places, tmp_path / "new", *flags))
     assert not (tmp_path / "new").exists()
 

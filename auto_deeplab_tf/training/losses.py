@@ -1,5 +1,6 @@
 """The segmentation loss, as a sum and a weight that replicas can add up, and the class weights."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -74,6 +75,41 @@ def class_weights(
     if scheme == "sqrt_median_frequency":
         weights = np.sqrt(weights)
     return tuple(float(weight) for weight in weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """The loss of a network's weights, and the weight decay beside it.
+
+    Args:
+        ignore_label: Label of the pixels that count nowhere.
+        class_weights: Weight of each class, or None for 1 each.
+        label_smoothing: Label smoothing, in [0, 1).
+        hardest_fraction: Fraction of each image's pixels, hardest first, that count.
+        weight_decay: L2 weight decay on the kernels, >= 0.
+    """
+
+    ignore_label: int = 255
+    class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
+    hardest_fraction: float = 1.0
+    weight_decay: float = 4e-5
+
+    def __post_init__(self) -> None:
+        if not self.weight_decay >= 0.0:
+            raise UserError(f"weight_decay must be >= 0. Received: {self.weight_decay}")
+        if self.class_weights is not None:
+            object.__setattr__(self, "class_weights", tuple(map(float, self.class_weights)))
+
+    def function(self, num_classes: int) -> Callable[[tf.Tensor, tf.Tensor], SumAndWeight]:
+        """Returns the `segmentation_loss` of these settings."""
+        return segmentation_loss(
+            num_classes,
+            self.ignore_label,
+            self.class_weights,
+            self.label_smoothing,
+            self.hardest_fraction,
+        )
 
 
 def segmentation_loss(

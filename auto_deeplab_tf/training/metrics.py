@@ -1,6 +1,7 @@
 """Scores of a segmentation: one confusion matrix over a split, and trivial predictors."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -16,36 +17,36 @@ def scores(matrix: np.ndarray) -> dict[str, Any]:
 
     With n_yp pixels of class y predicted as p: IoU_c = n_cc / (sum_p n_cp + sum_y n_yc - n_cc). A
     class that is neither labelled nor predicted anywhere is absent: it has no IoU and takes no part
-    in the mean.
+    in the mean. One that is predicted but never labelled has IoU 0 and takes part.
 
     Args:
-        matrix: counts [num_classes, num_classes], rows the labels, columns the predictions.
+        matrix: Counts [num_classes, num_classes], rows the labels, columns the predictions.
 
     Returns:
         `miou`; `per_class_iou`, one float per class, None where the class is absent;
         `pixel_accuracy`; `mean_of_miou_and_pixel_accuracy` (the third column of ADE20K's table).
-        miou and pixel_accuracy of an empty matrix are 0.
+        All are None for an empty matrix: where every pixel is ignored there is no score.
     """
     matrix = np.asarray(matrix, "float64")
     hits = np.diagonal(matrix)
     union = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
     present = union > 0
     iou = np.divide(hits, union, out=np.zeros_like(hits), where=present)
-    miou = float(iou[present].mean()) if present.any() else 0.0
     total = matrix.sum()
-    accuracy = float(hits.sum() / total) if total else 0.0
+    miou = iou[present].mean() if total else math.nan
+    accuracy = hits.sum() / total if total else math.nan
     return {
-        "miou": miou,
+        "miou": float(miou) if total else None,
         "per_class_iou": [
             float(value) if here else None for value, here in zip(iou, present, strict=True)
         ],
-        "pixel_accuracy": accuracy,
-        "mean_of_miou_and_pixel_accuracy": (miou + accuracy) / 2,
+        "pixel_accuracy": float(accuracy) if total else None,
+        "mean_of_miou_and_pixel_accuracy": float(miou + accuracy) / 2 if total else None,
     }
 
 
 def named_scores(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """`scores` with `per_class_iou` as a mapping from the class name."""
+    """Returns `scores` with `per_class_iou` as a mapping from the class name."""
     result = scores(matrix)
     result["per_class_iou"] = dict(zip(class_names, result["per_class_iou"], strict=True))
     return result
@@ -57,26 +58,29 @@ def count_pixels(
     """Counts the pixels of a batch by label and prediction.
 
     Args:
-        labels: integers, of any shape.
-        predictions: class ids, integers of that shape, or logits or probabilities, floats with one
+        labels: Integers, of any shape.
+        predictions: Class ids, integers of that shape, or logits or probabilities, floats with one
             axis more.
-        num_classes: C.
-        ignore_label: label of the pixels that are not counted.
+        num_classes: Number of classes, C.
+        ignore_label: Label of the pixels that are not counted.
 
     Returns:
         float64 [C * C + 2], whole numbers: entry y * C + p counts class y predicted as p; then the
-        pixels ignored; then those whose label is neither a class nor the ignore label.
+        pixels ignored; then those whose label is neither a class nor the ignore label, or whose
+        prediction is no class.
     """
     labels = tf.reshape(tf.cast(labels, tf.int32), [-1])
     predictions = tf.convert_to_tensor(predictions)
     if predictions.dtype.is_floating:
         predictions = tf.argmax(predictions, axis=-1, output_type=tf.int32)
     predictions = tf.reshape(tf.cast(predictions, tf.int32), [-1])
-    is_class = (labels >= 0) & (labels < num_classes)
+    ignored = labels == ignore_label
+    valid = (labels >= 0) & (labels < num_classes)
+    valid &= (predictions >= 0) & (predictions < num_classes)
     # Bins of their own take what is not counted: a mask would give a result of unknown size, which
     # XLA refuses.
-    bins = tf.where(is_class, labels * num_classes + predictions, num_classes**2)
-    bins = tf.where(is_class | (labels == ignore_label), bins, num_classes**2 + 1)
+    bins = tf.where(valid, labels * num_classes + predictions, num_classes**2 + 1)
+    bins = tf.where(ignored, num_classes**2, bins)
     size = num_classes**2 + 2
     return tf.cast(tf.math.bincount(bins, minlength=size, maxlength=size), tf.float64)
 
@@ -85,15 +89,62 @@ def matrix_of(counts: Any, num_classes: int, ignore_label: int = 255) -> np.ndar
     """Brings the sum of `count_pixels` over all batches to an int64 matrix [C, C].
 
     Raises:
-        ValueError: where a label was neither a class nor the ignore label.
+        UserError: If a label was neither a class nor the ignore label, or a prediction no class.
     """
     counts = np.rint(np.asarray(counts)).astype("int64")
     if counts[-1]:
         raise UserError(
-            f"labels must be classes 0..{num_classes - 1} or the ignore label {ignore_label}. "
-            f"Received: {counts[-1]} pixels with another value"
+            f"labels must be classes 0..{num_classes - 1} or the ignore label {ignore_label}, and "
+            f"predictions classes. Received: {counts[-1]} pixels with another value"
         )
     return counts[:-2].reshape(num_classes, num_classes)
+
+
+def score(
+    predict: Callable[[Any], Any],
+    batches: Iterable[tuple[Any, Any]],
+    num_classes: int,
+    ignore_label: int = 255,
+    *,
+    loss: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+    on_batch: Callable[[Any, Any, Any], None] | None = None,
+) -> tuple[float | None, np.ndarray]:
+    """Scores predictions by one confusion matrix: each pixel counts once, whatever the batches.
+
+    Args:
+        predict: Images -> class ids, integers [N, H, W], or logits, float [N, H, W, num_classes].
+        batches: (images, labels): labels integers [N, H, W].
+        num_classes: Number of classes, C.
+        ignore_label: Label of the pixels that are not counted.
+        loss: (labels, logits) -> (sum, weight), such as `losses.segmentation_loss` gives; needs a
+            `predict` that returns logits.
+        on_batch: Called with (images, labels, predictions) of every batch.
+
+    Returns:
+        (loss, matrix): The mean loss over all pixels, None without a loss; int64 [C, C], rows the
+        labels.
+
+    Raises:
+        UserError: If all pixels are ignored, or a label or prediction is no class.
+    """
+    counts: Any = 0.0
+    sums = np.zeros(2)
+    for images, labels in batches:
+        predictions = predict(images)
+        counts += count_pixels(labels, predictions, num_classes, ignore_label).numpy()
+        if loss is not None:
+            sums += [float(value) for value in loss(labels, predictions)]
+        if on_batch is not None:
+            on_batch(images, labels, predictions)
+    if not np.any(counts):
+        raise UserError("there is no image to score")
+    matrix = matrix_of(counts, num_classes, ignore_label)
+    if not matrix.any():
+        raise UserError(
+            f"there is no score: all pixels of the images carry the ignore label {ignore_label}. "
+            "Look at the masks, or at the ids and the ignore label of the data set"
+        )
+    return None if loss is None else float(sums[0] / max(sums[1], 1.0)), matrix
 
 
 @keras.saving.register_keras_serializable(package="auto_deeplab_tf")
@@ -104,17 +155,18 @@ class ConfusionMatrix(keras.metrics.Metric):
     the size of the batches nor on how replicas shared them.
 
     Args:
-        num_classes: number of classes.
-        ignore_label: label of the pixels that are not counted.
-        name: name of the metric.
-        dtype: taken for Keras' sake; the counts are float64 always.
+        num_classes: Number of classes.
+        ignore_label: Label of the pixels that are not counted.
+        name: Name of the metric.
+        dtype: Accepted for Keras' sake; the counts are always float64.
 
     Call arguments:
-        y_true: integers [N, H, W].
-        y_pred: logits or probabilities, float [N, H, W, num_classes], or class ids, integers
+        y_true: Integers [N, H, W].
+        y_pred: Logits or probabilities, float [N, H, W, num_classes], or class ids, integers
             [N, H, W].
 
-    Result: `{"miou", "pixel_accuracy"}`, two scalars; absent classes as in `scores`.
+    Result: `{"miou", "pixel_accuracy"}`, two scalars; absent classes as in `scores`, NaN where no
+    pixel was counted.
     """
 
     def __init__(
@@ -140,7 +192,7 @@ class ConfusionMatrix(keras.metrics.Metric):
         """Counts the pixels of a batch.
 
         Raises:
-            ValueError: with sample weights: a pixel counts once or, as void, not at all.
+            UserError: If sample weights are given: a pixel counts once or, if ignored, not at all.
         """
         if sample_weight is not None:
             raise UserError(
@@ -158,15 +210,16 @@ class ConfusionMatrix(keras.metrics.Metric):
         num_present = tf.reduce_sum(tf.cast(union > 0, tf.float64))
         iou = tf.math.divide_no_nan(hits, union)
         return {
-            "miou": tf.math.divide_no_nan(tf.reduce_sum(iou), num_present),
-            "pixel_accuracy": tf.math.divide_no_nan(tf.reduce_sum(hits), tf.reduce_sum(counts)),
+            "miou": tf.reduce_sum(iou) / num_present,
+            "pixel_accuracy": tf.reduce_sum(hits) / tf.reduce_sum(counts),
         }
 
     def matrix(self) -> np.ndarray:
         """Returns the counts, int64 [num_classes, num_classes] (eagerly, outside replicas).
 
         Raises:
-            ValueError: where a label was neither a class nor the ignore label.
+            UserError: If a label was neither a class nor the ignore label, or a prediction no
+                class.
         """
         counts, invalid = (tf.convert_to_tensor(v).numpy() for v in (self.counts, self.num_invalid))
         counts = np.concatenate([counts.ravel(), [0.0, invalid]])
@@ -177,16 +230,45 @@ class ConfusionMatrix(keras.metrics.Metric):
         return {**config, "num_classes": self.num_classes, "ignore_label": self.ignore_label}
 
 
+class MatrixScore(keras.metrics.Metric):
+    """One score of a confusion matrix under its own name, for callbacks that monitor it.
+
+    It counts nothing itself. Keras' callbacks in mode "auto" read from it that larger is better.
+
+    Args:
+        matrix: The `ConfusionMatrix` that counts.
+        name: "miou" or "pixel_accuracy".
+    """
+
+    _direction = (
+        "up"  # read by keras.callbacks.EarlyStopping, ModelCheckpoint and ReduceLROnPlateau
+    )
+
+    def __init__(self, matrix: ConfusionMatrix, name: str):
+        super().__init__(name=name)
+        # Not as an attribute: the counts would belong to two metrics.
+        self._read = lambda: matrix.result()[name]
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the matrix counts."""
+
+    def result(self) -> tf.Tensor:
+        return self._read()
+
+    def reset_state(self) -> None:
+        """Does nothing: the matrix is reset by itself."""
+
+
 class LabelStatistics:
     """What can be said of a split from its labels alone: two trivial predictors.
 
-    The trivial predictors never look at an image. `most_frequent_class` answers the same class
-    everywhere; `position_majority` answers, at every position, the class that the training labels
+    The trivial predictors never look at an image. `most_frequent_class` predicts the same class
+    everywhere; `position_majority` predicts, at every position, the class that the training labels
     have there most often. A network has learnt something only where it beats the second.
 
     Args:
-        num_classes: number of classes.
-        ignore_label: label of the pixels that are not counted.
+        num_classes: Number of classes.
+        ignore_label: Label of the pixels that are not counted.
     """
 
     def __init__(self, num_classes: int, ignore_label: int = 255):
@@ -202,7 +284,7 @@ class LabelStatistics:
         another size is brought to it (nearest).
 
         Raises:
-            ValueError: for a label that is neither a class nor the ignore label.
+            UserError: If a label is neither a class nor the ignore label.
         """
         labels = np.asarray(labels)
         if labels.ndim != 2:
@@ -233,7 +315,7 @@ class LabelStatistics:
         Positions that no training label covers get the most frequent class of all.
 
         Args:
-            size: (height, width) of the map, brought to it by the nearest position.
+            size: (height, width) of the map, resized to it by the nearest position.
         """
         if self._per_position is None:
             raise UserError("no label was counted: call add() with those of the training split")

@@ -77,14 +77,33 @@ def test_a_predicted_class_that_has_no_label_counts_as_wrong():
     assert result["miou"] == 0.25
 
 
-def test_nothing_counted_gives_zero():
+def test_nothing_counted_is_no_score():
+    labels = np.full((1, 2, 2), 255)
     metric = metrics.ConfusionMatrix(NUM_CLASSES)
-    metric.update_state(np.full((1, 2, 2), 255), np.zeros((1, 2, 2, NUM_CLASSES), "float32"))
-    assert {name: float(value) for name, value in metric.result().items()} == {
-        "miou": 0.0,
-        "pixel_accuracy": 0.0,
-    }
-    assert metrics.scores(metric.matrix())["miou"] == 0.0
+    metric.update_state(labels, np.zeros((1, 2, 2, NUM_CLASSES), "float32"))
+    assert all(np.isnan(float(value)) for value in metric.result().values())
+    empty = metrics.scores(metric.matrix())
+    assert empty.pop("per_class_iou") == [None] * NUM_CLASSES
+    assert set(empty.values()) == {None}
+    with pytest.raises(ValueError, match="no score: all pixels .* the ignore label 255"):
+        metrics.score(lambda images: labels, [(labels, labels)], NUM_CLASSES)
+    with pytest.raises(ValueError, match="no image to score"):
+        metrics.score(lambda images: labels, [], NUM_CLASSES)
+
+
+def test_score_sums_over_batches_and_hands_each_on():
+    batches = [_batch(seed, (seed + 1, 4, 7)) for seed in range(3)]
+    seen = []
+    loss, matrix = metrics.score(
+        lambda logits: tf.constant(logits),
+        [(logits, labels) for labels, logits in batches],
+        NUM_CLASSES,
+        loss=lambda labels, logits: (tf.constant(len(labels) * 2.0), tf.constant(len(labels))),
+        on_batch=lambda images, labels, predictions: seen.append(predictions.shape),
+    )
+    assert loss == 2.0 and seen == [(n, 4, 7, NUM_CLASSES) for n in (1, 2, 3)]
+    by_hand = sum(_matrix_by_hand(labels, logits.argmax(-1)) for labels, logits in batches)
+    np.testing.assert_array_equal(matrix, by_hand)
 
 
 def test_counts_stay_exact_where_float32_would_not():
@@ -94,12 +113,17 @@ def test_counts_stay_exact_where_float32_would_not():
     assert metric.matrix()[0, 1] == 2**30 + 1
 
 
-def test_labels_out_of_range_are_refused_not_dropped():
+@pytest.mark.parametrize(
+    ("labels", "predictions"),
+    # A prediction of class 4, or of -1, would fall into the row above or below.
+    [([0, 4, -1, 255], [0, 0, 0, 0]), ([0, 1, 2, 255], [0, 4, -1, 9])],
+)
+def test_labels_and_predictions_outside_the_classes_are_refused(labels, predictions):
     metric = metrics.ConfusionMatrix(NUM_CLASSES)
-    metric.update_state(np.array([[[0, 4, -1, 255]]]), np.array([[[0, 0, 0, 0]]]))
-    with pytest.raises(
-        ValueError, match=r"classes 0..3 or the ignore label 255. Received: 2 pixels"
-    ):
+    metric.update_state(np.array([[labels]]), np.array([[predictions]]))
+    np.testing.assert_array_equal(metric.counts, np.diag([1, 0, 0, 0]))
+    rule = "classes 0..3 or the ignore label 255, and predictions classes. Received: 2 pixels"
+    with pytest.raises(ValueError, match=rule):
         metric.matrix()
 
 

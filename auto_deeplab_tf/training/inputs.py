@@ -1,0 +1,131 @@
+"""What images and masks must look like: refused where they cannot be meant, warned of otherwise."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from auto_deeplab_tf.errors import UserError
+
+
+def check_form(images: Any, masks: Any, channels: int) -> None:
+    """Checks dtypes and shapes of a batch or a whole set, as far as they are known statically.
+
+    Args:
+        images: Array or tensor [N, H, W, channels].
+        masks: Array or tensor, integers [N, H, W] or [N, H, W, 1].
+        channels: Channels of the images.
+
+    Raises:
+        UserError: If they have another form; the message says the form wanted.
+    """
+    image_shape, shape = _shape(images), _shape(masks)
+    if shape is not None and len(shape) == 4 and shape[-1] != 1:
+        raise UserError(
+            "masks must be class ids, integers [N, H, W], neither one-hot nor colours: for one-hot "
+            f"masks give masks.argmax(-1). Received: shape {shape}"
+        )
+    dtype = masks.dtype
+    if not (dtype.is_integer if hasattr(dtype, "is_integer") else np.issubdtype(dtype, np.integer)):
+        name = getattr(dtype, "name", dtype)
+        raise UserError(
+            'masks must be integers [N, H, W], class ids: give masks.astype("int32"). '
+            f"Received: dtype {name}"
+        )
+    if shape is not None and len(shape) not in (3, 4):
+        raise UserError(f"masks must be integers [N, H, W]. Received: shape {shape}")
+    if image_shape is None:
+        return
+    if len(image_shape) != 4 or image_shape[-1] not in (None, channels):
+        raise UserError(f"images must be [N, H, W, {channels}]. Received: shape {image_shape}")
+    sides = zip(image_shape[:3], shape or (), strict=False)
+    if any(None not in pair and pair[0] != pair[1] for pair in sides):
+        raise UserError(
+            "masks must have one [H, W] for each image, of its height and width. Received: images "
+            f"{image_shape}, masks {shape}"
+        )
+
+
+def check_arrays(
+    images: Any, masks: Any, channels: int, num_classes: int, ignore_label: int
+) -> None:
+    """Checks whole arrays: their form, and that every label is a class or the ignore label.
+
+    Warns of classes that have not one pixel.
+
+    Raises:
+        UserError: If they do not fit.
+    """
+    masks = np.asarray(masks)
+    check_form(images if hasattr(images, "shape") else np.asarray(images), masks, channels)
+    strange = masks[(masks != ignore_label) & ((masks < 0) | (masks >= num_classes))]
+    if strange.size:
+        raise UserError(f"{mask_rule(num_classes, ignore_label)}. Received: {strange.flat[0]}")
+    counted = masks[masks != ignore_label]
+    warn_of_absent_classes(np.bincount(counted, minlength=num_classes), ignore_label, masks.size)
+
+
+def mask_rule(num_classes: int, ignore_label: int) -> str:
+    """Returns the rule for the labels of a mask."""
+    return f"masks must hold classes 0..{num_classes - 1} and the ignore label {ignore_label} only"
+
+
+def warn_of_absent_classes(pixels: Any, ignore_label: int, total: int | None = None) -> None:
+    """Warns of classes that have not one pixel in the training masks.
+
+    Args:
+        pixels: Integers [num_classes], the pixels of each class.
+        ignore_label: Label of the pixels that are not counted.
+        total: Number of pixels, ignored ones included, where it is known.
+    """
+    absent = [str(index) for index in np.flatnonzero(np.asarray(pixels) == 0)]
+    if not absent:
+        return
+    classes = f"class {absent[0]} has" if len(absent) == 1 else f"classes {', '.join(absent)} have"
+    remedy = "are the masks numbered from 0, and is num_classes right?"
+    if total is not None and (ignored := total - int(np.sum(pixels))):
+        remedy = (
+            f"{ignored / total:.0%} of the pixels carry the ignore label {ignore_label}: where it "
+            "marks a class (masks of 0 and 255), write that class's number into the masks "
+            f"(masks[masks == {ignore_label}] = {absent[0]}), or choose another ignore_label"
+        )
+    warnings.warn(
+        f"{classes} not one pixel in the training masks: it cannot be learnt, and a mIoU without "
+        f"it is no score of it; {remedy}",
+        stacklevel=4,
+    )
+
+
+def warn_of_small_values(images: Any, mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Warns where images of 0..1 reach a network whose normalisation expects 0..255.
+
+    Args:
+        images: Array or tensor of images; integers are taken as they are.
+        mean: What the network subtracts.
+        std: What it then divides by.
+
+    Returns:
+        Whether it warned.
+    """
+    images = np.asarray(images)
+    if not np.issubdtype(images.dtype, np.floating) or not images.size or max(*mean, *std) <= 2.0:
+        return False
+    largest = float(images.max())
+    if not 0.0 < largest <= 1.0:
+        return False
+    warnings.warn(
+        f"images must be 0..255, but their largest value is {largest:g}: they look scaled to 0..1 "
+        "already. The network normalises by itself: give images * 255, or take the normalisation "
+        "out by detach_preprocessing()",
+        stacklevel=3,
+    )
+    return True
+
+
+def _shape(value):
+    """The static shape as a list, None for an unknown rank."""
+    shape = value.shape
+    if getattr(shape, "rank", 0) is None:
+        return None
+    return [None if side is None else int(side) for side in shape]
