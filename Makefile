@@ -4,6 +4,7 @@
 # check   formatting, lint, types, plain words
 # coverage  lines of the package and of export that the tests run, commands in processes of their own too
 # wheel   builds the wheel, installs it into a fresh environment, runs --help of every command
+# mutants mutation tests of the modules without TensorFlow; run again, it continues (about an hour)
 # bench   ten minutes of measurements, into benchmarks/results and docs/performance.md
 
 SHELL := /bin/bash
@@ -18,7 +19,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c '$(USABLE)' 2>/dev/null && { echo $$p; break; }; done)
 PYTEST := $(BIN)/python -m pytest -q -rs --durations=15 -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-slow check coverage wheel bench clean
+.PHONY: help setup demo test test-slow check coverage wheel mutants bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -56,6 +57,18 @@ coverage: setup
 
 wheel: setup
 	bash tools/check_wheel.sh $(BIN)/python
+
+MUTMUT := .venv-mutants/bin/mutmut
+
+$(MUTMUT): constraints.txt
+	"$(PYTHON)" -m venv .venv-mutants
+	.venv-mutants/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt numpy pytest mutmut==3.8.1
+	@touch $@
+
+mutants: $(MUTMUT)
+	PYTHONPATH= nice $(MUTMUT) run --max-children 1
+	$(MUTMUT) results
 
 bench: setup
 	$(BIN)/python -m benchmarks.run_all

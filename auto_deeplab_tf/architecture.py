@@ -357,21 +357,18 @@ def _checked_provenance(provenance: Any) -> dict[str, Any]:
         raise UserError(f"provenance must hold what JSON can hold: {error}.") from None
 
 
-def _published() -> Architecture:
-    """Auto-DeepLab of the paper (fig. 3), its cell as in the authors' inference code."""
-    cell = (
-        (Edge("prev_prev", "atrous_5x5"), Edge("prev", "sep_3x3")),
-        (Edge("prev_prev", "sep_3x3"), Edge("prev", "atrous_3x3")),
-        (Edge("block_1", "sep_3x3"), Edge("prev_prev", "sep_3x3")),
-        (Edge("block_2", "sep_5x5"), Edge("block_0", "sep_5x5")),
-        (Edge("block_1", "sep_5x5"), Edge("block_3", "atrous_5x5")),
-    )
-    return Architecture(
+# Auto-DeepLab of the paper (fig. 3), its cell as in the authors' inference code.
+PRESETS: Mapping[str, Architecture] = {
+    "auto_deeplab": Architecture(
         levels=(0, 0, 0, 1, 2, 1, 2, 2, 3, 3, 2, 1),
-        cell=cell,
+        cell=(
+            (Edge("prev_prev", "atrous_5x5"), Edge("prev", "sep_3x3")),
+            (Edge("prev_prev", "sep_3x3"), Edge("prev", "atrous_3x3")),
+            (Edge("block_1", "sep_3x3"), Edge("prev_prev", "sep_3x3")),
+            (Edge("block_2", "sep_5x5"), Edge("block_0", "sep_5x5")),
+            (Edge("block_1", "sep_5x5"), Edge("block_3", "atrous_5x5")),
+        ),
         atrous="full",
         provenance={"preset": "auto_deeplab", "paper": "arXiv 1901.02985"},
     )
-
-
-PRESETS: Mapping[str, Architecture] = {"auto_deeplab": _published()}
+}

@@ -11,7 +11,7 @@
 
 Exit codes: 0 on success and on --help, 1 with one line on stderr for an error the user can fix
 (its traceback with --verbosity=1), 2 for wrong flags, 130 after an interrupt, 141 where the reader
-of stdout has gone.
+of stdout has gone, 143 after SIGTERM. An error that is not meant for the user keeps its traceback.
 
 TensorFlow is imported neither here nor by an entry point before its `main` runs: --help and the
 message for a wrong flag come at once.
@@ -26,6 +26,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import textwrap
 import traceback
@@ -35,7 +36,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from auto_deeplab_tf import config as config_lib
-from auto_deeplab_tf.errors import RunError, UserError
+from auto_deeplab_tf.errors import MissingExtraError, MissingFileError, RunError, UserError
 
 # TensorFlow's C++ start-up lines would stand between the user and the one line that matters. It
 # reads the variable when it is imported, and never again.
@@ -45,7 +46,9 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 flags_text = config_lib.flags_text
 
-_FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError, RunError)
+_FOR_USERS = (UserError, MissingFileError, MissingExtraError, RunError)
+# What takes memory, and can be lowered, where a command has it.
+_MEMORY_FLAGS = ("batch_size", "crop_size", "input_size", "scales", "filter_multiplier")
 _COMMON = (
     ("--flagfile=FILE", "read flags from a file, one per line; later ones win"),
     ("--verbosity=N", "1 also shows the traceback of an error"),
@@ -100,7 +103,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
         try:
             rest = _parse(flags.FLAGS, argv, config_class)
         except FlagsError as error:
-            _complain(error, config_class)
+            _complain(str(error))
             sys.exit(2)
         if flags.FLAGS["verbosity"].using_default_value:
             # absl would show what TensorFlow tells of its own doings from here on.
@@ -127,6 +130,8 @@ def _guard(main: Callable[[], Any]) -> int:
     # With --json nothing but the result reaches stdout, whatever a library prints.
     wants_json = "json" in flags.FLAGS and flags.FLAGS["json"].value is True
     quiet = contextlib.redirect_stdout(sys.stderr) if wants_json else contextlib.nullcontext()
+    # What is half done is cleared away; a training first saves (training/termination.py).
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with quiet:
             return main() or 0
@@ -136,18 +141,34 @@ def _guard(main: Callable[[], Any]) -> int:
     except BrokenPipeError:
         _close_stdout()
         return 141  # what a shell gives for SIGPIPE
-    except _FOR_USERS as error:
+    except Exception as error:
+        config_class = _config_of_module.get(main.__globals__["__name__"])
+        message = _message(error, config_class)
+        if message is None:
+            raise
         if flags.FLAGS.verbosity >= 1:
             traceback.print_exc()
-        _complain(error, _config_of_module.get(main.__globals__["__name__"]))
+        _complain(message)
         return 2 if isinstance(error, FlagsError) else 1
 
 
-def _complain(error: BaseException, config_class: type | None) -> None:
+def _message(error: Exception, config_class: type | None) -> str | None:
+    """The line for an error that its user can fix; None for any other."""
+    if isinstance(error, _FOR_USERS):
+        return _with_dashes(error, config_class)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        message = f"{error.filename}: {error.strerror}"
-    else:
-        message = _with_dashes(error, config_class) or type(error).__name__
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    # TensorFlow is not imported for this: the error's class tells.
+    names = {base.__name__ for base in type(error).__mro__}
+    if names & {"MemoryError", "ResourceExhaustedError"}:
+        known = config_lib.kinds(config_class) if config_class else ()
+        lower = [f"--{name}" for name in _MEMORY_FLAGS if name in known]
+        remedy = f"; lower {', '.join(lower[:-1])} or {lower[-1]}" if len(lower) > 1 else ""
+        return f"out of memory{remedy} ({textwrap.shorten(str(error), 200)})"
+    return None
+
+
+def _complain(message: str) -> None:
     print("error:", " ".join(message.split()), file=sys.stderr)
 
 
@@ -224,8 +245,7 @@ def _flag_values(config_class: type) -> flags.FlagValues:
 
 def _parse(values: flags.FlagValues, argv: list[str], config_class: type | None) -> list[str]:
     try:
-        arguments = values.read_flags_from_files(argv[1:], force_gnu=False)
-        rest = values([argv[0], *(text for text in arguments if not _is_retired(text))])
+        rest = values([argv[0], *_with_flag_files(argv[1:])])
     except flags.UnrecognizedFlagError as error:
         raise FlagsError(_unknown(error.flagname, values, config_class)) from None
     except flags.Error as error:
@@ -235,12 +255,57 @@ def _parse(values: flags.FlagValues, argv: list[str], config_class: type | None)
     return rest
 
 
-def _is_retired(argument: str) -> bool:
-    match = re.fullmatch(r"--(\w+)=(.*)", argument)
+def _with_flag_files(arguments: Sequence[str], inside: tuple[str, ...] = ()) -> list[str]:
+    """Returns the arguments with every --flagfile replaced by the flags that it holds.
+
+    A flag file has one flag per line, empty lines, and comments after # or //. One that is included
+    is looked for from the folder of the including file, then from the working directory.
+
+    Args:
+        arguments: The arguments, or the lines of a flag file.
+        inside: The flag files that are being read, the outermost first.
+    """
+    expanded: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if argument == "--":
+            return [*expanded, argument, *rest]
+        if name not in ("--flagfile", "-flagfile"):
+            expanded.append(argument)
+            continue
+        file = os.path.expanduser(value if equals else next(rest, ""))
+        beside = os.path.join(os.path.dirname(inside[-1]), file) if inside else file
+        path = beside if os.path.isfile(beside) else file
+        if os.path.realpath(path) in map(os.path.realpath, inside):
+            raise FlagsError(f"--flagfile={path} includes itself: {' > '.join([*inside, path])}")
+        expanded += _with_flag_files(_flag_lines(path), (*inside, path))
+    return expanded
+
+
+def _flag_lines(path: str) -> list[str]:
+    """The flags of a flag file, without those that are gone and have their old default."""
     try:
-        return match is not None and config_lib.is_retired(match[1], match[2])
-    except UserError as error:
-        raise FlagsError(f"--{error}") from None
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file]
+    except OSError as error:
+        raise FlagsError(f"--flagfile={path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise FlagsError(f"--flagfile={path} is not a text file in UTF-8") from None
+    kept = []
+    for line in lines:
+        flag = re.fullmatch(r"--?(no)?(\w+?)(?:=(.*))?", line)
+        if not line or line.startswith(("#", "//")):
+            continue
+        try:
+            gone = flag and config_lib.is_retired(
+                flag[2], flag[3] or ("false" if flag[1] else "true")
+            )
+        except UserError as error:
+            raise FlagsError(f"--{error} ({path})") from None
+        if not gone:
+            kept.append(line)
+    return kept
 
 
 def _unknown(name: str, values: flags.FlagValues, config_class: type | None) -> str:

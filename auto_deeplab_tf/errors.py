@@ -28,5 +28,9 @@ class MissingFileError(FileNotFoundError):
     """A file or folder that is not there."""
 
 
+class MissingExtraError(ImportError):
+    """A package that is not installed: the message says which extra has it."""
+
+
 class RunError(RuntimeError):
     """A run had to stop for a reason that its user can fix: the message says which, and how."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 
@@ -10,13 +11,18 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file that holds its old content or the new at any moment; makes its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Not longer than the file's own name, which may be as long as the file system allows.
+    partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)  # the file that the caller knows; a full disk names none
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ keep the others from being segmented: it is named at the end, and the exit code 
 """
 
 import glob
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,11 +76,14 @@ def find_images(argument: str) -> list[Path]:
         found = [entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
         rule = f"the folder has no {', '.join(IMAGE_SUFFIXES)} file"
     else:
-        found = [Path(match) for match in glob.glob(argument, recursive=True)]
+        # Folders that are there by that very name are no pattern, whatever characters they hold.
+        there = next(parent for parent in path.parents if parent.is_dir())
+        pattern = os.path.join(glob.escape(str(there)), path.relative_to(there))
+        found = [Path(match) for match in glob.glob(pattern, recursive=True)]
         rule = "no file has that name or matches that pattern"
     found = sorted(entry for entry in found if entry.is_file())
     if not found:
-        raise MissingFileError(f"--image={argument}: {rule}")
+        raise MissingFileError(f"image={argument}: {rule}")
     return found
 
 

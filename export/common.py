@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from auto_deeplab_tf import cli
-from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.errors import MissingExtraError, MissingFileError, UserError
 
 MIN_SIZE = 32
 """The least height and width of an input, in pixels: one position at stride 32."""
@@ -46,12 +46,12 @@ def require(module: str) -> types.ModuleType:
     """Imports an optional package.
 
     Raises:
-        ImportError: If it is not installed; the message names the extra that holds it.
+        MissingExtraError: If it is not installed; the message names the extra that holds it.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"this export needs {module.partition('.')[0]}, which cannot be imported ({error}): "
             "pip install auto_deeplab_tf[export]"
         ) from error

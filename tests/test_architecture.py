@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import itertools
 import json
 import pickle
@@ -279,11 +280,18 @@ def test_a_failing_save_leaves_the_old_file(tmp_path, monkeypatch):
     published = Architecture.preset("auto_deeplab")
     published.save(path)
     before = path.read_bytes()
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="No space left on device: '.*/architecture.json'"):
         dataclasses.replace(published, levels=(0, 1)).save(path)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    path = tmp_path / f"{'ä [1]' * 41}.json"  # 251 bytes
+    Architecture.preset("auto_deeplab").save(path)
+    assert Architecture.load(path) == Architecture.preset("auto_deeplab")
 
 
 def test_missing_file_and_unknown_name(tmp_path):

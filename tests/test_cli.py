@@ -24,9 +24,13 @@ import time
 from absl import logging
 
 from auto_deeplab_tf import cli, config
-from auto_deeplab_tf.errors import RunError, UserError
+from auto_deeplab_tf.errors import MissingExtraError, RunError, UserError
 
 cli.define(config.SearchConfig)
+
+
+class ResourceExhaustedError(Exception):
+    """Named as TensorFlow's."""
 
 
 def main():
@@ -34,7 +38,13 @@ def main():
     raised = {
         "value": UserError("two\\nlines"),
         "run": RunError("the loss is not finite"),
+        "memory": ResourceExhaustedError("failed to allocate\\nmemory for a tensor"),
+        "array": MemoryError("Unable to allocate 7 TiB"),
+        "extra": MissingExtraError("needs onnx: pip install auto_deeplab_tf[export]"),
         "bug": KeyError("bug"),
+        "rule": ValueError("a rule of ours"),
+        "import": ImportError("no module of that name"),
+        "unnamed": OSError("not of a file"),
     }
     if options.dataset in raised:
         raise raised[options.dataset]
@@ -111,7 +121,7 @@ def entry_point(tmp_path_factory):
             ["--run_dir=a", "--image_size=65", "--max_image_side=65"],
             "error: --image_size and --max_image_side both set the size",
         ),
-        (["--flagfile=none.flags"], "error: Unable to open flagfile"),
+        (["--flagfile=none.flags"], "error: --flagfile=none.flags: No such file or directory"),
     ],
 )
 def test_wrong_flags_exit_with_2_and_one_line(entry_point, flags, line):
@@ -127,6 +137,17 @@ def test_wrong_flags_exit_with_2_and_one_line(entry_point, flags, line):
         ("value", "error: two lines\n"),
         ("run", "error: the loss is not finite\n"),
         ("file", "error: no/such/file: No such file or directory\n"),
+        ("extra", "error: needs onnx: pip install auto_deeplab_tf[export]\n"),
+        (
+            "memory",
+            "error: out of memory; lower --batch_size, --crop_size or --filter_multiplier "
+            "(failed to allocate memory for a tensor)\n",
+        ),
+        (
+            "array",
+            "error: out of memory; lower --batch_size, --crop_size or --filter_multiplier "
+            "(Unable to allocate 7 TiB)\n",
+        ),
     ],
 )
 def test_errors_exit_with_1_and_one_line(entry_point, dataset, line):
@@ -136,10 +157,19 @@ def test_errors_exit_with_1_and_one_line(entry_point, dataset, line):
     assert err.startswith("Traceback") and err.endswith(line)
 
 
-def test_a_bug_keeps_its_traceback(entry_point):
-    code, _, err = entry_point("--run_dir=a", "--dataset=bug")
+@pytest.mark.parametrize(
+    ("dataset", "line"),
+    [
+        ("bug", "KeyError: 'bug'"),
+        ("rule", "ValueError: a rule of ours"),
+        ("import", "ImportError: no module of that name"),
+        ("unnamed", "OSError: not of a file"),
+    ],
+)
+def test_an_error_of_our_own_keeps_its_traceback(entry_point, dataset, line):
+    code, _, err = entry_point("--run_dir=a", f"--dataset={dataset}")
     assert code == 1
-    assert "Traceback" in err and "KeyError: 'bug'" in err
+    assert err.startswith("Traceback") and err.endswith(f"{line}\n")
 
 
 def test_json_leaves_stdout_to_the_result(entry_point):
@@ -154,7 +184,11 @@ def test_json_leaves_stdout_to_the_result(entry_point):
     assert "a library tells" in err
 
 
-def test_interrupt_ends_without_a_traceback(entry_point, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")],
+)
+def test_a_signal_ends_without_a_traceback(tmp_path, number, code, line):
     path = tmp_path / "entry.py"
     path.write_text(textwrap.dedent(ENTRY_POINT).lstrip())
     # Started from the background of a shell, this process ignores SIGINT, and its children would.
@@ -163,9 +197,9 @@ def test_interrupt_ends_without_a_traceback(entry_point, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "waiting\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "interrupted\n")
+    assert (process.returncode, err) == (code, line)
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
@@ -199,6 +233,61 @@ def test_flagfile(entry_point, tmp_path):
     file.write_text("--run_dir=a\n--epoch=30\n")
     code, out, err = entry_point(f"--flagfile={file}")
     assert (code, err) == (2, "error: unknown flag --epoch; did you mean --epochs?\n")
+
+
+def parsed(*arguments):
+    return cli.parse(config.SearchConfig, ["--run_dir=a", *arguments])
+
+
+def test_an_included_flag_file_is_found_beside_the_including_one(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "outer.flags").write_text(
+        "\ufeff--seed=1\n// a comment\n--flagfile=sub/inner.flags\n--flagfile\nthere.flags\n",
+        "utf-8",
+    )
+    (tmp_path / "sub" / "inner.flags").write_text("--seed=2\r\n--flagfile=leaf.flags\r\n")
+    (tmp_path / "sub" / "leaf.flags").write_text("--batch_size=3\n")
+    (tmp_path / "elsewhere" / "leaf.flags").write_text("--batch_size=4\n")
+    (tmp_path / "elsewhere" / "there.flags").write_text("--json\n")
+    options = parsed("--flagfile=../outer.flags")
+    # The leaf beside the including file comes before the one in the working directory.
+    assert (options.seed, options.batch_size, options.json) == (2, 3, True)
+    (tmp_path / "sub" / "leaf.flags").unlink()
+    assert parsed("--flagfile", "../outer.flags").batch_size == 4
+    (tmp_path / "sub" / "inner.flags").write_text("--flagfile=../outer.flags\n")
+    with pytest.raises(cli.FlagsError, match="outer.flags includes itself: .*inner.flags > "):
+        parsed("--flagfile=../outer.flags")
+    (tmp_path / "bytes.flags").write_bytes(b"\xff\xfe")
+    with pytest.raises(cli.FlagsError, match="bytes.flags is not a text file in UTF-8"):
+        parsed(f"--flagfile={tmp_path}/bytes.flags")
+
+
+def test_a_retired_flag_is_read_in_a_flag_file_at_its_old_default_only(tmp_path):
+    file = tmp_path / "old.flags"
+    for line in ("--mix_predecessors=false", "--nomix_predecessors"):
+        file.write_text(f"{line}\n--seed=7\n")
+        assert parsed(f"--flagfile={file}").seed == 7
+    for line in ("--mix_predecessors=true", "--mix_predecessors"):
+        file.write_text(f"{line}\n")
+        with pytest.raises(cli.FlagsError, match="^--mix_predecessors=true: this version has no"):
+            parsed(f"--flagfile={file}")
+    with pytest.raises(cli.FlagsError, match="unknown flag --mix_predecessors"):
+        parsed("--mix_predecessors=false")
+
+
+def test_the_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.flags").write_text("--data_dir=~/set [1] 数据\n")
+    options = parsed("--flagfile=~/run.flags", "--cache_dir=~", "--dataset=~/no_path")
+    assert options.data_dir == f"{tmp_path}/set [1] 数据"
+    assert (options.cache_dir, options.dataset) == (str(tmp_path), "~/no_path")
+    for config_class in COMMANDS.values():
+        for field in dataclasses.fields(config_class):
+            # What `--help` calls a file or a folder is one.
+            place = str(field.metadata["metavar"]).startswith(("DIR", "FILE", "PATH"))
+            assert field.metadata["path"] == place, field.name
 
 
 @pytest.mark.parametrize("config_class", sorted(COMMANDS.values(), key=lambda item: item.__name__))

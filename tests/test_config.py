@@ -197,6 +197,30 @@ def test_a_run_goes_on_only_with_more_epochs_and_other_devices():
     )
 
 
+def test_a_run_resumes_under_other_names_of_its_files(tmp_path, monkeypatch):
+    def train(**paths):
+        return config.TrainConfig(run_dir="a", **{"architecture": "auto_deeplab", **paths})
+
+    model, copy, other = (tmp_path / name for name in ("m.keras", "copy.keras", "other.keras"))
+    model.write_bytes(b"weights")
+    copy.write_bytes(b"weights")
+    other.write_bytes(b"others")
+    monkeypatch.chdir(tmp_path)
+    before = train(init_from="m.keras", data_dir="no/such/folder").with_absolute_paths()
+    # What is there is written so that it means the same everywhere; a name stays a name.
+    assert before.init_from == str(model)
+    assert (before.architecture, before.data_dir) == ("auto_deeplab", "no/such/folder")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    (tmp_path / "link").symlink_to(model)
+    for same in ("../m.keras", model, "../copy.keras", "../link"):
+        assert config.resume_conflicts(before, train(init_from=same)) == ()
+    for changed in ("../other.keras", "m.keras"):
+        (text,) = config.resume_conflicts(before, train(init_from=changed))
+        assert text == f"init_from={changed} (the run has {str(model)!r})"
+    assert config.resume_conflicts(before, train()) == (f"init_from= (the run has {str(model)!r})",)
+
+
 def test_options_cannot_be_changed():
     options = config.SearchConfig(run_dir="runs/a")
     with pytest.raises(dataclasses.FrozenInstanceError):

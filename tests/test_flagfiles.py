@@ -12,9 +12,9 @@ SETS = ("camvid", "cityscapes", "voc2012", "coco", "ade20k", "folder")
 
 
 @pytest.fixture(autouse=True)
-def in_the_projects_folder(monkeypatch):
-    """Flag files include others by their path from there."""
-    monkeypatch.chdir(ROOT)
+def in_another_folder(monkeypatch, tmp_path):
+    """Flag files find what they include from any working directory."""
+    monkeypatch.chdir(tmp_path)
 
 
 def named(stem):

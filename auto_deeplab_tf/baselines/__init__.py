@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from typing import Any, NamedTuple
 
-from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.errors import MissingExtraError, UserError
 
 
 class Baseline(NamedTuple):
@@ -49,7 +49,7 @@ def check_name(name: str) -> None:
 
     Raises:
         ValueError: For a name that is not in `BASELINES`.
-        ImportError: For one whose package is not installed.
+        MissingExtraError: For one whose package is not installed.
     """
     if name not in BASELINES:
         raise UserError(
@@ -57,7 +57,7 @@ def check_name(name: str) -> None:
         )
     package = BASELINES[name].package
     if package is not None and importlib.util.find_spec(package) is None:
-        raise ImportError(
+        raise MissingExtraError(
             f"network={name} needs {package}, which is not installed: "
             "pip install auto_deeplab_tf[references]"
         )
@@ -89,7 +89,7 @@ def build_baseline(
 
     Raises:
         ValueError: For a name that is not in `BASELINES`, or a setting out of its range.
-        ImportError: For a network whose package is not installed.
+        MissingExtraError: For a network whose package is not installed.
 
     >>> build_baseline("frrn_a", num_classes=11).count_params()  # doctest: +SKIP
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import filecmp
 import math
 import os
 import re
@@ -42,6 +43,7 @@ def flag(
     below: float | None = None,
     on_resume: str = "same",
     metavar: str | None = None,
+    path: bool = False,
 ) -> Any:
     """Declares one setting: a dataclass field that is also a command-line flag.
 
@@ -57,6 +59,8 @@ def flag(
         on_resume: What a resumed run may do with it: "same" (nothing), "grow" (a larger value is
             allowed) or "free" (it changes no result: logs, devices, paths of caches).
         metavar: The word for the value in `--help`.
+        path: Whether it names a file or a folder: `~` is expanded, and a resumed run may name the
+            same file in another way.
 
     Returns:
         A `dataclasses.field`.
@@ -78,6 +82,7 @@ def flag(
         "below": below,
         "on_resume": on_resume,
         "metavar": metavar,
+        "path": path,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -271,11 +276,20 @@ def resume_conflicts(before: Config, after: Config) -> tuple[str, ...]:
         rule = field.metadata["on_resume"]
         if old == new or rule == "free" or (rule == "grow" and new > old):
             continue
+        if field.metadata["path"] and old and new and _same_file(old, new):
+            continue
         kind = kinds(type(after))[field.name]
         conflicts.append(
             f"{field.name}={format_value(kind, new)} (the run has {format_value(kind, old)!r})"
         )
     return tuple(conflicts)
+
+
+def _same_file(old: str, new: str) -> bool:
+    """Tells whether two paths name the same file or folder, or two files of the same content."""
+    if os.path.realpath(old) == os.path.realpath(new):
+        return True
+    return os.path.isfile(old) and os.path.isfile(new) and filecmp.cmp(old, new, shallow=False)
 
 
 # ---- the rules
@@ -348,6 +362,8 @@ class Config:
         for field in dataclasses.fields(self):
             kind = all_kinds[field.name]
             value = _check_type(field.name, kind, getattr(self, field.name))
+            if field.metadata["path"] and value is not None:
+                value = os.path.expanduser(value)
             object.__setattr__(self, field.name, value)
             if value is None:
                 continue
@@ -363,6 +379,16 @@ class Config:
 
     def _check(self) -> None:
         """Rules that tie fields together; each class adds its own and calls its parent's."""
+
+    def with_absolute_paths(self) -> Self:
+        """Returns the same settings, with paths that mean the same in every working directory."""
+        paths = {
+            field.name: os.path.abspath(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            # What is no file may be a name, that of a preset for instance.
+            if field.metadata["path"] and os.path.exists(getattr(self, field.name) or "")
+        }
+        return dataclasses.replace(self, **paths)
 
     def part(self, config_class: type[_ConfigT]) -> _ConfigT:
         """Returns the settings of a class that this one has all fields of, as that class."""

@@ -7,6 +7,7 @@ and a `SearchConfig` is one. `Config.part` cuts one out of a command's settings.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from auto_deeplab_tf.config.fields import Config, Size, changed, flag
@@ -19,6 +20,15 @@ from auto_deeplab_tf.search_space import (
 )
 
 _FAST_MODES = "fast modes: not the exact search"
+_data = functools.partial(flag, group="data")
+_network = functools.partial(flag, group="network")
+_space = functools.partial(flag, group="search space")
+_fast = functools.partial(flag, group=_FAST_MODES)
+_optimisation = functools.partial(flag, group="optimisation")
+_budget = functools.partial(flag, group="budget")
+_evaluation = functools.partial(flag, group="evaluation")
+_device = functools.partial(flag, group="device")
+_output = functools.partial(flag, group="output", on_resume="free")
 
 
 # ---- what several commands share
@@ -28,30 +38,23 @@ _FAST_MODES = "fast modes: not the exact search"
 class OutputConfig(Config):
     """The form of what a command prints."""
 
-    json: bool = flag(
-        False,
-        "print only the result, as one JSON object on one line",
-        group="output",
-        on_resume="free",
-    )
+    json: bool = _output(False, "print only the result, as one JSON object on one line")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ThreadsConfig(Config):
     """The threads of TensorFlow on CPU."""
 
-    intra_op_threads: int = flag(
+    intra_op_threads: int = _device(
         0,
         "threads that share one operation on CPU (0: all cores); at small crops 1 is faster",
         minimum=0,
-        group="device",
         on_resume="free",
     )
-    inter_op_threads: int = flag(
+    inter_op_threads: int = _device(
         0,
         "number of operations that run at the same time on CPU (0: as many as cores)",
         minimum=0,
-        group="device",
         on_resume="free",
     )
 
@@ -60,9 +63,9 @@ class ThreadsConfig(Config):
 class HeadConfig(Config):
     """The channels behind the backbone of a decoded network."""
 
-    head_channels: int = flag(256, "channels of the ASPP", group="network", minimum=1)
-    decoder_channels: int = flag(
-        48, "channels of the low-level feature in the decoder", group="network", minimum=1
+    head_channels: int = _network(256, "channels of the ASPP", minimum=1)
+    decoder_channels: int = _network(
+        48, "channels of the low-level feature in the decoder", minimum=1
     )
 
 
@@ -70,26 +73,22 @@ class HeadConfig(Config):
 class NetworkSizesConfig(HeadConfig):
     """The channels of a decoded network: with its architecture, all that its size depends on."""
 
-    filter_multiplier: int = flag(
-        20, "filters of a block at stride 4, F", group="network", minimum=1
-    )
+    filter_multiplier: int = _network(20, "filters of a block at stride 4, F", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig(NetworkSizesConfig):
     """A decoded network as it is trained."""
 
-    drop_path_keep: float = flag(
+    drop_path_keep: float = _network(
         1.0,
         "probability of keeping a path at the end of the training (1: no drop path)",
-        group="network",
         above=0,
         maximum=1,
     )
-    batch_norm_decay: float = flag(
+    batch_norm_decay: float = _network(
         0.9997,
         "limit of the moving statistics' decay, min(limit, (1 + n) / (10 + n)) at step n",
-        group="network",
         minimum=0,
         below=1,
     )
@@ -103,51 +102,37 @@ class SupernetConfig(Config):
     search that has one says so (docs/method.md).
     """
 
-    num_layers: int = flag(12, "layers of the network, L", group="search space", minimum=1)
-    num_blocks: int = flag(5, "blocks of a cell, B", group="search space", minimum=1)
-    filter_multiplier: int = flag(
-        8, "filters of a block at stride 4, F", group="search space", minimum=1
-    )
-    atrous: str = flag(
+    num_layers: int = _space(12, "layers of the network, L", minimum=1)
+    num_blocks: int = _space(5, "blocks of a cell, B", minimum=1)
+    filter_multiplier: int = _space(8, "filters of a block at stride 4, F", minimum=1)
+    atrous: str = _space(
         "separable",
         "convolution of the atrous operations: full, or depthwise separable",
         choices=ATROUS_KINDS,
-        group="search space",
     )
-    share_operations: bool = flag(
-        True, "the cells of a node share the weights of its operations", group="search space"
+    share_operations: bool = _space(True, "the cells of a node share the weights of its operations")
+    stem_channels: tuple[int, ...] = _space(
+        STEM_CHANNELS, "channels of the stem's three convolutions", minimum=1
     )
-    stem_channels: tuple[int, ...] = flag(
-        STEM_CHANNELS, "channels of the stem's three convolutions", group="search space", minimum=1
-    )
-    formulation: str = flag(
+    formulation: str = _space(
         "fused",
         "fused: few wide operations; plain: as the paper writes it (method.py), many times slower",
         choices=("fused", "plain"),
-        group="search space",
     )
-    partial_channels: int = flag(
-        1,
-        "K: one in K channels passes through the operations (PC-DARTS; 1: all)",
-        group=_FAST_MODES,
-        minimum=1,
+    partial_channels: int = _fast(
+        1, "K: one in K channels passes through the operations (PC-DARTS; 1: all)", minimum=1
     )
-    sampled_paths: int = flag(
-        0,
-        "paths that a step samples by beta and computes, 2 or more (0: all)",
-        group=_FAST_MODES,
-        minimum=0,
+    sampled_paths: int = _fast(
+        0, "paths that a step samples by beta and computes, 2 or more (0: all)", minimum=0
     )
 
     @property
     def fast_modes(self) -> dict[str, Any]:
         """The fast modes in force, by name; empty for the search as the paper has it."""
-        fields = [field for field in dataclasses.fields(SupernetConfig)]
-        values = {field.name: (getattr(self, field.name), field) for field in fields}
         return {
-            name: value
-            for name, (value, field) in values.items()
-            if field.metadata["group"] == _FAST_MODES and value != field.default
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(SupernetConfig)
+            if field.metadata["group"] == _FAST_MODES and getattr(self, field.name) != field.default
         }
 
     def _check(self) -> None:
@@ -172,21 +157,26 @@ class SupernetConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(Config):
+    """The loss of a network's weights."""
+
+    class_weights: str = _optimisation(
+        "none",
+        "weights of the classes in the loss, from their frequencies",
+        choices=("none", "sqrt_median_frequency", "median_frequency"),
+    )
+    weight_decay: float = _optimisation(4e-5, "L2 weight decay of the kernels", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BilevelConfig(Config):
     """The two alternating updates of a search, beside their optimizers."""
 
-    weight_decay: float = flag(
-        3e-4, "L2 weight decay of the kernels", group="optimisation", minimum=0
-    )
-    arch_weight_decay: float = flag(
-        1e-3, "L2 weight decay of alpha and beta", group="optimisation", minimum=0
-    )
+    weight_decay: float = changed(LossConfig, "weight_decay", 3e-4)
+    arch_weight_decay: float = _optimisation(1e-3, "L2 weight decay of alpha and beta", minimum=0)
     batch_norm_decay: float = changed(NetworkConfig, "batch_norm_decay", 0.99, group="search space")
-    gradient_clip_norm: float | None = flag(
-        None,
-        "maximum global norm of the weights' gradient (default: no clipping)",
-        group="optimisation",
-        above=0,
+    gradient_clip_norm: float | None = _optimisation(
+        None, "maximum global norm of the weights' gradient (default: no clipping)", above=0
     )
 
 
@@ -196,53 +186,32 @@ class ArchitectureSearchConfig(SupernetConfig, BilevelConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig(Config):
-    """The loss of a network's weights."""
-
-    class_weights: str = flag(
-        "none",
-        "weights of the classes in the loss, from their frequencies",
-        choices=("none", "sqrt_median_frequency", "median_frequency"),
-        group="optimisation",
-    )
-    weight_decay: float = flag(
-        4e-5, "L2 weight decay of the kernels", group="optimisation", minimum=0
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SupervisedLossConfig(LossConfig):
     """The loss of a network that is trained on labelled images."""
 
-    hardest_fraction: float = flag(
-        1.0,
-        "fraction of the pixels, hardest first, that count in the loss",
-        group="optimisation",
-        above=0,
-        maximum=1,
+    hardest_fraction: float = _optimisation(
+        1.0, "fraction of the pixels, hardest first, that count in the loss", above=0, maximum=1
     )
-    label_smoothing: float = flag(
-        0.0, "label smoothing in the loss", group="optimisation", minimum=0, below=1
-    )
+    label_smoothing: float = _optimisation(0.0, "label smoothing in the loss", minimum=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataFilesConfig(Config):
     """The data set, and the folder that holds its files."""
 
-    dataset: str = flag("scenes", "name of the data set", group="data")
-    data_dir: str | None = flag(
+    dataset: str = _data("scenes", "name of the data set")
+    data_dir: str | None = _data(
         None,
         "folder of the data set (it is only read; generated scenes need none)",
-        group="data",
         metavar="DIR",
+        path=True,
         on_resume="free",  # the records are keyed by the files' fingerprint, not by their path
     )
-    dataset_config: str | None = flag(
+    dataset_config: str | None = _data(
         None,
         "JSON file that describes --dataset=folder (default: dataset.json in --data_dir)",
-        group="data",
         metavar="FILE",
+        path=True,
         on_resume="free",  # its content is part of the fingerprint
     )
 
@@ -251,30 +220,27 @@ class DataFilesConfig(Config):
 class DatasetConfig(DataFilesConfig):
     """The data set, and the size at which its records are prepared."""
 
-    cache_dir: str | None = flag(
+    cache_dir: str | None = _data(
         None,
         "folder of the prepared records (default: the user's cache folder)",
-        group="data",
         metavar="DIR",
+        path=True,
         on_resume="free",
     )
-    image_size: Size | None = flag(
+    image_size: Size | None = _data(
         None,
         "size to which images are resized for the records (default: keep the original size)",
-        group="data",
         minimum=MINIMUM_SIZE,
     )
-    max_image_side: int | None = flag(
+    max_image_side: int | None = _data(
         None,
         "in place of image_size: resize so that the longer side of every image has N pixels",
-        group="data",
         minimum=MINIMUM_SIZE,
     )
-    image_format: str | None = flag(
+    image_format: str | None = _data(
         None,
         "format of the images in the records (default: that of the files, or where they are "
         "resized the data set's own)",
-        group="data",
         choices=("jpeg", "png"),
     )
 
@@ -292,25 +258,21 @@ class DatasetConfig(DataFilesConfig):
 class DataConfig(DatasetConfig):
     """The batches of a training."""
 
-    crop_size: Size = flag(
-        (321, 321), "size of the random crops", group="data", minimum=MINIMUM_SIZE
-    )
-    batch_size: int = flag(2, "images per step, over all devices", group="data", minimum=1)
-    scale_min: float = flag(0.5, "smallest random scale of an image", group="data", above=0)
-    scale_max: float = flag(2.0, "largest random scale of an image", group="data", above=0)
-    flip: bool = flag(True, "flip horizontally with probability 0.5", group="data")
-    crop_tries: int = flag(
+    crop_size: Size = _data((321, 321), "size of the random crops", minimum=MINIMUM_SIZE)
+    batch_size: int = _data(2, "images per step, over all devices", minimum=1)
+    scale_min: float = _data(0.5, "smallest random scale of an image", above=0)
+    scale_max: float = _data(2.0, "largest random scale of an image", above=0)
+    flip: bool = _data(True, "flip horizontally with probability 0.5")
+    crop_tries: int = _data(
         1,
         "maximum crop attempts; accept the first where no class covers more than 75 % of the "
         "labelled pixels",
-        group="data",
         minimum=1,
         maximum=100,
     )
-    color_jitter: float = flag(
+    color_jitter: float = _data(
         0.0,
         "strength X of random brightness, contrast and saturation: factors of 1 - X to 1 + X",
-        group="data",
         minimum=0,
         maximum=1,
     )
@@ -330,6 +292,7 @@ class RunConfig(DataConfig, LossConfig, OutputConfig):
     run_dir: str = flag(
         help="folder of the run; the same command again resumes from its last checkpoint",
         metavar="DIR",
+        path=True,
         on_resume="free",
     )
     resume: bool = flag(
@@ -346,44 +309,40 @@ class RunConfig(DataConfig, LossConfig, OutputConfig):
         100, "write a checkpoint after every N-th step", minimum=1, on_resume="free"
     )
     keep_checkpoints: int = flag(3, "number of checkpoints kept", minimum=1, on_resume="free")
-    deterministic: bool = flag(
-        True, "same seed, same bits: TensorFlow operations without races", group="device"
-    )
-    distribution_strategy: str = flag(
+    deterministic: bool = _device(True, "same seed, same bits: TensorFlow operations without races")
+    distribution_strategy: str = _device(
         "one_device",
         "how the work is distributed over devices",
         choices=("one_device", "mirrored"),
-        group="device",
         on_resume="free",
     )
-    dtype_policy: str = flag(
+    dtype_policy: str = _device(
         "float32",
         "precision of the features",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
-        group="device",
     )
-    progress: str = flag(
+    progress: str = _output(
         "auto",
         "progress printed: a bar, a line per epoch, or none (auto: a bar on a terminal)",
         choices=("auto", "bar", "epochs", "none"),
-        group="output",
-        on_resume="free",
     )
-    learning_rate: float = flag(
-        0.05, "learning rate of the weights at the start", group="optimisation", above=0
-    )
-    momentum: float = flag(0.9, "momentum of SGD", group="optimisation", minimum=0, below=1)
+    learning_rate: float = _optimisation(0.05, "learning rate of the weights at the start", above=0)
+    momentum: float = _optimisation(0.9, "momentum of SGD", minimum=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkChoiceConfig(Config):
     """Which network: that of an architecture, or a baseline."""
 
-    architecture: str | None = flag(
-        None, "architecture file, or the name of a preset", group="network", metavar="FILE|NAME"
+    architecture: str | None = _network(
+        None,
+        "architecture file, or the name of a preset",
+        metavar="FILE|NAME",
+        path=True,
+        on_resume="free",  # train compares its content with the run's architecture.json
     )
-    network: str | None = flag(
-        None, "name of a baseline, in place of an architecture", group="network", metavar="NAME"
+    network: str | None = _network(
+        None, "name of a baseline, in place of an architecture", metavar="NAME"
     )
 
     def _check(self) -> None:
@@ -395,7 +354,7 @@ class NetworkChoiceConfig(Config):
 class ModelConfig(OutputConfig):
     """A trained model that a command reads."""
 
-    model: str = flag(help="model file, as train writes it", metavar="FILE.keras")
+    model: str = flag(help="model file, as train writes it", metavar="FILE.keras", path=True)
 
 
 def _check_order(options: Any, low: str, high: str, reason: str = "") -> None:
@@ -431,56 +390,40 @@ class PrepareConfig(DatasetConfig, OutputConfig):
 class SearchConfig(ArchitectureSearchConfig, RunConfig, ThreadsConfig):
     """Settings of the search; the defaults are the paper's recipe (sec. 4.1)."""
 
-    path_temperature: float = flag(
-        10.0,
-        "temperature of the sampled paths' gradient at the start",
-        group=_FAST_MODES,
-        above=0,
+    path_temperature: float = _fast(
+        10.0, "temperature of the sampled paths' gradient at the start", above=0
     )
-    min_path_temperature: float = flag(
-        0.1,
-        "temperature of the sampled paths' gradient at the end",
-        group=_FAST_MODES,
-        above=0,
+    min_path_temperature: float = _fast(
+        0.1, "temperature of the sampled paths' gradient at the end", above=0
     )
-    epochs: int = flag(
-        40, "total number of epochs", group="optimisation", minimum=1, on_resume="grow"
-    )
-    arch_start_epoch: int = flag(
-        20, "first epoch (from 0) that updates alpha and beta", group="optimisation", minimum=0
+    epochs: int = _optimisation(40, "total number of epochs", minimum=1, on_resume="grow")
+    arch_start_epoch: int = _optimisation(
+        20, "first epoch (from 0) that updates alpha and beta", minimum=0
     )
     learning_rate: float = changed(RunConfig, "learning_rate", 0.025)
-    min_learning_rate: float = flag(
-        0.001, "learning rate of the weights at the end", group="optimisation", minimum=0
+    min_learning_rate: float = _optimisation(
+        0.001, "learning rate of the weights at the end", minimum=0
     )
-    arch_learning_rate: float = flag(
-        0.003, "learning rate of alpha and beta", group="optimisation", above=0
-    )
-    step_mode: str = flag(
+    arch_learning_rate: float = _optimisation(0.003, "learning rate of alpha and beta", above=0)
+    step_mode: str = _device(
         "auto",
         "compile each kind of node (eager) or the whole step (traced)",
         choices=("auto", "eager", "traced"),
-        group="device",
         on_resume="free",
     )
-    dry_run: bool = flag(
-        False,
-        "run and measure two steps, print memory, time and parameters, then exit",
-        group="output",
-        on_resume="free",
+    dry_run: bool = _output(
+        False, "run and measure two steps, print memory, time and parameters, then exit"
     )
-    remat: str = flag(
+    remat: str = _device(
         "auto",
         "recompute the inner features of nodes in the backward pass instead of storing them",
         choices=("auto", "true", "false"),
-        group="device",
         on_resume="free",
     )
-    jit_compile: str = flag(
+    jit_compile: str = _device(
         "auto",
         "compile the step with XLA (auto: on a GPU)",
         choices=("auto", "true", "false"),
-        group="device",
         on_resume="free",
     )
 
@@ -507,15 +450,18 @@ class SearchConfig(ArchitectureSearchConfig, RunConfig, ThreadsConfig):
 class DecodeConfig(HeadConfig, OutputConfig):
     """Settings of the decoding of alpha and beta into an architecture."""
 
-    run_dir: str | None = flag(None, "folder of a search", metavar="DIR")
+    run_dir: str | None = flag(None, "folder of a search", metavar="DIR", path=True)
     logits: str | None = flag(
-        None, "file with the arrays alpha and beta, in place of a run", metavar="FILE.npz"
+        None,
+        "file with the arrays alpha and beta, in place of a run",
+        metavar="FILE.npz",
+        path=True,
     )
-    output: str | None = flag(
+    output: str | None = _output(
         None,
         "architecture file to write (default: RUN_DIR/architecture.json)",
-        group="output",
         metavar="FILE.json",
+        path=True,
     )
     atrous: str | None = changed(
         SupernetConfig,
@@ -528,23 +474,20 @@ class DecodeConfig(HeadConfig, OutputConfig):
     top_k: int | None = flag(
         None, "also write the K best paths beside the output, as .csv", group="decoding", minimum=1
     )
-    max_multi_adds: int | None = flag(
-        None, "choose the best path within this many Multi-Adds", group="budget", minimum=1
+    max_multi_adds: int | None = _budget(
+        None, "choose the best path within this many Multi-Adds", minimum=1
     )
-    max_params: int | None = flag(
-        None, "choose the best path within this many parameters", group="budget", minimum=1
+    max_params: int | None = _budget(
+        None, "choose the best path within this many parameters", minimum=1
     )
-    filter_multiplier: tuple[int, ...] | None = flag(
+    filter_multiplier: tuple[int, ...] | None = _budget(
         None,
-        "filters of a block at stride 4, F, of the network counted; of several, the largest that "
-        "fits",
-        group="budget",
+        "filters of a block at stride 4, F, of the network counted; of several, the largest "
+        "that fits",
         minimum=1,
     )
-    num_classes: int = flag(19, "classes of the network counted", group="budget", minimum=2)
-    input_size: Size = flag(
-        (1024, 2048), "image size for the count", group="budget", minimum=MINIMUM_SIZE
-    )
+    num_classes: int = _budget(19, "classes of the network counted", minimum=2)
+    input_size: Size = _budget((1024, 2048), "image size for the count", minimum=MINIMUM_SIZE)
     head_channels: int = changed(HeadConfig, "head_channels", 256, group="budget")
     decoder_channels: int = changed(HeadConfig, "decoder_channels", 48, group="budget")
 
@@ -570,45 +513,35 @@ class TrainConfig(RunConfig, NetworkChoiceConfig, NetworkConfig, SupervisedLossC
 
     crop_size: Size = changed(DataConfig, "crop_size", (769, 769))
     batch_size: int = changed(DataConfig, "batch_size", 16)
-    init_from: str | None = flag(
+    init_from: str | None = _network(
         None,
-        "model file of the same network whose weights to start from; its last layer is used only "
-        "where the classes are the same",
-        group="network",
+        "model file of the same network whose weights to start from; its last layer is used "
+        "only where the classes are the same",
         metavar="FILE.keras",
+        path=True,
     )
-    normalization: str = flag(
+    normalization: str = _network(
         "plain",
         "images become x / 127.5 - 1, or (x - mean) / deviation of the data set",
         choices=("plain", "dataset"),
-        group="network",
     )
     dtype_policy: str = changed(
         RunConfig, "dtype_policy", "float32", choices=("float32", "mixed_bfloat16")
     )
-    steps: int = flag(
-        1_500_000,
-        "total number of steps; the schedule ends with them",
-        group="optimisation",
-        minimum=1,
-        on_resume="grow",
+    steps: int = _optimisation(
+        1_500_000, "total number of steps; the schedule ends with them", minimum=1, on_resume="grow"
     )
-    power: float = flag(0.9, "power of the poly schedule", group="optimisation", above=0)
-    optimizer: str = flag(
+    power: float = _optimisation(0.9, "power of the poly schedule", above=0)
+    optimizer: str = _optimisation(
         "sgd",
         "SGD with momentum, as in the paper, or Adam, which gets further in a few hundred steps",
         choices=("sgd", "adam"),
-        group="optimisation",
     )
     momentum: float = changed(
         RunConfig, "momentum", 0.9, help="momentum of SGD, decay of Adam's mean"
     )
-    overlays: int = flag(
-        4,
-        "number of validation images drawn after every validation, always the same",
-        group="output",
-        minimum=0,
-        on_resume="free",
+    overlays: int = _output(
+        4, "number of validation images drawn after every validation, always the same", minimum=0
     )
 
 
@@ -622,46 +555,39 @@ class EvaluateConfig(DatasetConfig, ModelConfig):
         dataclasses.MISSING,
         help="model file, as train writes it, or the folder of a SavedModel",
         metavar="FILE.keras|DIR",
+        path=True,
     )
-    split: str = flag("val", "split of the data set", group="data")
-    output_dir: str = flag(
-        help="folder for metrics.json and the overlays", group="output", metavar="DIR"
+    split: str = _data("val", "split of the data set")
+    output_dir: str = _output(
+        help="folder for metrics.json and the overlays", metavar="DIR", path=True
     )
-    batch_size: int = flag(
-        1, "images per step (one by one where their sizes differ)", group="data", minimum=1
-    )
-    input_size: Size | None = flag(
+    batch_size: int = _data(1, "images per step (one by one where their sizes differ)", minimum=1)
+    input_size: Size | None = _evaluation(
         None,
         "size to which the network's images are resized (default: as in its training)",
-        group="evaluation",
         minimum=MINIMUM_SIZE,
     )
-    scales: tuple[float, ...] = flag(
-        (1.0,), "scales whose probabilities are averaged", group="evaluation", above=0
+    scales: tuple[float, ...] = _evaluation(
+        (1.0,), "scales whose probabilities are averaged", above=0
     )
-    flip: bool = flag(False, "also average over the horizontally flipped image", group="evaluation")
-    write_label_ids: bool = flag(
+    flip: bool = _evaluation(False, "also average over the horizontally flipped image")
+    write_label_ids: bool = _output(
         False,
-        "also write each prediction with the data set's own label ids, as label_ids/"
-        "ID_pred_labelIds.png",
-        group="output",
+        "also write each prediction with the data set's own label ids, as "
+        "label_ids/ID_pred_labelIds.png",
     )
-    trivial_predictors: bool = flag(
-        False,
-        "also score two predictors that ignore the image, made from the training labels",
-        group="evaluation",
+    trivial_predictors: bool = _evaluation(
+        False, "also score two predictors that ignore the image, made from the training labels"
     )
-    overlays: int = flag(
-        8, "number of overlays written, spread over the split", group="output", minimum=0
-    )
+    overlays: int = _output(8, "number of overlays written, spread over the split", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictConfig(ModelConfig):
     """Settings of the prediction of masks for images."""
 
-    image: str = flag(help="an image, a folder of images, or a glob", metavar="PATH")
-    output_dir: str = flag(help="folder for the masks and overlays", group="output", metavar="DIR")
+    image: str = flag(help="an image, a folder of images, or a glob", metavar="PATH", path=True)
+    output_dir: str = _output(help="folder for the masks and overlays", metavar="DIR", path=True)
     input_size: Size | None = changed(EvaluateConfig, "input_size", None, group="run")
 
 
@@ -669,29 +595,23 @@ class PredictConfig(ModelConfig):
 class SummarizeConfig(NetworkChoiceConfig, NetworkSizesConfig, OutputConfig):
     """Settings of the count of parameters and Multi-Adds."""
 
-    num_classes: int = flag(19, "number of classes", group="network", minimum=2)
-    input_size: Size = flag(
-        (1024, 2048), "size of the image", group="network", minimum=MINIMUM_SIZE
-    )
+    num_classes: int = _network(19, "number of classes", minimum=2)
+    input_size: Size = _network((1024, 2048), "size of the image", minimum=MINIMUM_SIZE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedModelConfig(ModelConfig):
     """Settings of the export as a SavedModel."""
 
-    output_dir: str = flag(
-        help="folder that gets a numbered version folder", group="output", metavar="DIR"
+    output_dir: str = _output(
+        help="folder that gets a numbered version folder", metavar="DIR", path=True
     )
-    input_size: Size | None = flag(
-        None,
-        "fixed size of the images (default: any size)",
-        group="output",
-        minimum=MINIMUM_SIZE,
+    input_size: Size | None = _output(
+        None, "fixed size of the images (default: any size)", minimum=MINIMUM_SIZE
     )
-    max_image_pixels: int = flag(
+    max_image_pixels: int = _output(
         2048 * 4096,
         "maximum height times width that the signature encoded_image accepts",
-        group="output",
         minimum=MINIMUM_SIZE**2,
     )
 
@@ -700,22 +620,19 @@ class SavedModelConfig(ModelConfig):
 class FixedSizeExportConfig(ModelConfig):
     """Settings of an export for images of one size."""
 
-    output: str = flag(help="file to write", group="output", metavar="FILE")
-    input_size: Size = flag(help="fixed size of the images", group="output", minimum=MINIMUM_SIZE)
+    output: str = _output(help="file to write", metavar="FILE", path=True)
+    input_size: Size = _output(help="fixed size of the images", minimum=MINIMUM_SIZE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TFLiteConfig(FixedSizeExportConfig):
     """Settings of the export as a TFLite file."""
 
-    precision: str = flag(
-        "float32",
-        "arithmetic of the file",
-        choices=("float32", "float16", "dynamic", "int8"),
-        group="output",
+    precision: str = _output(
+        "float32", "arithmetic of the file", choices=("float32", "float16", "dynamic", "int8")
     )
-    calibration_dir: str | None = flag(
-        None, "folder of images that int8 measures its ranges on", group="output", metavar="DIR"
+    calibration_dir: str | None = _output(
+        None, "folder of images that int8 measures its ranges on", metavar="DIR", path=True
     )
 
     def _check(self) -> None:
@@ -741,5 +658,6 @@ class TensorRTConfig(FixedSizeExportConfig):
         dataclasses.MISSING,
         help="file (onnx) or folder (tf_trt) to write",
         metavar="PATH",
+        path=True,
     )
     route: str = flag("onnx", "through an ONNX file or through TF-TRT", choices=("onnx", "tf_trt"))

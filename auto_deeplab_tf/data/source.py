@@ -14,7 +14,7 @@ from auto_deeplab_tf import config
 from auto_deeplab_tf.data import preparation, records, sets
 from auto_deeplab_tf.data.dataset import Dataset, RawDataset
 from auto_deeplab_tf.data.index import Index
-from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
 
 # Up to this much is read whole when a split is opened, which takes about a second.
 _CHECKED_AT_OPENING_BYTES = 2**30
@@ -246,4 +246,12 @@ def _cache_dir(cache_dir: str | os.PathLike | None) -> Path:
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "auto_deeplab_tf"
+    path = Path(base).expanduser() / "auto_deeplab_tf"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FieldError(
+            f"cache_dir must name a folder for the prepared records: the default, {path}, cannot "
+            f"be made ({error.strerror})"
+        ) from None
+    return path

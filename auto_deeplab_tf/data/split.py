@@ -1,13 +1,18 @@
 """The two disjoint halves of a training set that the search alternates between."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from auto_deeplab_tf.data.index import Texts
-from auto_deeplab_tf.data.source import Source
 from auto_deeplab_tf.errors import UserError
+
+if TYPE_CHECKING:  # the data sets load TensorFlow, these halves need none of it
+    from auto_deeplab_tf.data.source import Source
 
 
 def halves(

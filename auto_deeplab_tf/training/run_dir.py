@@ -79,7 +79,7 @@ class RunDir:
             raise UserError(
                 f"{self.path} is in use by another process: wait for it, or name another run_dir."
             ) from None
-        write_text(self / FLAGS_FILE, config_lib.flags_text(self._options))
+        write_text(self / FLAGS_FILE, config_lib.flags_text(self._options.with_absolute_paths()))
         return self
 
     def __exit__(self, *_: object) -> None:
