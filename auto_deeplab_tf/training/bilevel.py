@@ -116,7 +116,7 @@ class BilevelModel(keras.Model):
         execution = execution or Execution()
         if execution.jit_compile and tf.distribute.get_strategy().num_replicas_in_sync > 1:
             raise UserError(
-                "--jit_compile=true needs --distribution_strategy=one_device: inside a function "
+                "jit_compile=true needs distribution_strategy=one_device: inside a function "
                 "that XLA compiles the replicas cannot share the statistics of a batch."
             )
         self.supernet.execution = execution

@@ -159,7 +159,7 @@ def test_xla_under_several_replicas_is_refused(mirrored):
     with mirrored.scope():
         bilevel = model(num_layers=1)
         with pytest.raises(
-            ValueError, match="--jit_compile=true needs --distribution_strategy=one"
+            ValueError, match="jit_compile=true needs distribution_strategy=one"
         ):
             bilevel.compile(
                 bilevel.optimizer, keras.optimizers.Adam(), execution=Execution(jit_compile=True)
