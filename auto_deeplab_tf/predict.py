@@ -1,6 +1,6 @@
 """Segments images: one, those of a folder, or those that a glob matches.
 
-Writes into --output_dir, for each image STEM.png or STEM.jpg: STEM_mask.png (class ids) and
+Writes into --output_dir, for each image STEM.png, .jpg or .tif: STEM_mask.png (class ids) and
 STEM_overlay.png (the classes' colours laid over the image). An image that cannot be read does not
 keep the others from being segmented: it is named at the end, and the exit code is 1.
 """
@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from auto_deeplab_tf import cli, config
+from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
 from auto_deeplab_tf.errors import MissingFileError, UserError
 
 cli.define(config.PredictConfig)
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def main() -> None:
@@ -30,6 +29,8 @@ def main() -> None:
         print(
             f"{len(result['images'])} of {count} images: masks and overlays in {options.output_dir}"
         )
+        if result["left_out"]:
+            print(f"left out, not {', '.join(IMAGE_SUFFIXES)}: {result['left_out']} files")
     if result["failures"]:
         sys.stdout.flush()
         raise UserError(
@@ -51,7 +52,7 @@ def predict(options: config.PredictConfig) -> dict[str, Any]:
     failures = []
     for path in paths:
         try:
-            written.append(_predict(model, path, output_dir, options.input_size))
+            written.append(_predict(model, path, output_dir, options))
         except (OSError, ValueError) as error:
             failures.append(f"{path} ({' '.join(str(error).split())})")
     return {
@@ -60,6 +61,7 @@ def predict(options: config.PredictConfig) -> dict[str, Any]:
         "num_images": len(written),
         "images": written,
         "failures": failures,
+        "left_out": _left_out(Path(options.image)),
     }
 
 
@@ -87,22 +89,30 @@ def find_images(argument: str) -> list[Path]:
     return found
 
 
-def read_image(path: Path, channels: int = 3) -> Any:
-    """Reads a PNG or JPEG file as [H, W, channels], 0..255.
+def _left_out(folder: Path) -> int:
+    """Number of files in a folder that are no images."""
+    if not folder.is_dir():
+        return 0
+    others = (path for path in folder.iterdir() if path.suffix.lower() not in IMAGE_SUFFIXES)
+    return sum(path.is_file() and not path.name.startswith(".") for path in others)
 
-    For 3 channels gray becomes three equal ones, and transparency is left out. 16 bits are divided
-    by 257, as the data pipeline does.
+
+def read_image(path: Path, channels: int = 3, max_pixels: int = config.MAX_IMAGE_PIXELS) -> Any:
+    """Reads an image file as [H, W, channels], 0..255, as training does.
+
+    Gray becomes three equal channels or colour its luminance, as `channels` needs. 16 bits are
+    divided by 257.
 
     Returns:
         uint8, or float32 where the file has 16 bits.
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: where it has other channels.
+        UserError: where it is refused, such as one of several pages.
     """
     from auto_deeplab_tf.data import image_files
 
-    return image_files.read_photograph(path.read_bytes(), channels)
+    return image_files.read_photograph(path.read_bytes(), channels, max_pixels)
 
 
 def _check_names(paths: Sequence[Path], output_dir: Path) -> None:
@@ -130,14 +140,14 @@ def _results(output_dir: Path, stem: str) -> tuple[Path, Path]:
 
 
 def _predict(
-    model: Any, path: Path, output_dir: Path, input_size: tuple[int, int] | None
+    model: Any, path: Path, output_dir: Path, options: config.PredictConfig
 ) -> dict[str, Any]:
     import numpy as np
 
     from auto_deeplab_tf import overlay
 
-    image = read_image(path, model.input_channels)
-    seen = model.command_input_size(image.shape[:2], input_size)
+    image = read_image(path, model.input_channels, options.max_image_pixels)
+    seen = model.command_input_size(image.shape[:2], options.input_size)
     class_ids = model.predict_class_ids(image, input_size=seen)
     palette = model.palette
     if palette is None:

@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from auto_deeplab_tf import cli
+from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
 from auto_deeplab_tf.errors import MissingExtraError, MissingFileError, UserError
 
 MIN_SIZE = 32
 """The least height and width of an input, in pixels: one position at stride 32."""
 
 SEGMENTER_CLASS = "auto_deeplab_tf>Segmenter"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class Disagreement(UserError):

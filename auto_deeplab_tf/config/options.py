@@ -19,6 +19,8 @@ from auto_deeplab_tf.search_space import (
     checked_stem_channels,
 )
 
+# The limit of Pillow: 2 GiB as float32 RGB.
+MAX_IMAGE_PIXELS = 178_956_970
 _FAST_MODES = "fast modes: not the exact search"
 _data = functools.partial(flag, group="data")
 _network = functools.partial(flag, group="network")
@@ -213,6 +215,13 @@ class DataFilesConfig(Config):
         metavar="FILE",
         path=True,
         on_resume="free",  # its content is part of the fingerprint
+    )
+    max_image_pixels: int = flag(
+        MAX_IMAGE_PIXELS,
+        "maximum height times width of an image file that is read",
+        group="data",
+        minimum=1,
+        on_resume="free",
     )
 
 
@@ -589,6 +598,9 @@ class PredictConfig(ModelConfig):
     image: str = flag(help="an image, a folder of images, or a glob", metavar="PATH", path=True)
     output_dir: str = _output(help="folder for the masks and overlays", metavar="DIR", path=True)
     input_size: Size | None = changed(EvaluateConfig, "input_size", None, group="run")
+    max_image_pixels: int = changed(
+        DataFilesConfig, "max_image_pixels", MAX_IMAGE_PIXELS, group="run"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,29 +31,35 @@ def check(options: config.CheckConfig) -> dict[str, Any]:
     """Checks as the command does; returns what it reports."""
     from auto_deeplab_tf.data import sets
 
-    raw = sets.find(options.dataset, options.data_dir, options.dataset_config)
+    raw = sets.find(
+        options.dataset, options.data_dir, options.dataset_config, options.max_image_pixels
+    )
     defects = [
         {"kind": defect.kind, "file": defect.path, "text": defect.text} for defect in raw.defects
     ]
-    splits = {}
+    splits, notes = {}, list(raw.notes)
     for split in raw.splits:
-        splits[split], found = _check_split(raw, split)
+        splits[split], found, note = _check_split(raw, split)
         defects += found
+        # Only what is learnt from must have every class.
+        notes += [note] if note and split == "train" else []
     return {
         "dataset": options.dataset,
         "data_dir": options.data_dir,
         "channels": raw.info.channels,
         "bits": raw.info.image_bits,
         "splits": splits,
+        "notes": notes,
         "num_defects": len(defects),
         "defects": defects,
     }
 
 
-def _check_split(raw: Any, split: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _check_split(raw: Any, split: str) -> tuple[dict[str, Any], list[dict[str, str]], str | None]:
     import numpy as np
 
     from auto_deeplab_tf.data import image_files, parallel, records
+    from auto_deeplab_tf.data.dataset import absent_classes_note
 
     info = raw.info
     pixels = np.zeros(256, np.int64)
@@ -90,7 +96,8 @@ def _check_split(raw: Any, split: str) -> tuple[dict[str, Any], list[dict[str, s
     }
     if sums[0].any():
         result["mean"], result["std"] = records.channel_statistics(sums, info.image_bits)
-    return result, defects
+    counts = pixels[: info.num_classes].tolist()
+    return result, defects, absent_classes_note(info, split, counts)
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -108,6 +115,8 @@ def _print(result: dict[str, Any]) -> None:
     for defect in result["defects"]:
         file = "" if defect["file"] in defect["text"] else f"{defect['file']}: "
         print(f"{defect['kind']}: {file}{defect['text']}", file=sys.stderr)
+    for note in result["notes"]:
+        print(note, file=sys.stderr)
     print(f"{result['num_defects']} defects" if result["num_defects"] else "no defects")
 
 

@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from auto_deeplab_tf.config.options import MAX_IMAGE_PIXELS
 from auto_deeplab_tf.errors import MissingFileError, UserError
 
 IGNORE_LABEL = 255
+# The files that all commands take; what has another suffix is left out, and named.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 # ImageNet's statistics, as they are used with photographs of all kinds: the same for COCO, VOC and
 # ADE20K, so that a network trained on one can start on another unchanged.
 PHOTOGRAPHS_MEAN = (123.675, 116.28, 103.53)
@@ -46,6 +50,7 @@ class Dataset:
         image_bits: 8, or 16 where the files hold 0..65535 (the pipeline divides by 257).
         color_labels: whether a label map is an RGB image whose colours tell the classes.
         unlabelled_splits: splits that are published without label maps.
+        max_image_pixels: largest height times width of an image file that is read.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Dataset:
     image_bits: int = 8
     color_labels: bool = False
     unlabelled_splits: tuple[str, ...] = ()
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
     @property
     def num_classes(self) -> int:
@@ -211,6 +217,7 @@ class RawDataset:
         files: the files that the examples are read from, by their names below `root`.
         settings: whatever else the examples depend on, as JSON values.
         defects: problems of the listing.
+        notes: what was concluded from the files, for the user to know.
     """
 
     info: Dataset
@@ -221,6 +228,7 @@ class RawDataset:
     files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defects: tuple[Defect, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def raise_defects(self) -> None:
         """Raises the first defect that keeps the set from being prepared.
@@ -232,6 +240,25 @@ class RawDataset:
         for defect in self.defects:
             if defect.fatal:
                 raise (MissingFileError if defect.missing else UserError)(defect.text)
+
+
+def absent_classes_note(info: Dataset, split: str, class_pixels: Sequence[int]) -> str | None:
+    """Returns a line that names the classes without one pixel; None where there are none.
+
+    Args:
+        info: description of the set.
+        split: name of the split.
+        class_pixels: pixels of each class in the split.
+    """
+    absent = [name for name, count in zip(info.class_names, class_pixels, strict=True) if not count]
+    if not absent:
+        return None
+    shown = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+    what = f"class {shown} has" if len(absent) == 1 else f"{len(absent)} classes ({shown}) have"
+    return (
+        f"{split} of {info.name}: {what} not one pixel, so nothing is learnt of it, and its IoU is "
+        "no score: compare the ids of the label maps with those of the classes"
+    )
 
 
 def in_memory(info: Dataset, splits: Mapping[str, Sequence[RawExample]]) -> RawDataset:

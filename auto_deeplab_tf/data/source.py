@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf import config
+from auto_deeplab_tf.config.options import MAX_IMAGE_PIXELS
 from auto_deeplab_tf.data import preparation, records, sets
-from auto_deeplab_tf.data.dataset import Dataset, RawDataset
+from auto_deeplab_tf.data.dataset import Dataset, RawDataset, absent_classes_note
 from auto_deeplab_tf.data.index import Index
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
 
@@ -36,9 +38,11 @@ class Source:
         ignored_pixels: pixels that are ignored.
         directory: folder of the records.
         fingerprint: digest of the source files and of the settings of the records.
+        notes: what the user should know of the set: what was concluded from its files, and classes
+            without a pixel in this split.
     """
 
-    def __init__(self, directory: Path, split: str, info: Dataset):
+    def __init__(self, directory: Path, split: str, info: Dataset, notes: Sequence[str] = ()):
         """Opens records, after comparing the sizes and checksums of their files.
 
         Where the shards are many, a byte that changed in them is noticed when its record is read.
@@ -71,6 +75,8 @@ class Source:
         self.class_pixels = np.array(entry["class_pixels"], np.int64)
         self.present_pixels = np.array(entry["present_pixels"], np.int64)
         self.ignored_pixels: int = entry["ignored_pixels"]
+        absent = absent_classes_note(info, split, self.class_pixels.tolist())
+        self.notes = (*notes, absent) if absent else tuple(notes)
         with tf.device("CPU:0"):  # where tf.data runs, also on a machine with a GPU
             self._paths = tf.constant([str(directory / name) for name in entry["shards"]])
             self._shards = tf.constant(index.shards)
@@ -149,6 +155,7 @@ def open_split(
     max_image_side: int | None = None,
     image_format: str | None = None,
     dataset_config: str | os.PathLike | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Source:
     """Opens a split of a data set; the first time, prepares its records.
 
@@ -167,41 +174,53 @@ def open_split(
         image_format: "jpeg" or "png" for the images; None as `records.Settings` says.
         dataset_config: the JSON file that describes `folder`; None for dataset.json in data_dir.
 
+        max_image_pixels: largest height times width of an image file that is read.
+
     Raises:
         UserError: for a name, split, size or data that breaks a rule.
         MissingFileError: where the data are not there.
     """
     settings = records.Settings(image_size, max_image_side, image_format)
-    raw = sets.find(name, data_dir, dataset_config)
+    raw = sets.find(name, data_dir, dataset_config, max_image_pixels)
     _check_split(raw, split)
-    return Source(preparation.prepared(raw, _cache_dir(cache_dir), settings), split, raw.info)
+    directory = preparation.prepared(raw, _cache_dir(cache_dir), settings)
+    return Source(directory, split, raw.info, raw.notes)
 
 
 def describe(options: config.DatasetConfig) -> Dataset:
     """Returns the description of the data set that a command's options name."""
-    return sets.find(options.dataset, options.data_dir, options.dataset_config).info
+    return _find(options).info
 
 
 def open_for(options: config.DatasetConfig, split: str) -> Source:
-    """Opens a split of the data set that a command's options name, as `open_split` does."""
-    return open_split(
-        options.dataset,
-        split,
-        data_dir=options.data_dir,
-        cache_dir=options.cache_dir,
-        image_size=options.image_size,
-        max_image_side=options.max_image_side,
-        image_format=options.image_format,
-        dataset_config=options.dataset_config,
-    )
+    """Opens a split of the data set that a command's options name, as `open_split` does.
+
+    Of the split that is learnt from, `Source.notes` are written to stderr.
+    """
+    raw = _find(options)
+    _check_split(raw, split)
+    source = Source(_prepare(raw, options), split, raw.info, raw.notes)
+    for note in source.notes if split == "train" else ():
+        print(note, file=sys.stderr)
+    return source
 
 
 def open_all(options: config.DatasetConfig) -> dict[str, Source]:
     """Opens every split that the files have of the data set that a command's options name."""
+    raw = _find(options)
+    directory = _prepare(raw, options)
+    return {split: Source(directory, split, raw.info, raw.notes) for split in raw.splits}
+
+
+def _find(options: config.DataFilesConfig) -> RawDataset:
+    return sets.find(
+        options.dataset, options.data_dir, options.dataset_config, options.max_image_pixels
+    )
+
+
+def _prepare(raw: RawDataset, options: config.DatasetConfig) -> Path:
     settings = records.Settings(options.image_size, options.max_image_side, options.image_format)
-    raw = sets.find(options.dataset, options.data_dir, options.dataset_config)
-    directory = preparation.prepared(raw, _cache_dir(options.cache_dir), settings)
-    return {split: Source(directory, split, raw.info) for split in raw.splits}
+    return preparation.prepared(raw, _cache_dir(options.cache_dir), settings)
 
 
 @contextlib.contextmanager

@@ -102,6 +102,14 @@ def test_ade20k_and_a_folder(tmp_path):
     assert result["num_defects"] == 0 and len(result["splits"]["train"]["sizes"]) == 2
     for name in ("images", "masks"):
         (tmp_path / "mine" / name).mkdir(parents=True)
-    (tmp_path / "mine" / "dataset.json").write_text('{"classes": ["a"]}')
+    (tmp_path / "mine" / "dataset.json").write_text('{"classes": ["a", "b"]}')
     (defect,) = checked("folder", tmp_path / "mine")["defects"]
     assert defect["kind"] == "empty split"
+
+
+def test_classes_without_a_pixel_are_named(tmp_path):
+    root = tiny_camvid.write(tmp_path / "CamVid", {"train": 2, "val": 1})
+    (note,) = checked("camvid", root)["notes"]
+    assert "train of camvid: 7 classes (Pavement, " in note and "not one pixel" in note
+    done = run("data.check", "--dataset=camvid", f"--data_dir={root}")
+    assert done.returncode == 0 and note in done.stderr.splitlines()

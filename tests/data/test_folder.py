@@ -159,9 +159,10 @@ def test_gray_and_transparent_images_in_a_set_of_three_channels(maker):
     np.testing.assert_array_equal(example(source, "gray")[0], gray[..., None].repeat(3, 2))
     np.testing.assert_array_equal(example(source, "rgba")[0], rgba[..., :3])
     np.testing.assert_array_equal(example(source, "tiff")[0], tiff)
-    maker.describe(channels=1)
-    with pytest.raises(ValueError, match="rgba: images of folder have 1 channels; found 4"):
-        maker.open()
+    source = maker.describe(channels=1).open()
+    np.testing.assert_array_equal(example(source, "gray")[0][..., 0], gray)
+    luminance = np.asarray(Image.fromarray(rgba[..., :3]).convert("L"))
+    np.testing.assert_array_equal(example(source, "rgba")[0][..., 0], luminance)
 
 
 def test_the_seeded_part_keeps_groups_whole(maker):
@@ -257,22 +258,26 @@ def test_a_changed_description_is_noticed(maker):
     ("content", "message"),
     [
         ({"clases": []}, "unknown key 'clases'; did you mean classes"),
-        ({"classes": []}, "classes must be a list of 1 to 255 classes"),
+        ({"classes": []}, "classes must be a list of 2 to 255 classes"),
+        ({"classes": ["a"]}, "2 to 255 classes .the background is one., such as"),
         ({"classes": ["a", "a"]}, "classes must be classes of different names. Received: 'a'"),
-        ({"classes": [{"ids": [1]}]}, r"classes\[0\].name must be a name"),
-        ({"classes": ["a"], "masks": "rgb"}, "masks must be one of ids, colors"),
-        ({"classes": ["a"], "masks": "colors"}, r"with color or mask_colors"),
-        ({"classes": ["a"], "ignore": 255}, "ignore must be a list"),
-        ({"classes": ["a"], "ignore": [0]}, "ignore must be distinct from the ids of a"),
+        ({"classes": [{"ids": [1]}, "b"]}, r"classes\[0\].name must be a name"),
+        ({"classes": ["a", "b"], "masks": "rgb"}, "masks must be one of ids, colors"),
+        ({"classes": ["a", "b"], "masks": "colors"}, r"with color or mask_colors"),
+        ({"classes": ["a", "b"], "ignore": 255}, "ignore must be a list"),
+        ({"classes": ["a", "b"], "ignore": [0]}, "ignore must be distinct from the ids of a"),
         ({"classes": ["a", {"name": "b", "ids": [0]}]}, "distinct: a and b share one"),
-        ({"classes": [{"name": "a", "ids": [70000]}]}, "label ids, 0 to 65535"),
-        ({"classes": [{"name": "a", "color": [0, 0, 256]}]}, "a colour .red, green, blue."),
-        ({"classes": ["a"], "channels": 2}, "channels must be one of 1, 3, 4. Received: 2"),
-        ({"classes": ["a"], "bits": 12}, "bits must be one of 8, 16"),
-        ({"classes": ["a"], "val_fraction": 2}, "val_fraction must be a number, 0.0 to 0.9"),
-        ({"classes": ["a"], "frames_per_block": 0.5}, "frames_per_block must be a whole number"),
-        ({"classes": ["a"], "mean": [1, 2, 3]}, "std must be as many numbers as mean"),
-        ({"classes": ["a"], "group": "("}, 'group must be "folder" or a regular expression'),
+        ({"classes": [{"name": "a", "ids": [70000]}, "b"]}, "label ids, 0 to 65535"),
+        ({"classes": [{"name": "a", "color": [0, 0, 256]}, "b"]}, "a colour .red, green, blue."),
+        ({"classes": ["a", "b"], "channels": 2}, "channels must be one of 1, 3, 4. Received: 2"),
+        ({"classes": ["a", "b"], "bits": 12}, "bits must be one of 8, 16"),
+        ({"classes": ["a", "b"], "val_fraction": 2}, "val_fraction must be a number, 0.0 to 0.9"),
+        (
+            {"classes": ["a", "b"], "frames_per_block": 0.5},
+            "frames_per_block must be a whole number",
+        ),
+        ({"classes": ["a", "b"], "mean": [1, 2, 3]}, "std must be as many numbers as mean"),
+        ({"classes": ["a", "b"], "group": "("}, 'group must be "folder" or a regular expression'),
         ([], "the file must be a JSON object"),
     ],
 )
@@ -310,3 +315,148 @@ def test_lists_that_do_not_fit(maker):
     maker.describe(mean=[1, 2], std=[1, 2])
     with pytest.raises(ValueError, match="mean must have 3 numbers, one per channel"):
         maker.open()
+
+
+# ---- names and lists
+
+
+def test_names_that_repeat_in_folders_are_pairs_by_their_path(maker):
+    masks = {}
+    for city in ("aachen", "bonn"):
+        for i in range(3):
+            key = f"{city}/{i:04d}"
+            _, masks[key] = maker.add(key, suffix=".JPG", mask_suffix=".PNG")
+    maker.describe(group="folder")
+    (maker.root / "train.txt").write_text("aachen/0000\nimages/bonn/0001.JPG\nC:\\bonn\\0002.JPG\n")
+    source = maker.open()
+    assert source.ids == ("aachen/0000", "bonn/0001", "bonn/0002")
+    assert source.groups == ("aachen", "bonn", "bonn")
+    for key in source.ids:
+        np.testing.assert_array_equal(example(source, key)[1], masks[key])
+    (maker.root / "masks" / "bonn" / "0001.PNG").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"bonn/0001\.JPG has no label map: .*bonn/0001\.png"
+    ):
+        maker.open()
+
+
+def test_names_that_differ_in_their_unicode_form_only(maker):
+    composed, decomposed = "z\u00fcrich", "zu\u0308rich"
+    maker.add("other")
+    image, mask = maker.add(composed)
+    path = maker.root / "masks" / f"{composed}.png"
+    path.rename(path.with_name(f"{decomposed}.png"))
+    (maker.root / "train.txt").write_text(f"{decomposed}.png\n")
+    source = maker.describe().open()
+    assert source.ids == (composed,)
+    np.testing.assert_array_equal(example(source, composed)[1], mask)
+
+
+NAMES = ["plain", "with space", "with space 2", "v1.2", "a b.c"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfplain\r\nwith space\r\nv1.2\r\n",
+        "plain\nwith space\nv1.2\n".encode("utf-16"),
+        b"plain.png\rwith space.png\rv1.2.png",
+        b"images/plain.png masks/plain.png\nimages/with space.png masks/with space.png\n"
+        b"x\\images\\v1.2.png\tx\\masks\\v1.2.png",
+        b"/SegNet/CamVid/plain.png /SegNet/x.png\n\n  with space  \nv1.2 1\n",
+        b"plain  -1\n/elsewhere/with space.PNG\nv1.2\n",
+    ],
+)
+def test_lists_of_every_form(maker, content):
+    for name in NAMES:
+        maker.add(name)
+    (maker.root / "train.txt").write_bytes(content)
+    assert maker.describe().open().ids == ("plain", "v1.2", "with space")
+
+
+def test_a_name_that_starts_another_is_a_whole_line(maker):
+    for name in NAMES:
+        maker.add(name)
+    (maker.root / "train.txt").write_text("with space 2\na b.c\n")
+    assert maker.describe().open().ids == ("a b.c", "with space 2")
+    (maker.root / "train.txt").write_text("with space 3.png\n")
+    with pytest.raises(FileNotFoundError, match="names with space 3, but there is no image"):
+        maker.open()
+
+
+def test_links_are_followed_and_cycles_are_not(maker, tmp_path):
+    maker.add("a")
+    maker.add("b")
+    moved = (maker.root / "images").rename(tmp_path / "elsewhere")
+    (maker.root / "images").symlink_to(moved)
+    (moved / "again").symlink_to(moved)
+    assert maker.describe(val_fraction=0).open().ids == ("a", "b")
+    (moved / "c.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(FileNotFoundError, match="c.png is a link to a file that does not exist"):
+        maker.open()
+
+
+# ---- what is concluded from the files
+
+
+def _gray_and_color(maker, kinds):
+    for number, channels in enumerate(kinds):
+        shape = (*SIZE, channels) if channels > 1 else SIZE
+        maker.add(f"{number}", image=maker.rng.integers(0, 256, shape, dtype=np.uint8))
+    (maker.root / "train.txt").write_text("".join(f"{i}\n" for i in range(len(kinds))))
+    return maker.describe()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "channels"), [((1, 3, 3, 4), 3), ((3, 1, 1, 4), 1), ((1, 3), 3), ((4, 4, 3), 4)]
+)
+def test_the_majority_of_the_images_decides_on_the_channels(maker, kinds, channels):
+    source = _gray_and_color(maker, kinds).open()
+    assert source.info.channels == channels
+    assert {source.example(i)[0].shape[2] for i in range(len(kinds))} == {channels}
+    assert f'all are brought to {channels}; the key "channels"' in source.notes[0]
+    source = maker.describe(channels=3).open()
+    assert source.info.channels == 3 and not source.notes
+
+
+def test_one_image_of_16_bits_keeps_its_bits(maker):
+    deep = maker.rng.integers(0, 2**16, SIZE).astype(np.uint16)
+    gray, _ = maker.add("a", image=maker.rng.integers(0, 256, SIZE, dtype=np.uint8))
+    maker.add("b", image=deep)
+    source = maker.describe(val_fraction=0).open()
+    assert source.info.image_bits == 16
+    np.testing.assert_array_equal(example(source, "a")[0][..., 0], gray)
+    np.testing.assert_allclose(example(source, "b")[0][..., 0], deep / 257, rtol=1e-6)
+
+
+def test_masks_of_0_and_255_are_two_classes(maker):
+    masks = [maker.rng.choice([0, 255], SIZE).astype(np.uint8) for _ in range(3)]
+    for i, mask in enumerate(masks):
+        maker.add(f"{i}", mask=mask)
+    source = maker.describe(classes=["background", "cell"], val_fraction=0).open()
+    np.testing.assert_array_equal(example(source, "1")[1], masks[1] // 255)
+    (note,) = source.notes
+    assert "255 is the class 'cell'" in note and '"ids": [255]' in note
+    # Whatever says otherwise is believed.
+    said = {"name": "cell", "ids": [255]}
+    assert not maker.describe(classes=["background", said], val_fraction=0).open().notes
+    for content in (
+        {"classes": ["background", "cell"], "ignore": [255]},
+        {"classes": ["background", {"name": "cell", "ids": [1]}]},
+        {"classes": ["background", "cell", "third"]},
+    ):
+        source = maker.describe(val_fraction=0, **content).open()
+        assert example(source, "1")[1].max() == 255
+        (note,) = source.notes
+        assert "not one pixel" in note and "cell" in note
+    maker.add("3", mask=np.ones(SIZE, np.uint8))
+    source = maker.describe(classes=["background", "cell"], val_fraction=0).open()
+    assert not source.notes and example(source, "1")[1].max() == 255
+
+
+def test_a_mask_outside_of_the_sample_is_not_lost(maker, monkeypatch):
+    monkeypatch.setattr("auto_deeplab_tf.data.sets.folder._SAMPLED_FILES", 1)
+    for i in range(3):
+        maker.add(f"{i}", mask=np.full(SIZE, 255 if i == 1 else 1, np.uint8))
+    with pytest.raises(ValueError, match="label ids of folder are 0, 255; found 1"):
+        maker.describe(classes=["background", "cell"], val_fraction=0).open()

@@ -4,11 +4,13 @@ A module holds `DATASET`, a `dataset.Dataset` (but for a set that its user descr
 `find(data_dir) -> dataset.RawDataset`. Adding a set is that module and its name in `_NAMES`.
 """
 
+import dataclasses
 import importlib
 import os
 from pathlib import Path
 from types import ModuleType
 
+from auto_deeplab_tf.config.options import MAX_IMAGE_PIXELS
 from auto_deeplab_tf.data.dataset import Dataset, RawDataset
 from auto_deeplab_tf.errors import UserError
 
@@ -37,6 +39,7 @@ def find(
     name: str,
     data_dir: str | os.PathLike | None = None,
     dataset_config: str | os.PathLike | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> RawDataset:
     """Lists the files of a data set.
 
@@ -44,6 +47,7 @@ def find(
         name: a name of `names`.
         data_dir: folder of the user's files; None for a set that is generated.
         dataset_config: the JSON file that describes `folder`; None for dataset.json in data_dir.
+        max_image_pixels: largest height times width of an image file that is read.
 
     Raises:
         UserError: for a name that is not known, or options that the set does not take.
@@ -65,7 +69,9 @@ def find(
             )
         options["dataset_config"] = Path(dataset_config).expanduser()
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    return module.find(folder, **options)
+    raw = module.find(folder, **options)
+    info = dataclasses.replace(raw.info, max_image_pixels=max_image_pixels)
+    return dataclasses.replace(raw, info=info)
 
 
 def _module(name: str) -> ModuleType:

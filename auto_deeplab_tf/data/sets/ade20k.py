@@ -66,6 +66,6 @@ def find(data_dir: Path) -> RawDataset:
     for split, folder in _FOLDERS.items():
         images, labels = root / "images" / folder, root / "annotations" / folder
         if images.is_dir():
-            splits[split], found = pairs.of_folders(images, labels, (".jpg", ".jpeg", ".png"))
+            splits[split], _, found = pairs.of_folders(images, labels)
             defects += found
     return pairs.raw_dataset(DATASET, root, splits, defects)

@@ -31,8 +31,6 @@ DATASET = Dataset(
     frames_per_block=10,
 )  # fmt: skip
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
-
 
 def find(data_dir: Path) -> RawDataset:
     """Lists the files of every split that is there.
@@ -45,7 +43,7 @@ def find(data_dir: Path) -> RawDataset:
     defects: list[Defect] = []
     for split in DATASET.splits:
         if (root / split).is_dir():
-            splits[split], found = _split_pairs(root, split)
+            splits[split], _, found = pairs.of_folders(root / split, root / f"{split}annot")
             defects += found
     return pairs.raw_dataset(
         DATASET,
@@ -74,12 +72,3 @@ def _root(data_dir: Path) -> Path:
             f"does. Found: {found}"
         )
     return inner[0]
-
-
-def _split_pairs(root: Path, split: str) -> tuple[dict[str, tuple[Path, Path]], list[Defect]]:
-    labels = root / f"{split}annot"
-    if not labels.is_dir():
-        raise MissingFileError(
-            f"{root} has {split}/ but no {split}annot/, the folder of its label maps"
-        )
-    return pairs.of_folders(root / split, labels, _SUFFIXES)

@@ -105,6 +105,19 @@ class FolderConfig:
             config = dataclasses.replace(config, ignore=free)
         return config
 
+    @property
+    def may_mean_255(self) -> bool:
+        """Whether masks of 0 and 255 can mean two classes: two names, and no ids are given."""
+        entries = self.content["classes"]
+        plain = all(isinstance(entry, str) or "ids" not in entry for entry in entries)
+        return plain and len(entries) == 2 and self.masks == "ids" and "ignore" not in self.content
+
+    def with_255(self) -> "FolderConfig":
+        """Returns the same description with 255 as the id of the second class."""
+        first, second = self.classes
+        second = dataclasses.replace(second, label_ids=(255,))
+        return dataclasses.replace(self, classes=(first, second), ignore=())
+
     def description(self, channels: int, bits: int) -> Dataset:
         """Returns the description of the set, for images of so many channels and bits."""
         if self.mean and len(self.mean) != channels:
@@ -196,8 +209,8 @@ class _Checker:
         return value
 
     def classes(self, entries: Any, masks: str) -> tuple[FolderClass, ...]:
-        rule = f"a list of 1 to 255 classes, such as {_EXAMPLE}"
-        fits = isinstance(entries, list) and 1 <= len(entries) <= 255
+        rule = f"a list of 2 to 255 classes (the background is one), such as {_EXAMPLE}"
+        fits = isinstance(entries, list) and 2 <= len(entries) <= 255
         self.rule(fits, "classes", entries, rule)
         found = [self._class(i, entry, masks) for i, entry in enumerate(entries)]
         names = [entry.name for entry in found]

@@ -1,113 +1,185 @@
-"""Data sets that are pairs of files: an image and its label map, which share their stem."""
+"""Data sets that are pairs of files: an image and its label map."""
 
 import collections
 import dataclasses
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from auto_deeplab_tf.data.dataset import Dataset, Defect, RawDataset, RawExample
+from auto_deeplab_tf.data.dataset import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    Dataset,
+    Defect,
+    RawDataset,
+    RawExample,
+)
 from auto_deeplab_tf.errors import MissingFileError, UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-LABEL_SUFFIXES = (".png", ".tif", ".tiff")
-
 Pairs = Mapping[str, tuple[Path, Path]]  # image id -> (image, label map)
+
+_SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
+# A line of a list with two columns: an image and its label map, as in the lists of CamVid.
+_TWO_COLUMNS = re.compile(rf"(.*?(?:{_SUFFIX}))\s+\S.*(?:{_SUFFIX})", re.IGNORECASE)
 
 
 @dataclasses.dataclass
 class Listing:
-    """The files of a folder by their stem.
+    """The files of a folder.
 
     Attributes:
-        files: stem -> file, in the order of the stems.
-        defects: files whose stem another has, and files of other kinds.
+        files: file by its path below the folder without suffix, with slashes and in the Unicode
+            form NFC; ascending.
+        defects: files that cannot be used.
     """
 
     files: dict[str, Path]
     defects: list[Defect]
 
+    @property
+    def has_unique_stems(self) -> bool:
+        """Whether no two files have the same name in different folders."""
+        return len({_stem(key) for key in self.files}) == len(self.files)
+
+    def by_stem(self) -> dict[str, Path]:
+        """The files by their name alone, without folder and suffix; ascending."""
+        return dict(sorted((_stem(key), path) for key, path in self.files.items()))
+
+
+def _stem(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _nfc(text: str) -> str:
+    """One form for names that look alike: some systems store an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", text)
+
 
 def listing(folder: Path, suffixes: Sequence[str]) -> Listing:
-    """Lists a folder and the folders in it; hidden files are passed over."""
+    """Lists a folder and the folders in it; hidden files are left out, links are followed."""
     result = Listing({}, [])
-    files = [
-        Path(parent) / name
-        for parent, _, names in os.walk(folder, followlinks=True)
-        if not Path(parent).relative_to(folder).name.startswith(".")
-        for name in names
-        if not name.startswith(".")
-    ]
-    for path in sorted(files, key=lambda path: (path.stem, path)):
+    paths: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        # A link to a folder above would be followed without end.
+        folders[:] = [] if real in seen else [n for n in folders if not n.startswith(".")]
+        if real not in seen:
+            paths += [Path(parent) / name for name in names if not name.startswith(".")]
+        seen.add(real)
+    keyed = [(_nfc(p.relative_to(folder).with_suffix("").as_posix()), p) for p in paths]
+    for key, path in sorted(keyed):
         if path.suffix.lower() not in suffixes:
             text = f"{path} does not belong there (expected {', '.join(suffixes)} files)"
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                text += ": a label map must be lossless"
             result.defects.append(Defect("stray file", str(path), text, fatal=False))
-        elif path.stem in result.files:
-            other = result.files[path.stem].relative_to(folder)
+        elif not path.exists():
+            text = f"{path} is a link to a file that does not exist"
+            result.defects.append(Defect("broken link", str(path), text, missing=True))
+        elif key in result.files:
+            other = result.files[key].relative_to(folder)
             text = f"{path} and {other} have the same stem: keep one of them"
             result.defects.append(Defect("duplicate stem", str(path), text))
         else:
-            result.files[path.stem] = path
+            result.files[key] = path
     return result
 
 
 def match(
     images: Mapping[str, Path], labels: Mapping[str, Path], label_folder: Path
 ) -> tuple[dict[str, tuple[Path, Path]], list[Defect]]:
-    """Pairs images and label maps by stem; what has no partner is a defect.
+    """Pairs images and label maps by their keys; what has no partner is a defect.
 
-    A label map without an image is no obstacle: it is passed over.
+    A label map without an image is no obstacle: it is left out.
     """
     found, defects = {}, []
-    for stem, image in images.items():
-        if stem in labels:
-            found[stem] = (image, labels[stem])
+    for key, image in images.items():
+        if key in labels:
+            found[key] = (image, labels[key])
         else:
-            text = f"{image} has no label map: expected {label_folder / stem}.png"
+            text = f"{image} has no label map: expected {label_folder / key}.png"
             defects.append(Defect("missing mask", str(image), text, missing=True))
-    for stem, label in labels.items():
-        if stem not in images:
+    for key, label in labels.items():
+        if key not in images:
             text = f"{label} has no image of the same stem"
             defects.append(Defect("missing image", str(label), text, fatal=False))
     return found, defects
 
 
-def read_list(path: Path) -> list[str]:
-    """The stems that a list file names, one a line.
+def read_list(path: Path, known: Mapping[str, Any]) -> list[str]:
+    """Returns the images that a list file names, one a line.
 
-    A line may hold the stem, the image's file name or its path, and more after a space.
+    A line is the name of an image, with or without suffix, or a path that ends with it; names may
+    hold spaces. A line of two columns names an image and its label map; what follows another
+    known name after a space is left out. Backslashes, Windows line ends and byte-order marks are
+    understood.
+
+    Args:
+        path: the list.
+        known: the images, by their keys.
+
+    Returns:
+        For each line the key of the image, or the line's name where no image has it.
 
     Raises:
-        ValueError: where the file is no text, or names nothing.
+        UserError: where the file is no text, or names nothing.
     """
+    content = path.read_bytes()
+    utf_16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        text = content.decode("utf-16" if utf_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no list: it is not text") from error
+        raise UserError(f"{path} is no list: it is not text in UTF-8") from error
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
     if not lines:
         raise UserError(f"{path} names no image")
-    names = [PurePosixPath(line.split()[0]) for line in lines]
-    return [name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name for name in names]
+    return [_key_of(line, known) for line in lines]
 
 
-def in_list(found: Pairs, path: Path, known: set[str]) -> tuple[Pairs, list[Defect]]:
-    """The pairs that a list file names; each stem that is not there is a defect.
+def _key_of(line: str, known: Mapping[str, Any]) -> str:
+    """The key of the image that a line of a list names, or the name that no image has."""
+    line = _nfc(line)
+    columns = _TWO_COLUMNS.fullmatch(line)
+    first = line.split()[0]  # as in lists that say more of each image
+    names = [_without_suffix(name) for name in (line, columns[1] if columns else first, first)]
+    for name in names:
+        parts = PurePosixPath(name).parts
+        for start in range(len(parts)):  # a path may begin on another machine
+            key = "/".join(parts[start:])
+            if key in known:
+                return key
+    return _stem(names[1] if columns else names[0])
+
+
+def _without_suffix(name: str) -> str:
+    name = name.replace("\\", "/")
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def in_list(
+    found: Pairs, path: Path, known: Mapping[str, Any]
+) -> tuple[dict[str, tuple[Path, Path]], list[Defect]]:
+    """Returns the pairs that a list file names; each name that is not there is a defect.
 
     Args:
         found: all pairs.
         path: the list.
-        known: stems of the images that are there, with a label map or without.
+        known: the images that are there, with a label map or without, by their keys.
     """
     defects = []
-    stems = read_list(path)
-    for stem in sorted(stem for stem, count in collections.Counter(stems).items() if count > 1):
-        text = f"{path} names {stem} more than once"
+    keys = read_list(path, known)
+    for key in sorted(key for key, count in collections.Counter(keys).items() if count > 1):
+        text = f"{path} names {key} more than once"
         defects.append(Defect("duplicate stem", str(path), text, fatal=False))
-    for stem in sorted(set(stems) - known):
-        text = f"{path} names {stem}, but there is no image of that stem"
+    for key in sorted(set(keys) - set(known)):
+        text = f"{path} names {key}, but there is no image of that stem"
         defects.append(Defect("missing image", str(path), text, missing=True))
-    return {stem: found[stem] for stem in sorted(set(stems)) if stem in found}, defects
+    return {key: found[key] for key in sorted(set(keys)) if key in found}, defects
 
 
 def raw_dataset(
@@ -197,16 +269,30 @@ def existing(folder: Path) -> Path:
 
 
 def of_folders(
-    images: Path, labels: Path, suffixes: Sequence[str]
-) -> tuple[dict[str, tuple[Path, Path]], list[Defect]]:
-    """The pairs of a folder of images and one of label maps, and all that is wrong with them."""
+    images: Path, labels: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> tuple[dict[str, tuple[Path, Path]], dict[str, Path], list[Defect]]:
+    """Pairs a folder of images and one of label maps.
+
+    The key of a pair, its image id, is its name without suffix. Where a name occurs in several
+    folders, the key is the path below `images`, and the label map lies at the same path below
+    `labels`.
+
+    Returns:
+        (pairs, images, defects): the pairs and all images by their keys, and all that is wrong.
+
+    Raises:
+        MissingFileError: where `labels` is missing.
+    """
     if not labels.is_dir():
         raise MissingFileError(
-            f"{images.parent} has {images.name}/ but no {labels}, the folder of its label maps"
+            f"{images.parent} has {images.name}/ but no {os.path.relpath(labels, images.parent)}/, "
+            "the folder of its label maps"
         )
-    image_list, label_list = listing(images, suffixes), listing(labels, LABEL_SUFFIXES)
-    found, defects = match(image_list.files, label_list.files, labels)
-    if not image_list.files:
+    lists = listing(images, suffixes), listing(labels, LABEL_SUFFIXES)
+    unique = all(entry.has_unique_stems for entry in lists)
+    image_files, label_files = (entry.by_stem() if unique else entry.files for entry in lists)
+    found, defects = match(image_files, label_files, labels)
+    if not image_files:
         text = f"{images} has no images (expected {', '.join(suffixes)} files)"
         defects.append(Defect("empty split", str(images), text))
-    return found, [*image_list.defects, *label_list.defects, *defects]
+    return found, image_files, [*lists[0].defects, *lists[1].defects, *defects]

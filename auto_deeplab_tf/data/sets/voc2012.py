@@ -15,6 +15,7 @@ from pathlib import Path
 from auto_deeplab_tf.data import image_files
 from auto_deeplab_tf.data.dataset import (
     IGNORE_LABEL,
+    IMAGE_SUFFIXES,
     PHOTOGRAPHS_MEAN,
     PHOTOGRAPHS_STD,
     Dataset,
@@ -49,7 +50,7 @@ def find(data_dir: Path) -> RawDataset:
         FileNotFoundError: where a folder or VOC's list of a split is missing.
     """
     root = pairs.root_of(data_dir, "ImageSets/Segmentation", "VOC2012")
-    images = pairs.listing(root / "JPEGImages", (".jpg", ".jpeg", ".png")).files
+    images = pairs.listing(root / "JPEGImages", IMAGE_SUFFIXES).files
     own = pairs.listing(pairs.existing(root / "SegmentationClass"), (".png",))
     lists = {
         split: root / "ImageSets" / "Segmentation" / f"{split}.txt" for split in ("train", "val")
@@ -59,15 +60,15 @@ def find(data_dir: Path) -> RawDataset:
     for split, path in lists.items():
         if not path.is_file():
             raise MissingFileError(f"{root} has no ImageSets/Segmentation/{split}.txt")
-        stems = set(pairs.read_list(path))
+        stems = set(pairs.read_list(path, images))
         listed = {stem: image for stem, image in images.items() if stem in stems}
         found, unpaired = pairs.match(
             listed, {s: own.files[s] for s in own.files if s in stems}, root / "SegmentationClass"
         )
-        splits[split], unlisted = pairs.in_list(found, path, set(images))
+        splits[split], unlisted = pairs.in_list(found, path, images)
         defects += [defect for defect in unpaired if defect.kind != "missing image"] + unlisted
     augmented = _augmented(data_dir, root)
-    stems_of_val = set(pairs.read_list(lists["val"]))
+    stems_of_val = set(pairs.read_list(lists["val"], images))
     more = {
         s: f for s, f in augmented.items() if s not in stems_of_val and s not in splits["train"]
     }
