@@ -34,6 +34,7 @@ import numpy as np
 from absl import app, flags
 
 from auto_deeplab_tf.nn.execution import Execution, runner
+from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.schedules import Cosine
 
@@ -104,11 +105,9 @@ class Bilevel:
                 gradient + decay * value if decay else gradient
                 for gradient, value, decay in zip(gradients, values, decays[wrt], strict=True)
             ]
+            keep, add = update_weights(batch_norm_decay, state[0])  # the optimizer's iterations
+            moving = [keep * old + add * new for old, new in zip(moving, moments, strict=True)]
             values, state = self._optimizers[wrt].stateless_apply(state, gradients, values)
-            moving = [
-                batch_norm_decay * old + (1.0 - batch_norm_decay) * new
-                for old, new in zip(moving, moments, strict=True)
-            ]
             return values, state, moving
 
         self._loss = jax.jit(
@@ -125,10 +124,10 @@ class Bilevel:
     def gradients(self, wrt, batch):
         """Returns (loss, gradients of "weights" or "architecture", batch statistics)."""
         images, labels = batch
-        states, moments = self.supernet.forward(images, True)
-        loss, upstream = self._loss(states["logits"], labels)
-        moments = [m for m in moments if m is not None]
-        return loss, self.supernet.backward(states, upstream, wrt), moments
+        computed = self.supernet.forward(images, True)
+        loss, upstream = self._loss(computed.logits, labels)
+        moments = [m for m in computed.moments if m is not None]
+        return loss, self.supernet.backward(computed, upstream, wrt), moments
 
     def update(self, wrt, batch):
         """Takes one step on a batch (images float32 [N, H, W, 3], labels int32 [N, H, W]).
@@ -323,8 +322,8 @@ def miou(supernet, images, labels, num_classes):
     """
     matrix = 0
     for batch_images, batch_labels in zip(images, labels, strict=True):
-        states, _ = supernet.forward(batch_images.astype("float32"), True)
-        classes = np.asarray(jnp.argmax(states["logits"], axis=-1))
+        logits = supernet.forward(batch_images.astype("float32"), True).logits
+        classes = np.asarray(jnp.argmax(logits, axis=-1))
         counts = batch_labels < num_classes
         pairs = batch_labels[counts].astype(int) * num_classes + classes[counts]
         matrix = matrix + np.bincount(pairs, minlength=num_classes**2)
