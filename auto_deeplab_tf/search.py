@@ -14,16 +14,23 @@ from auto_deeplab_tf import cli, config
 
 cli.define(config.SearchConfig)
 
+# Measured at L 2, B 2, F 2, crop 49x70, batch 2, on two CPU cores that did other things too.
+PLAIN_IS_SLOW = (
+    "the plain formulation is meant for a small num_layers: at 2 layers a step takes about 16 "
+    "times as long as a fused one (with step_mode=traced about 1.5 times, after minutes of "
+    "compilation)"
+)
+
 
 def main() -> None:
     options = cli.read(config.SearchConfig)
     if options.dry_run:
-        needs = _needs(options)
+        needs = _dry_run(options)
         if options.json:
             cli.print_json(needs)
         else:
             for name, value in needs.items():
-                print(f"{name:18} {value}")
+                print(f"{name:24} {value}")
         return
     from auto_deeplab_tf.training.run_dir import RunDir
 
@@ -45,48 +52,69 @@ def _finished(run: Any, options: config.SearchConfig) -> dict[str, Any] | None:
     return _result(run, rows[-1], 0.0)
 
 
+class _Setup:
+    """The data and devices of a search, and its number of steps."""
+
+    def __init__(self, options: config.SearchConfig):
+        from auto_deeplab_tf.data import pipeline, source, split
+        from auto_deeplab_tf.training import distribution
+
+        distribution.prepare(options.seed, options.deterministic)
+        distribution.set_threads(options.intra_op_threads, options.inter_op_threads)
+        self.options = options
+        self.train = source.open_for(options, "train")
+        self.halves = split.source_halves(self.train)
+        pipeline.check_crop_size(self.train, options.crop_size, options.scale_max)
+        smaller = min(map(len, self.halves))
+        self.steps_per_epoch = options.steps_per_epoch or max(1, smaller // options.batch_size)
+        self.total_steps = self.steps_per_epoch * options.epochs
+        self.strategy = distribution.strategy(options.distribution_strategy)
+        distribution.check_batch_size(options.batch_size, self.strategy.num_replicas_in_sync)
+        self.traced = None if options.step_mode == "auto" else options.step_mode == "traced"
+
+    def batches(self, step: int, pairs: bool) -> Any:
+        """Returns the batches from a step on."""
+        from auto_deeplab_tf.data import pipeline
+
+        settings = pipeline.batch_options(self.options)
+        return pipeline.search_batches(
+            self.train, self.halves, pairs=pairs, start_step=step, **settings
+        )
+
+
 def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
     import tensorflow as tf
 
     from auto_deeplab_tf import decoding, visualize
-    from auto_deeplab_tf.data import pipeline, source, split
+    from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.searcher import METRICS
-    from auto_deeplab_tf.training import callbacks, distribution
+    from auto_deeplab_tf.training import callbacks
     from auto_deeplab_tf.training.run_dir import METRICS_FILE, MetricsFile
 
     started = time.monotonic()
-    distribution.prepare(options.seed, options.deterministic)
-    distribution.set_threads(options.intra_op_threads, options.inter_op_threads)
-    train = source.open_for(options, "train")
+    setup = _Setup(options)
+    train, halves = setup.train, setup.halves
     validation = source.open_for(options, "val")
-    halves = split.source_halves(train)
     members = {
         name: [train.ids[index] for index in half]
         for name, half in zip(("train_a", "train_b"), halves, strict=True)
     }
-    pipeline.check_crop_size(train, options.crop_size, options.scale_max)
-    steps_per_epoch = options.steps_per_epoch or max(1, min(map(len, halves)) // options.batch_size)
-    total_steps = steps_per_epoch * options.epochs
-
-    strategy = distribution.strategy(options.distribution_strategy)
-    distribution.check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
-    traced = None if options.step_mode == "auto" else options.step_mode == "traced"
-    with run, strategy.scope(), source.damage_named(train, validation):
+    with run, setup.strategy.scope(), source.damage_named(train, validation):
         run.record("split.json", members)
         # An existing one is of a shorter run, which is resumed now.
         (run / "architecture.json").unlink(missing_ok=True)
-        search = _build(options, train, total_steps)
+        search = _build(options, train, setup.total_steps)
         if search.fast_modes:
             modes = ", ".join(f"{name}={value}" for name, value in search.fast_modes.items())
             print(f"fast modes (not the exact search): {modes}", file=sys.stderr, flush=True)
+        if options.formulation == "plain":
+            print(PLAIN_IS_SLOW, file=sys.stderr, flush=True)
         checkpoints = search.checkpoints(run / "checkpoints", options.keep_checkpoints)
         checkpoints.restore()
         search.fit(
-            lambda step, pairs: pipeline.search_batches(
-                train, halves, pairs=pairs, start_step=step, **pipeline.batch_options(options)
-            ),
+            setup.batches,
             epochs=options.epochs,
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=setup.steps_per_epoch,
             arch_start_epoch=options.arch_start_epoch,
             validation_data=pipeline.validation_batches(
                 validation, options.batch_size, options.validation_images
@@ -98,7 +126,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
             ],
             checkpoints=checkpoints,
             checkpoint_every_steps=options.checkpoint_every_steps,
-            traced=traced,
+            traced=setup.traced,
             verbose=callbacks.verbosity(options),
         )
         row = MetricsFile(run / METRICS_FILE).rows()[-1]
@@ -108,7 +136,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
                 "command": "search",
                 "dataset": options.dataset,
                 "seed": options.seed,
-                "steps": total_steps,
+                "steps": setup.total_steps,
                 "supernet_val_miou": float(row["val_miou"]),
                 "tensorflow": tf.__version__,
             }
@@ -120,31 +148,29 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
     return _result(run, row, time.monotonic() - started)
 
 
-def _needs(options: config.SearchConfig) -> dict[str, Any]:
-    """Predicts what the run needs; prepares the records of the data set where there are none."""
-    from auto_deeplab_tf.data import source, split
-    from auto_deeplab_tf.nn.execution import Execution
-    from auto_deeplab_tf.training import distribution, prediction
+def _dry_run(options: config.SearchConfig) -> dict[str, Any]:
+    """Measures steps of both kinds; prepares the records of the data set where there are none."""
+    from auto_deeplab_tf.training import dry_run
 
-    distribution.set_threads(options.intra_op_threads, options.inter_op_threads)
-    train = source.open_for(options, "train")
-    halves = split.source_halves(train)
-    steps_per_epoch = options.steps_per_epoch or max(1, min(map(len, halves)) // options.batch_size)
-    search = _build(options, train, steps_per_epoch * options.epochs)
-    traced = options.step_mode == "traced"
-    remat = Execution(_flag_or_auto(options.remat)).recomputes(eager=not traced)
-    setting = (search.model.supernet, options.crop_size, options.batch_size, remat)
-    memory = prediction.peak_memory_mib(*setting, traced, prediction.resident_mib())
-    seconds = prediction.step_seconds(*setting, traced, prediction.measure_speeds())
-    weights_only = min(options.arch_start_epoch, options.epochs)
-    steps = options.epochs - (1 - prediction.WEIGHT_STEP_SHARE) * weights_only
-    return {
-        "peak_memory_mib": round(memory),
-        "seconds_per_step": round(seconds, 3),
-        "total_seconds": round(seconds * steps * steps_per_epoch),
-        "steps": options.epochs * steps_per_epoch,
-        "num_parameters": prediction.num_parameters(search.model.supernet),
+    timer = dry_run.StepTimer()
+    setup = _Setup(options)
+    with setup.strategy.scope():
+        search = _build(options, setup.train, setup.total_steps)
+        search.fit(
+            setup.batches,
+            epochs=2,
+            steps_per_epoch=dry_run.STEPS,
+            arch_start_epoch=1,
+            callbacks=[timer],
+            traced=setup.traced,
+            verbose=0,
+        )
+    weights_only = min(options.arch_start_epoch, options.epochs) * setup.steps_per_epoch
+    kinds = {
+        "weight_step": (timer.epochs[0], weights_only),
+        "step": (timer.epochs[1], setup.total_steps - weights_only),
     }
+    return dry_run.needs(search.model.supernet, kinds)
 
 
 def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:

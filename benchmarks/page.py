@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import app
 
-from benchmarks import dry_run, fast_modes, mixed_precision, networks, xla
+from benchmarks import fast_modes, mixed_precision, networks, xla
 from benchmarks.rows import RESULTS, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -23,7 +23,6 @@ def generated() -> str:
     parts = (
         _search_step(),
         _profile(),
-        _prediction(),
         _networks(),
         _xla(),
         _roofline(),
@@ -104,32 +103,6 @@ def _profile() -> str:
         "calls, Python; the profiler itself is slowest there."
     )
     return _table("Where the time and the memory go", text, ["what", "how much"], cells)
-
-
-def _prediction() -> str:
-    rows = read(dry_run.RESULTS)
-    if not rows:
-        return ""
-    columns = ["setting", "predicted / measured s", "ratio", "predicted / measured MiB", "ratio"]
-    cells = []
-    for row in rows:
-        seconds, memory = dry_run.ratios(row)
-        cells.append(
-            [
-                f"`{_setting(row)}`",
-                f"{row['predicted_seconds']} / {row['seconds_per_iteration']}",
-                f"{seconds:.2f}",
-                f"{row['predicted_rss_mib']} / {row['peak_rss_mib']}",
-                f"{memory:.2f}",
-            ]
-        )
-    held = sum(map(dry_run.holds, rows))
-    text = (
-        "What `search --dry_run` predicts, beside what was measured, at settings that its "
-        f"constants were not fitted to (`python -m benchmarks.dry_run`): {held} of {len(rows)} are "
-        f"within {dry_run.TOLERANCE:.0%} in both."
-    )
-    return _table("Predicted and measured", text, columns, cells)
 
 
 def _networks() -> str:

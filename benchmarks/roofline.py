@@ -2,7 +2,7 @@
 
     python -m benchmarks.roofline
 
-Multiply-adds and bytes are counted from the formulation (`auto_deeplab_tf.nn.cost`; a test holds
+Multiply-adds and bytes are counted from the formulation (`benchmarks.cost`; a test holds
 the multiply-adds to those of a traced graph). Each class of operation takes the longer of its
 arithmetic at the device's peak and its bytes at the device's bandwidth. Depthwise convolutions run
 at the peak of the vector units, other convolutions at that of the matrix units. Kernel launches,
@@ -51,8 +51,8 @@ DEVICES = (
 
 def rows_of_devices() -> list[dict[str, Any]]:
     """One row for each device and batch size."""
-    from auto_deeplab_tf.nn import cost
     from auto_deeplab_tf.nn.supernet import build_supernet
+    from benchmarks import cost
 
     counts = cost.count(build_supernet(input_size=SIZE), SIZE)
     return [

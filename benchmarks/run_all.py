@@ -6,7 +6,7 @@ Every row of benchmarks/results names its command, the commit, the processor and
 is measured in a process of its own. Run it on a machine that does nothing else. `--rounds=3` goes
 through the settings three times, so that those that are compared alternate, and keeps of each the
 row of median time. `--long` adds what takes an hour: the search at crop 321 and at larger batches,
-in one traced graph, its fast modes, the predictions, other networks at 513x513, the input pipeline
+in one traced graph, its fast modes, other networks at 513x513, the input pipeline
 and large sets. What XLA compiles and what mixed precision and the fast modes decode have commands
 of their own: `benchmarks.xla`, `.mixed_precision`, `.fast_modes`.
 """
@@ -15,7 +15,7 @@ import statistics
 
 from absl import app, flags
 
-from benchmarks import dry_run, networks, page, roofline, rows
+from benchmarks import networks, page, roofline, rows
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("rounds", 1, "how often each setting is measured", lower_bound=1)
@@ -48,8 +48,8 @@ LONG = (
 ONCE = (
     "--crop_size=65 --batch_size=2 --threads=1 --iterations=4 --step_mode=traced",
     "--crop_size=65 --batch_size=2 --threads=1 --iterations=4 --step_mode=traced --remat=true",
-    "--crop_size=321 --batch_size=6 --threads=2 --iterations=0 --remat=false --predict",
-    "--crop_size=321 --batch_size=32 --threads=2 --iterations=0 --predict",
+    "--crop_size=321 --batch_size=6 --threads=2 --iterations=0 --remat=false",
+    "--crop_size=321 --batch_size=32 --threads=2 --iterations=0",
 )
 PROFILE = "--crop_size=65 --batch_size=2 --threads=1"
 INPUTS = ("pairs", "pairs_resize_whole", "pairs_tf_models", "records", "pngs", "search_wait")
@@ -91,7 +91,6 @@ def main(_: list[str]) -> None:
     if FLAGS.long:
         measure(LONG, FLAGS.rounds)
         measure(ONCE, 1)
-        dry_run.main([])
         for name in INPUTS:
             row = rows.measure("benchmarks.input_pipeline", f"--measurement={name}")
             rows.put(rows.RESULTS / "input_pipeline.csv", row)

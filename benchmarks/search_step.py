@@ -5,15 +5,12 @@
 One process measures one setting: a second one would find caches warm, or spoiled. Iterations are
 timed after the first, which compiles, and `--warmup` more: sampled paths need some until every kind
 of node has been on one. The median is reported. `--formulation=plain` measures the
-reference of the tests (one call per operation, edge and predecessor, not compiled), where its size
-allows.
+plain formulation (one call per operation, edge and predecessor), where its size allows.
 """
 
-import importlib.util
 import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -32,7 +29,6 @@ flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
 flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
 flags.DEFINE_integer("num_classes", 19, "classes", lower_bound=2)
 flags.DEFINE_integer("partial_channels", 1, "K, a fast mode", lower_bound=1)
-
 flags.DEFINE_integer("sampled_paths", 0, "paths of a step, a fast mode", lower_bound=0)
 flags.DEFINE_enum("atrous", "separable", ["separable", "full"], "form of the atrous operations")
 flags.DEFINE_enum("step_mode", "eager", ["eager", "traced"], "how the outer step runs")
@@ -44,8 +40,7 @@ flags.DEFINE_enum(
     ["float32", "mixed_bfloat16", "mixed_float16"],
     "precision of the features",
 )
-flags.DEFINE_enum("formulation", "fused", ["fused", "plain"], "the product's, or the tests'")
-flags.DEFINE_boolean("predict", False, "also what `search --dry_run` would say")
+flags.DEFINE_enum("formulation", "fused", ["fused", "plain"], "of the supernet")
 flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
 
 
@@ -68,7 +63,7 @@ def prepare() -> tuple[Any, Any, float]:
 
     from auto_deeplab_tf.nn.execution import Execution
     from auto_deeplab_tf.nn.supernet import build_supernet
-    from auto_deeplab_tf.training import distribution, prediction
+    from auto_deeplab_tf.training import distribution
     from auto_deeplab_tf.training.bilevel import BilevelModel
 
     distribution.set_threads(FLAGS.threads, FLAGS.inter_op_threads or FLAGS.threads)
@@ -83,6 +78,7 @@ def prepare() -> tuple[Any, Any, float]:
         dtype=FLAGS.dtype_policy,
         partial_channels=FLAGS.partial_channels,
         sampled_paths=FLAGS.sampled_paths,
+        formulation=FLAGS.formulation,
     )
     model = BilevelModel(supernet)
     model.compile(
@@ -100,23 +96,17 @@ def prepare() -> tuple[Any, Any, float]:
         labels = generator.integers(0, FLAGS.num_classes, shape).astype("int32")
         return tf.constant(images), tf.constant(labels)
 
-    return model, (batch(), batch()), prediction.resident_mib()
+    return model, (batch(), batch()), process.rss_mib()
 
 
 def measure() -> dict[str, Any]:
     """Times the iterations of the search at the flags' setting."""
-    if FLAGS.formulation == "plain" and FLAGS.sampled_paths:
-        raise ValueError("--formulation=plain has no --sampled_paths")
     model, data, resident = prepare()
-    supernet, size = model.supernet, (FLAGS.crop_size, FLAGS.crop_size)
+    supernet = model.supernet
     import numpy as np
     import tensorflow as tf
 
-    from auto_deeplab_tf.training import prediction
-
-    if FLAGS.formulation == "plain":
-        step = _plain_step(model)
-    elif FLAGS.step_mode == "traced":
+    if FLAGS.step_mode == "traced":
         step = tf.function(model.train_step, autograph=False)
     else:
         step = model.train_step
@@ -138,10 +128,8 @@ def measure() -> dict[str, Any]:
         cpu.append(time.process_time() - start_cpu)
     if not all(np.isfinite(list(losses.values()))):
         raise RuntimeError(f"the losses are not finite: {losses}")
-    traced = FLAGS.step_mode == "traced"
-    setting = (supernet, size, FLAGS.batch_size, supernet.execution.recomputes(eager=not traced))
     peak = process.peak_rss_mib()
-    result = {
+    return {
         "seconds_per_iteration": round(statistics.median(wall), 4) if wall else None,
         "cpu_seconds_per_iteration": round(statistics.median(cpu), 4) if cpu else None,
         "peak_rss_mib": round(peak, 1),
@@ -149,52 +137,9 @@ def measure() -> dict[str, Any]:
         "num_variables": len(supernet.variables),
         "num_graph_ops": _num_graph_ops(step, model),
         "matmul_gflops": round(process.matmul_gflops(), 1),
-        "num_parameters": prediction.num_parameters(supernet),
+        "num_parameters": sum(int(np.prod(v.shape)) for v in supernet.trainable_variables),
         "built_rss_mib": round(resident, 1),
     }
-    if FLAGS.predict:
-        seconds = prediction.step_seconds(*setting, traced, prediction.measure_speeds())
-        memory = prediction.peak_memory_mib(*setting, traced, resident)
-        result["predicted_seconds"] = round(seconds, 4)
-        result["predicted_rss_mib"] = round(memory, 1)
-    return result
-
-
-def _plain_step(model: Any) -> Any:
-    """The same bilevel step with the gradients of the tests' plain formulation."""
-    import tensorflow as tf
-
-    path = Path(__file__).parents[1] / "tests" / "reference_supernet.py"
-    spec = importlib.util.spec_from_file_location("reference_supernet", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    supernet = model.supernet
-
-    def update(wrt, batch, tracker):
-        images, labels = batch
-        weights = [v.value for v in supernet.trainable_variables]
-        architecture = [v.value for v in supernet.architecture_variables]
-        watched = weights if wrt == "weights" else architecture
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(watched)
-            logits = module.plain_logits(supernet, images, weights, *architecture)
-            loss_sum, weight_sum = model.loss_function(labels, logits)
-            loss = loss_sum / weight_sum
-        gradients = tape.gradient(loss, watched)
-        if wrt == "weights":
-            moving = [s.moving.value for s in supernet.segments if s.moving is not None]
-            model._eager_apply[wrt](gradients, moving)
-        else:
-            model._eager_apply[wrt](gradients)
-        return loss
-
-    def step(data):
-        return {
-            "loss": update("weights", data[0], None),
-            "arch_loss": update("architecture", data[1], None),
-        }
-
-    return step
 
 
 def _num_graph_ops(step: Any, model: Any) -> int | None:

@@ -5,7 +5,7 @@ import sys
 
 import tensorflow as tf
 
-from benchmarks import dry_run, mixed_precision, page, roofline, run_all, search_profile, xla
+from benchmarks import mixed_precision, page, roofline, run_all, search_profile, xla
 from benchmarks.rows import RESULTS, read
 
 
@@ -14,7 +14,6 @@ def test_the_committed_page_is_what_the_committed_tables_give():
     assert mark
     assert below == page.generated()
     assert len(read(RESULTS / "search_step.csv")) > 3
-    assert len(read(dry_run.RESULTS)) == len(dry_run.SETTINGS)
 
 
 def test_the_committed_roofline_is_what_the_formulation_gives():
@@ -44,17 +43,6 @@ def test_the_account_adds_up_to_the_wall_time():
         (search_profile.ELEMENTWISE, "100 ms in 3 calls"),
         ("calls", "400 ms"),
     ]
-
-
-def test_a_prediction_holds_where_both_ratios_are_near_one():
-    def row(seconds, memory):
-        measured = {"seconds_per_iteration": "2", "peak_rss_mib": "1000"}
-        return measured | {"predicted_seconds": str(seconds), "predicted_rss_mib": str(memory)}
-
-    assert dry_run.ratios(row(3, 500)) == (1.5, 0.5)
-    assert dry_run.holds(row(2.5, 750)) and dry_run.holds(row(1.5, 1250))
-    assert not dry_run.holds(row(2.6, 1000))
-    assert not dry_run.holds(row(2, 700))
 
 
 def test_of_several_runs_the_median_is_kept():

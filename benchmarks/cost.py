@@ -159,15 +159,3 @@ def iteration(counts, batch_size, remat):
             factor * batch_size * sum(work.values for work in works),
         )
     return totals
-
-
-def activation_values(counts, batch_size, remat):
-    """Values that live between forward and backward pass, and the most that one segment adds there.
-
-    Returns:
-        (held, working): `working` is of the largest segment while it is differentiated: all that
-            its operations write, and the gradient of each.
-    """
-    held = sum(c.state_values + (0 if remat else c.kept_values) for c in counts)
-    working = max(sum(work.values for work in c.works) for c in counts)
-    return batch_size * held, batch_size * working

@@ -5,9 +5,9 @@ import math
 import pytest
 import tensorflow as tf
 
-from auto_deeplab_tf.nn import cost
 from auto_deeplab_tf.nn.execution import Execution, runner
 from auto_deeplab_tf.nn.supernet import build_supernet
+from benchmarks import cost
 
 SIZE = (65, 97)
 
@@ -57,11 +57,9 @@ def test_counted_multi_adds_are_those_of_the_graph(kwargs):
         assert convolution == expected, segment.name
 
 
-def test_recomputation_holds_less_and_works_more():
+def test_recomputation_works_more():
     supernet = build_supernet(5, 3, 2, 4, input_size=SIZE)
     counts = cost.count(supernet, SIZE)
-    (held, working), (kept, same) = (cost.activation_values(counts, 2, r) for r in (True, False))
-    assert held < kept and working == same
     once, again = (cost.iteration(counts, 2, remat) for remat in (False, True))
     for name in cost.WORKS:
         assert once[name].values < again[name].values < 1.5 * once[name].values
