@@ -100,6 +100,17 @@ def test_a_saved_model_of_another_program_is_scored(data, tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result
 
 
+def test_of_numbered_versions_the_highest_number_is_read(tmp_path):
+    foreign(
+        tmp_path / "9", lambda images: {"class_ids": tf.zeros_like(darkest(images)["class_ids"])}
+    )
+    foreign(tmp_path / "10", darkest)
+    (tmp_path / "11").mkdir()  # not written yet
+    image = np.random.default_rng(1).integers(0, 256, (1, 40, 52, 3)).astype("uint8")
+    ids = load_model(tmp_path).predict_class_ids(image)
+    np.testing.assert_array_equal(ids, image.argmin(-1))
+
+
 def test_a_fixed_size_is_kept(tmp_path):
     model = load_model(foreign(tmp_path / "fixed", darkest, (None, 64, 48, 3)))
     assert model.command_input_size((100, 100)) == (64, 48)

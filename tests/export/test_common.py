@@ -166,13 +166,21 @@ def test_versions_count_on_from_the_highest(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "kept").touch()
     (tmp_path / "8").write_text("a file that has the next number")
-    for expected in ("9", "10"):
+    for expected in ("9", "10", "11"):
         with common.staging_folder(tmp_path) as staged:
             (staged / "version").mkdir()
             (staged / "version" / "model").touch()
             assert not staged.name.isdecimal()
             assert common.publish_version(staged / "version", tmp_path).name == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "10", "7", "8", "9", "x9"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "1",
+        "10",
+        "11",
+        "7",
+        "8",
+        "9",
+        "x9",
+    ]
 
 
 def test_a_version_taken_in_between_is_not_overwritten(tmp_path, monkeypatch):
