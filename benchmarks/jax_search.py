@@ -15,13 +15,18 @@ uint8 [n, H, W, 3], `labels` uint8 [n, H, W], `part` int8 [n] (0 train_a, 1 trai
 devices do not belong in one comparison.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import csv
 import fcntl
 import functools
 import os
+import pickle
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -32,8 +37,10 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from absl import app, flags
+from jax.experimental import serialize_executable
 
 from auto_deeplab_tf.nn.execution import Execution, runner
+from auto_deeplab_tf.nn.node import NodeKind
 from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.schedules import Cosine
@@ -154,8 +161,10 @@ class Bilevel:
         return self.update("weights", batch_a), self.update("architecture", batch_b)
 
 
-def compile_ahead(supernet, images_shape, threads, wrts=("weights", "architecture"), options=None):
-    """Compiles what training at this shape runs, each kind of segment once, in parallel.
+def compile_ahead(
+    supernet, images_shape, threads, wrts=("weights", "architecture"), options=None, part=None
+):
+    """Compiles what training at this shape runs, each kind of segment once, in parallel threads.
 
     Args:
         supernet: `Supernet`; its `execution` says what is compiled.
@@ -163,9 +172,10 @@ def compile_ahead(supernet, images_shape, threads, wrts=("weights", "architectur
         threads: How many functions are compiled at a time.
         wrts: The gradients that will be taken.
         options: XLA's options by name, or None.
+        part: Which kinds, by their numbers; None: all.
 
     Returns:
-        For each segment, the executables by function name.
+        (number of the kind, function name) -> executable, the numbers in the order of `kinds_of`.
     """
 
     def described(tree):
@@ -174,33 +184,95 @@ def compile_ahead(supernet, images_shape, threads, wrts=("weights", "architectur
     states = {"images": jax.ShapeDtypeStruct(images_shape, "float32")}
     for variable in supernet.architecture_variables:
         states[variable.name] = described(variable.value)
-    kinds, jobs, shapes = {}, [], {}
+    numbers = {kind: number for number, kind in enumerate(kinds_of(supernet))}
+    jobs, shapes = [], {}
     for segment in supernet.segments:
-        run = runner(segment.kind, supernet.execution)
-        if segment.kind not in kinds:
+        kind = segment.kind
+        run = runner(kind, supernet.execution)
+        chosen = part is None or numbers[kind] in part
+        if kind not in shapes and isinstance(kind, NodeKind) and not chosen:
+            height, width = (-(-extent // 2 ** (kind.level + 2)) for extent in images_shape[1:3])
+            channels = kind.num_blocks * kind.filters
+            shape = (images_shape[0], height, width, channels)
+            shapes[kind] = (jax.ShapeDtypeStruct(shape, supernet.compute_dtype),), None, None
+        elif kind not in shapes:
             arguments = described(segment.arguments(segment.read(), states))
             traced = run.functions["forward"].trace(*arguments)
-            outputs, _, residuals = shapes[segment.kind] = described(traced.out_info)
-            kinds[segment.kind] = run
-            jobs.append((run, "forward", arguments))
-            for wrt in wrts:
-                if segment.kind.input_gradients or (wrt == "architecture") == bool(
-                    segment.reads_architecture
-                ):
-                    jobs.append((run, wrt, (*arguments, residuals, outputs)))
-        states.update(zip(segment.writes, shapes[segment.kind][0], strict=True))
+            outputs, _, residuals = shapes[kind] = described(traced.out_info)
+            names = [
+                wrt
+                for wrt in wrts
+                if kind.input_gradients
+                or (wrt == "architecture") == bool(segment.reads_architecture)
+            ]
+            if chosen:
+                jobs += [((kind, name), (*arguments, residuals, outputs)) for name in names]
+                jobs.append(((kind, "forward"), arguments))
+        states.update(zip(segment.writes, shapes[kind][0], strict=True))
 
     def compiled(job):
-        run, name, arguments = job
-        return run.functions[name].lower(*arguments).compile(compiler_options=options)
+        (kind, name), arguments = job
+        function = runner(kind, supernet.execution).functions[name]
+        return function.lower(*arguments).compile(compiler_options=options)
 
     # The longest first: pullbacks of wide nodes.
-    jobs.sort(key=lambda job: len(jax.tree.leaves(job[2])), reverse=True)
+    jobs.sort(key=lambda job: job[0][0].num_normalized, reverse=True)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         executables = list(pool.map(compiled, jobs))
-    for (run, name, _), executable in zip(jobs, executables, strict=True):
-        run.functions[name] = executable
-    return [kinds[segment.kind].functions for segment in supernet.segments]
+    found = {}
+    for ((kind, name), _), executable in zip(jobs, executables, strict=True):
+        found[numbers[kind], name] = runner(kind, supernet.execution).functions[name] = executable
+    return found
+
+
+def kinds_of(supernet):
+    """The kinds of the supernet's segments, in the order of their first segments."""
+    return list(dict.fromkeys(segment.kind for segment in supernet.segments))
+
+
+def compile_in_processes(supernet, images_shape):
+    """`compile_ahead` by the flags, in `--processes` processes: tracing holds Python's lock.
+
+    This process starts itself again, once for each part of the kinds; a part's process writes its
+    executables and ends here.
+    """
+    kinds = kinds_of(supernet)
+    numbers = sorted(range(len(kinds)), key=lambda n: kinds[n].num_normalized, reverse=True)
+    processes = min(FLAGS.processes, len(kinds))
+    parts = [numbers[index::processes] for index in range(processes)]
+    if FLAGS.compile_part is not None:
+        index, folder = FLAGS.compile_part.split(":", 1)
+        found = compile_ahead(
+            supernet, images_shape, 3, options=xla_options(), part=parts[int(index)]
+        )
+        payload = {key: serialize_executable.serialize(value) for key, value in found.items()}
+        Path(folder, index).write_bytes(pickle.dumps(payload))
+        sys.exit()
+    if processes < 2:
+        return compile_ahead(supernet, images_shape, FLAGS.threads, options=xla_options())
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.jax_search", *sys.argv[1:]]
+        running = [
+            subprocess.Popen([*command, f"--compile_part={index}:{folder}"])
+            for index in range(processes)
+        ]
+        failed = []
+        for index, process in enumerate(running):
+            if process.wait():
+                failed += parts[index]
+                continue
+            payload = pickle.loads(Path(folder, str(index)).read_bytes())
+            for (number, name), serialized in payload.items():
+                executable = serialize_executable.deserialize_and_load(*serialized)
+                run = runner(kinds[number], supernet.execution)
+                found[number, name] = run.functions[name] = executable
+    if failed:
+        print(f"compiling {len(failed)} kinds again in threads", flush=True)
+        found |= compile_ahead(
+            supernet, images_shape, FLAGS.threads, options=xla_options(), part=failed
+        )
+    return found
 
 
 class Crops:
@@ -390,9 +462,7 @@ def measure(size):
     rows = Rows(FLAGS.output)
     bilevel = build(size, FLAGS.num_classes, Cosine(FLAGS.learning_rate, 0.001, FLAGS.steps))
     start = time.monotonic()
-    executables = compile_ahead(
-        bilevel.supernet, (FLAGS.batch_size, *size, 3), FLAGS.threads, options=xla_options()
-    )
+    executables = compile_in_processes(bilevel.supernet, (FLAGS.batch_size, *size, 3))
     compile_seconds = time.monotonic() - start
     print(f"compiled in {compile_seconds:.1f} s", flush=True)
     generator = np.random.default_rng(FLAGS.seed)
@@ -425,7 +495,7 @@ def measure(size):
             seconds_per_iteration=round(statistics.median(wall), 5),
             host_seconds_per_iteration=round(statistics.median(host), 5),
             repeats=len(wall),
-            kernels_per_iteration=kernels(executables),
+            kernels_per_iteration=kernels(bilevel.supernet, executables),
             peak_memory_mib=memory.get("peak_bytes_in_use", 0) // 2**20,
             compile_seconds=round(compile_seconds, 1),
             loss=round(float(losses[0]), 4),
@@ -437,22 +507,20 @@ def measure(size):
                 jax.block_until_ready(bilevel.step(crops.batch(), crops.batch()))
 
 
-def kernels(executables):
+def kernels(supernet, executables):
     """The kernels that the segments run in an iteration, by XLA's programs: a count of calls."""
-    free = ("parameter(", "constant(", "tuple(", "get-tuple-element(", "bitcast(")
+    free = (" parameter(", " constant(", " tuple(", " get-tuple-element(", " bitcast(")
 
-    @functools.cache
     def of(executable):
         entry = executable.as_text().partition("\nENTRY ")[2].partition("\n}")[0]
         calls = [line.partition(" = ")[2] for line in entry.splitlines() if " = " in line]
-        return sum(not any(f" {name}" in call for name in free) for call in calls)
+        return sum(not any(name in call for name in free) for call in calls)
 
     times = {"forward": 2, "weights": 1, "architecture": 1}
+    segments = collections.Counter(segment.kind for segment in supernet.segments)
     return sum(
-        count * of(functions[name])
-        for functions in executables
-        for name, count in times.items()
-        if not isinstance(functions[name], type(jax.jit(lambda: None)))
+        times[name] * segments[kinds_of(supernet)[number]] * of(executable)
+        for (number, name), executable in executables.items()
     )
 
 
@@ -464,7 +532,7 @@ def search(size):
     schedule = Cosine(FLAGS.learning_rate, 0.001, FLAGS.steps)
     bilevel = build(size, num_classes, schedule, data["class_weights"])
     supernet = bilevel.supernet
-    compile_ahead(supernet, (FLAGS.batch_size, *size, 3), FLAGS.threads, options=xla_options())
+    compile_in_processes(supernet, (FLAGS.batch_size, *size, 3))
     crops_a, crops_b, probes = (
         Crops(images[part == p], labels[part == p], size, FLAGS.batch_size, seed)
         for p, seed in ((0, FLAGS.seed), (1, FLAGS.seed + 1), (1, FLAGS.seed + 2))
@@ -556,6 +624,8 @@ def define_flags():
     flags.DEFINE_boolean("remat", False, "compute the insides of segments again in pullbacks")
     flags.DEFINE_boolean("graphs", True, "CUDA graphs")
     flags.DEFINE_integer("threads", os.cpu_count(), "functions that are compiled at a time")
+    flags.DEFINE_integer("processes", 1, "processes that compile; more than 1: not --threads")
+    flags.DEFINE_string("compile_part", None, "used by a process that compiles: PART:FOLDER")
     flags.DEFINE_integer("seed", 0, "of the initial weights and the crops")
     flags.DEFINE_integer("warmup", 3, "iterations before the first that is timed")
     flags.DEFINE_integer("iterations", 10, "iterations in a row that are timed together")
