@@ -17,8 +17,6 @@ already are not repeated.
 """
 
 import csv
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,10 +29,10 @@ from benchmarks import rows
 SEEDS = (0, 1, 2, 3, 4)
 EXACT, YARDSTICK = "float32", "float32, traced"
 VARIANTS = {
-    EXACT: ["--dtype_policy=float32"],
-    YARDSTICK: ["--dtype_policy=float32", "--step_mode=traced"],
-    "mixed_bfloat16": ["--dtype_policy=mixed_bfloat16"],
-    "mixed_float16": ["--dtype_policy=mixed_float16"],
+    EXACT: "--dtype_policy=float32",
+    YARDSTICK: "--dtype_policy=float32 --step_mode=traced",
+    "mixed_bfloat16": "--dtype_policy=mixed_bfloat16",
+    "mixed_float16": "--dtype_policy=mixed_float16",
 }
 RESULTS = rows.RESULTS / "mixed_precision.csv"
 SEARCH = (
@@ -42,17 +40,16 @@ SEARCH = (
     "--num_blocks=2 --filter_multiplier=2 --epochs=3 --steps_per_epoch=20 --arch_start_epoch=1 "
     "--learning_rate=0.05 --arch_learning_rate=0.1 --validation_images=4 "
     "--validation_every_epochs=3 --progress=none"
-).split()
+)
 
 
 def search(folder: Path, seed: int, variant: str) -> tuple[Architecture, dict[str, str]]:
     """Runs one search; returns what it decoded and the metrics of its last epoch."""
     run_dir = folder / f"{list(VARIANTS).index(variant)}_{seed}"
-    command = [sys.executable, "-m", "auto_deeplab_tf.search", *SEARCH, *VARIANTS[variant]]
-    command += [f"--run_dir={run_dir}", f"--seed={seed}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    rows.run(
+        f"python -m auto_deeplab_tf.search {SEARCH} {VARIANTS[variant]} --run_dir={run_dir} "
+        f"--seed={seed}"
+    )
     with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
         return Architecture.load(run_dir / "architecture.json"), list(csv.DictReader(file))[-1]
 

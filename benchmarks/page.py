@@ -6,6 +6,7 @@ The text above the mark is written by hand and stays; a test holds the rest to t
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import app
 
@@ -20,16 +21,8 @@ MARK = (
 
 def generated() -> str:
     """What stands below the mark."""
-    parts = (
-        _search_step(),
-        _profile(),
-        _networks(),
-        _xla(),
-        _roofline(),
-        _mixed(),
-        _fast_modes(),
-    )
-    return "\n".join(filter(None, parts))
+    parts = (_search_step, _profile, _networks, _xla, _roofline, _mixed, _fast_modes)
+    return "\n".join(part() for part in parts)
 
 
 def write() -> None:
@@ -39,20 +32,26 @@ def write() -> None:
     PAGE.write_text(by_hand + MARK + generated(), encoding="utf-8")
 
 
-def _table(title: str, text: str, columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
+def _table(title: str, text: str, columns: dict[str, Any], rows: list[dict[str, str]]) -> str:
+    """A section with a table.
+
+    Args:
+        columns: Heading -> name of a row's value, or a function of the row; an empty value is "-".
+    """
+
+    def cell(row, value):
+        return str(value(row) if callable(value) else row[value]) or "-"
+
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[cell(row, value) for value in columns.values()] for row in rows]
     return f"\n## {title}\n\n{text}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _setting(row: dict[str, str]) -> str:
     """The flags of a command that differ from row to row."""
-    parts = row["command"].split()[3:]
-    hidden = ("--json", "--predict", "--batch_size=2")
-    return " ".join(
-        p.removeprefix("--")
-        for p in parts
-        if p not in hidden and not p.startswith(("--iterations", "--warmup"))
-    )
+    hidden = ("--json", "--predict", "--batch_size=2", "--iterations", "--warmup")
+    parts = [p for p in row["command"].split()[3:] if not p.startswith(hidden)]
+    return " ".join(part.removeprefix("--") for part in parts)
 
 
 def _machine(row: dict[str, str]) -> str:
@@ -61,22 +60,15 @@ def _machine(row: dict[str, str]) -> str:
 
 def _search_step() -> str:
     rows = read(RESULTS / "search_step.csv")
-    if not rows:
-        return ""
-    columns = ["setting", "s an iteration", "CPU s", "s of each run", "peak MiB"]
-    columns += ["first iteration after s", "graph"]
-    cells = [
-        [
-            f"`{_setting(row)}`",
-            row["seconds_per_iteration"] or "-",
-            row["cpu_seconds_per_iteration"] or "-",
-            row["seconds_of_runs"] or "-",
-            row["peak_rss_mib"],
-            row["seconds_to_first_iteration"],
-            row["num_graph_ops"] or "-",
-        ]
-        for row in rows
-    ]
+    columns = {
+        "setting": lambda row: f"`{_setting(row)}`",
+        "s an iteration": "seconds_per_iteration",
+        "CPU s": "cpu_seconds_per_iteration",
+        "s of each run": "seconds_of_runs",
+        "peak MiB": "peak_rss_mib",
+        "first iteration after s": "seconds_to_first_iteration",
+        "graph": "num_graph_ops",
+    }
     first = rows[0]
     text = (
         "Whole bilevel iterations by the product's `train_step`, batch 2, 19 classes, float32; "
@@ -87,164 +79,126 @@ def _search_step() -> str:
         "GFLOP/s in the first row; the commit of each row is in search_step.csv. `python -m "
         "benchmarks.search_step --batch_size=2` with the flags of a row repeats it."
     )
-    return _table("A bilevel iteration on CPU", text, columns, cells)
+    return _table("A bilevel iteration on CPU", text, columns, rows)
 
 
 def _profile() -> str:
-    rows = read(RESULTS / "search_profile.csv")
-    if not rows:
-        return ""
-    row = rows[0]
+    (row,) = read(RESULTS / "search_profile.csv")
     hidden = ("command", "commit", "cpu", "versions")
-    cells = [[name.replace("_", " "), value] for name, value in row.items() if name not in hidden]
+    found = [
+        {"what": name.replace("_", " "), "how much": value}
+        for name, value in row.items()
+        if name not in hidden
+    ]
     text = (
         f"One iteration under TensorFlow's profiler, `{row['command']}`, commit {row['commit']}; "
         f"{_machine(row)}. `calls` is what no operation accounts for: the executor, the eager "
         "calls, Python; the profiler itself is slowest there."
     )
-    return _table("Where the time and the memory go", text, ["what", "how much"], cells)
+    columns = {"what": "what", "how much": "how much"}
+    return _table("Where the time and the memory go", text, columns, found)
 
 
 def _networks() -> str:
     rows = [row for row in read(networks.RESULTS) if row["input_size"] == networks.CROP]
-    if not rows:
-        return ""
-    columns = ["network", "mode", "batch", "images/s", "peak MiB", "GFLOP/s", "of matmul peak"]
-    cells = [
-        [
-            " F ".join(filter(None, (row["network"], row["filter_multiplier"]))),
-            row["mode"],
-            row["batch_size"],
-            row["images_per_second"],
-            row["peak_rss_mib"],
-            row["gflops"] or "-",
-            row["share_of_matmul"] or "-",
-        ]
-        for row in rows
-    ]
+    columns = {
+        "network": lambda row: " F ".join(filter(None, (row["network"], row["filter_multiplier"]))),
+        "mode": "mode",
+        "batch": "batch_size",
+        "images/s": "images_per_second",
+        "peak MiB": "peak_rss_mib",
+        "GFLOP/s": "gflops",
+        "of matmul peak": "share_of_matmul",
+    }
     text = (
         f"At {networks.CROP}, float32, 2 threads; {_machine(rows[0])} (`python -m "
         "benchmarks.networks`; whole images: model_zoo.md). GFLOP/s count two operations a "
         "multiply-add, of training three times the forward's; those of tf-models-official are not "
         "counted."
     )
-    return _table("Decoded networks and references", text, columns, cells)
+    return _table("Decoded networks and references", text, columns, rows)
 
 
 def _xla() -> str:
-    rows = read(xla.RESULTS)
-    if not rows:
-        return ""
-    columns = ["command", "function", "kinds", "s to compile", "slowest", "kernels, one call each"]
-    columns += ["transposes alone", "within others", "estimated ms"]
-    cells = [
-        [
-            f"`{row['command'].removeprefix('python -m ')}`",
-            row["function"],
-            row["kinds"],
-            row["compile_seconds"],
-            row["slowest_seconds"],
-            row["kernels_of_segments"],
-            row["transposes_of_segments"],
-            row["with_transposes_of_segments"],
-            _tpu_milliseconds(row["estimated_cycles"]),
-        ]
-        for row in rows
-    ]
+    columns = {
+        "command": lambda row: f"`{row['command'].removeprefix('python -m ')}`",
+        "function": "function",
+        "kinds": "kinds",
+        "s to compile": "compile_seconds",
+        "slowest": "slowest_seconds",
+        "kernels, one call each": "kernels_of_segments",
+        "transposes alone": "transposes_of_segments",
+        "within others": "with_transposes_of_segments",
+        "estimated ms": lambda row: _tpu_milliseconds(row["estimated_cycles"]),
+    }
     text = (
         "What XLA makes of the functions of each kind of segment (`benchmarks/xla.py` says how, "
         "and what the counts mean). Kernels and transposes are of one call of every segment. "
         "Nothing here ran on an accelerator."
     )
-    return _table("XLA", text, columns, cells)
+    return _table("XLA", text, columns, read(xla.RESULTS))
 
 
 def _tpu_milliseconds(cycles: str) -> str:
     """At the 1.05 GHz of a TPU v4."""
-    return f"{int(cycles) / 1.05e6:.1f}" if cycles else "-"
+    return f"{int(cycles) / 1.05e6:.1f}" if cycles else ""
 
 
 def _roofline() -> str:
-    rows = read(RESULTS / "roofline.csv")
-    if not rows:
-        return ""
-    columns = [
-        "device",
-        "dtype",
-        "batch",
-        "1e9 multiply-adds",
-        "GB",
-        "bound, ms",
-        "of it, bound by",
-    ]
-    cells = [
-        [
-            row["device"],
-            row["dtype"],
-            row["batch_size"],
-            row["giga_multi_adds"],
-            row["gigabytes"],
-            row["iteration_ms"],
-            ", ".join(
-                f"{name} {row[f'{name}_ms']} ({row[f'{name}_bound_by']})"
-                for name in ("depthwise", "convolution", "elementwise")
-            ),
-        ]
-        for row in rows
-    ]
+    def bound_by(row):
+        works = ("depthwise", "convolution", "elementwise")
+        return ", ".join(f"{n} {row[f'{n}_ms']} ({row[f'{n}_bound_by']})" for n in works)
+
+    columns = {
+        "device": "device",
+        "dtype": "dtype",
+        "batch": "batch_size",
+        "1e9 multiply-adds": "giga_multi_adds",
+        "GB": "gigabytes",
+        "bound, ms": "iteration_ms",
+        "of it, bound by": bound_by,
+    }
     text = (
         "The least time of an iteration of the paper's supernet at crop 321, on paper: counted "
         "operations and bytes against the makers' figures (`python -m benchmarks.roofline`). None "
         "of these devices was at hand."
     )
-    return _table("Roofline", text, columns, cells)
+    return _table("Roofline", text, columns, read(RESULTS / "roofline.csv"))
 
 
 def _mixed() -> str:
     rows = read(RESULTS / "mixed_precision.csv")
-    if not rows:
-        return ""
-    columns = ["seed", "variant", "levels as float32", "edges as float32", "loss", "arch loss"]
-    cells = [
-        [
-            row["seed"],
-            row["variant"],
-            row["same_levels"],
-            f"{row['same_edges']} of {row['edges']}",
-            row["loss"],
-            row["arch_loss"],
-        ]
-        for row in rows
-    ]
+    columns = {
+        "seed": "seed",
+        "variant": "variant",
+        "levels as float32": "same_levels",
+        "edges as float32": lambda row: f"{row['same_edges']} of {row['edges']}",
+        "loss": "loss",
+        "arch loss": "arch_loss",
+    }
     text = (
         "Short searches on generated scenes, each against float32 with the same seed; the protocol "
         "is in `benchmarks/mixed_precision.py`. " + "; ".join(mixed_precision.verdicts(rows)) + "."
     )
-    return _table("Mixed precision", text, columns, cells)
+    return _table("Mixed precision", text, columns, rows)
 
 
 def _fast_modes() -> str:
     rows = fast_modes.read()
-    if not rows:
-        return ""
-    columns = ["mode", "seed", "supernet mIoU", "levels", "cell"]
-    cells = [
-        [
-            row["mode"],
-            str(row["seed"]),
-            row["val_miou"],
-            row["levels"],
-            "`" + row["cell"].replace(" | ", "; ") + "`",
-        ]
-        for row in rows
-    ]
+    columns = {
+        "mode": "mode",
+        "seed": "seed",
+        "supernet mIoU": "val_miou",
+        "levels": "levels",
+        "cell": lambda row: "`" + row["cell"].replace(" | ", "; ") + "`",
+    }
     text = (
         "What short searches on generated scenes decode; the protocol and the rule of the verdicts "
         "are in `benchmarks/fast_modes.py`, time and memory in the first table. "
         + "; ".join(fast_modes.verdicts(rows))
         + "."
     )
-    return _table("Fast modes", text, columns, cells)
+    return _table("Fast modes", text, columns, rows)
 
 
 def main(_: list[str]) -> None:

@@ -19,19 +19,24 @@ def command_of(module: str, setting: str) -> str:
     return f"python -m {module} {setting} --json"
 
 
-def measure(module: str, setting: str, timeout_seconds: float | None = None) -> dict[str, Any]:
-    """Runs one setting in a process of its own; returns its row.
+def run(command: str, timeout_seconds: float | None = None) -> str:
+    """Runs `python ...` by this interpreter; returns what it prints.
 
     Raises:
         RuntimeError: where it fails.
         subprocess.TimeoutExpired: where it takes longer.
     """
-    command = command_of(module, setting)
     arguments = [sys.executable, *command.split()[1:]]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout_seconds)
     if done.returncode:
         raise RuntimeError(f"{command} failed ({done.returncode}):\n{done.stderr[-2000:]}")
-    return {"command": command, **json.loads(done.stdout), **machine()}
+    return done.stdout
+
+
+def measure(module: str, setting: str, timeout_seconds: float | None = None) -> dict[str, Any]:
+    """Runs one setting in a process of its own, as `run` does; returns its row."""
+    command = command_of(module, setting)
+    return {"command": command, **json.loads(run(command, timeout_seconds)), **machine()}
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
