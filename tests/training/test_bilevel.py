@@ -158,9 +158,7 @@ def test_a_float16_step_whose_gradient_overflows_is_left_out_and_the_scale_halve
 def test_xla_under_several_replicas_is_refused(mirrored):
     with mirrored.scope():
         bilevel = model(num_layers=1)
-        with pytest.raises(
-            ValueError, match="jit_compile=true needs distribution_strategy=one"
-        ):
+        with pytest.raises(ValueError, match="jit_compile=true needs distribution_strategy=one"):
             bilevel.compile(
                 bilevel.optimizer, keras.optimizers.Adam(), execution=Execution(jit_compile=True)
             )
