@@ -10,6 +10,7 @@ more than 16 bits.
 import dataclasses
 import io
 import struct
+from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
@@ -186,16 +187,30 @@ def with_channels(array: np.ndarray, channels: int) -> np.ndarray:
     return np.concatenate([color, alpha], axis=2)
 
 
-def image_traits(data: bytes) -> tuple[int, int]:
-    """Returns (channels, bits) of an image file: 1, 3 or 4; 8 or 16. Gray with alpha counts as 1.
+def image_traits(file: bytes | Path) -> tuple[int, int]:
+    """Returns (channels, bits) of an image file, from its header: 1, 3 or 4; 8 or 16.
+
+    Gray with alpha counts as 1, a palette as 3.
 
     Raises:
-        OSError: where the file cannot be read.
-        UserError: where the file is refused.
+        OSError: where it is no image.
     """
-    array = decode(data).pixels()
-    channels = {1: 1, 2: 1, 3: 3, 4: 4}[array.shape[2]]
-    return channels, 16 if array.dtype == np.uint16 else 8
+    try:
+        with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
+            head = stream.read(26)
+            stream.seek(0)
+            image = Image.open(stream)
+            depth = _depth(image, head)
+    except (SyntaxError, EOFError, ValueError, struct.error) as error:
+        raise OSError(str(error)) from error
+    gray = image.mode in ("1", "L", "LA", *_GRAY_16)
+    if image.format == "PNG":
+        gray = head[25] in (0, 4)  # its colour type; Pillow has no mode for 16 bits with alpha
+    alpha = image.mode == "RGBA"
+    if _is_tiff(image) and depth == 16:  # Pillow leaves out what it cannot hold
+        alpha = image.tag_v2.get(277) == 4
+    channels = 1 if gray else 4 if alpha else 3
+    return channels, 16 if depth > 8 or image.mode in _GRAY_16 else 8
 
 
 def read_label(data: bytes, info: Dataset) -> np.ndarray:
@@ -367,10 +382,10 @@ def _check_frames(image: Image.Image) -> None:
     )
 
 
-def _depth(image: Image.Image, data: bytes) -> int:
-    """Bits of one sample in the file."""
+def _depth(image: Image.Image, head: bytes) -> int:
+    """Bits of one sample in the file, of which `head` is the start."""
     if image.format == "PNG":
-        return data[24]  # in its header
+        return head[24]
     if _is_tiff(image):
         return max(image.tag_v2.get(258, (1,)))
     return 1 if image.mode == "1" else 8

@@ -437,6 +437,11 @@ def test_masks_of_0_and_255_are_two_classes(maker):
     np.testing.assert_array_equal(example(source, "1")[1], masks[1] // 255)
     (note,) = source.notes
     assert "255 is the class 'cell'" in note and '"ids": [255]' in note
+    # As optimizers make them of some masks of such a set.
+    maker.add("0", mask=Image.fromarray(masks[0] > 0))
+    source = maker.open()
+    np.testing.assert_array_equal(example(source, "0")[1], masks[0] // 255)
+    maker.add("0", mask=masks[0])
     # Whatever says otherwise is believed.
     said = {"name": "cell", "ids": [255]}
     assert not maker.describe(classes=["background", said], val_fraction=0).open().notes

@@ -172,7 +172,7 @@ def test_16_bit_png_files_keep_16_bits(channels):
     kept = {1: 1, 2: 1, 3: 3, 4: 4}[channels]
     found, _ = image_files.read_image(data, info(kept, 16))
     np.testing.assert_array_equal(found, array[..., :kept])
-    assert image_files.image_traits(data) == (kept, 16)
+    assert image_files.image_traits(data) == ({2: 1}.get(kept, kept), 16)
     photograph = image_files.read_photograph(data, kept)
     np.testing.assert_allclose(photograph, array[..., :kept] / 257, rtol=1e-6)
 
@@ -220,6 +220,8 @@ def test_channels_are_brought_to_those_of_the_set():
         image, as_it_is = image_files.read_image(files[found], info(wanted))
         np.testing.assert_array_equal(image, array, err_msg=f"{found} to {wanted}")
         np.testing.assert_array_equal(image_files.read_photograph(files[found], wanted), array)
+        found_channels = {1: 1, 2: 1, 3: 3, 4: 4}[found]
+        assert image_files.image_traits(files[found]) == (found_channels, 8)
         if as_it_is:  # then TensorFlow reads the same from the record
             tensor = tf.io.decode_image(files[found], channels=wanted, expand_animations=False)
             np.testing.assert_array_equal(tensor, array)

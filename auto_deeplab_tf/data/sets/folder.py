@@ -92,12 +92,12 @@ def _sample(paths: Sequence[Path]) -> list[Path]:
     return [paths[(2 * i + 1) * len(paths) // (2 * count)] for i in range(count)]
 
 
-def _read(function: Callable[[bytes], Any], paths: Iterable[Path]) -> Iterable[Any]:
+def _read(function: Callable[[Path], Any], paths: Iterable[Path]) -> Iterable[Any]:
     """Applies a function to files; leaves out those that cannot be read, which are named later."""
 
     def read(path: Path) -> Any:
         try:
-            return function(path.read_bytes())
+            return function(path)
         except (OSError, ValueError):
             return None
 
@@ -123,8 +123,10 @@ def _hold_0_and_255(masks: Sequence[Path]) -> bool:
     return 255 in seen
 
 
-def _ids(data: bytes) -> set[int]:
-    return set(np.unique(image_files.decode(data).stored()).tolist())
+def _ids(mask: Path) -> set[int]:
+    """The ids of a mask; none of one of a single bit, which is read as 0 and 255 beside others."""
+    decoded = image_files.decode(mask.read_bytes())
+    return set() if decoded.depth == 1 else set(np.unique(decoded.stored()).tolist())
 
 
 def _grouping(config: FolderConfig, found: pairs.Pairs) -> Callable[[str], str]:
