@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -30,3 +31,26 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file in UTF-8, atomically."""
     write_atomically(path, text.encode("utf-8"))
+
+
+class LiteralPath:
+    """A folder for TensorFlow's file functions, which take `[ ] * ?` in a path as a pattern.
+
+    Where its path holds one of these, the folder gets a second name, a symbolic link that lives as
+    long as this object.
+
+    Args:
+        folder: The folder; made where it does not exist and needs a second name.
+
+    Attributes:
+        path: A path of the folder without such characters.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.path = os.fspath(folder)
+        if not set(self.path) & set("[]*?\\"):
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._temporary = tempfile.TemporaryDirectory()
+        self.path = os.path.join(self._temporary.name, "folder")
+        os.symlink(os.path.abspath(folder), self.path, target_is_directory=True)

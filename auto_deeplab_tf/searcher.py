@@ -18,7 +18,7 @@ from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.training import loop
 from auto_deeplab_tf.training.bilevel import BilevelModel
-from auto_deeplab_tf.training.run_dir import Checkpoints
+from auto_deeplab_tf.training.checkpoints import Checkpoints
 from auto_deeplab_tf.training.schedules import Cosine
 
 require_tensorflow()

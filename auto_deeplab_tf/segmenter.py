@@ -21,10 +21,10 @@ from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.network import build_network
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.training import inputs, loop, losses, whole_images
+from auto_deeplab_tf.training.checkpoints import Checkpoints
 from auto_deeplab_tf.training.keras_data import KerasData
 from auto_deeplab_tf.training.metrics import ConfusionMatrix, MatrixScore, score
 from auto_deeplab_tf.training.optimizers import default_optimizer, with_loss_scaling
-from auto_deeplab_tf.training.run_dir import Checkpoints
 
 require_tensorflow()
 
@@ -329,7 +329,11 @@ class Segmenter(keras.Model):
             inputs.check_arrays(x, y, self.input_channels, self.num_classes, self.ignore_label)
         by_step = callable(x)
         with self.distribute_strategy.scope():
-            data = x if by_step else KerasData(x, y, batch_size, steps_per_epoch, shuffle)
+            data = (
+                x
+                if by_step
+                else KerasData(x, y, batch_size, steps_per_epoch, shuffle, self.ignore_label)
+            )
             steps = steps_per_epoch if by_step else data.steps_per_epoch
             if steps is not None:
                 self.total_steps = epochs * steps
@@ -413,6 +417,10 @@ class Segmenter(keras.Model):
         _refuse_weights(sample_weight=sample_weight)
         if y is not None:
             inputs.check_form(np.asarray(x), np.asarray(y), self.input_channels)
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            with self.distribute_strategy.scope():
+                data = KerasData(x, y, batch_size, shuffle=False, ignore_label=self.ignore_label)
+            x, y, batch_size = data.dataset, None, None
         result = super().evaluate(
             x, y, batch_size, verbose, None, steps, callbacks, return_dict, **kwargs
         )

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.data.resizing import resize_image
 from auto_deeplab_tf.errors import FieldError, UserError
+from auto_deeplab_tf.files import LiteralPath
 from auto_deeplab_tf.segmenter import load_segmenter, with_area_of
 
 _NEEDED = "serving_default: images float32 [N, H, W, C] -> class_ids int32 [N, H, W]"
@@ -42,7 +43,7 @@ class ServedModel:
     def __init__(self, path: str | os.PathLike, folder: Path):
         self._path = path
         try:
-            self._loaded = tf.saved_model.load(str(folder))
+            self._loaded = tf.saved_model.load(LiteralPath(folder).path)
         except (OSError, ValueError, tf.errors.OpError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"model={path} cannot be read as a SavedModel: {reason}") from error

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from auto_deeplab_tf import cli, config
-from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.files import write_text
 
 cli.define(config.TrainConfig)
@@ -135,14 +135,15 @@ class _Training:
     def _fit(self, model: Any) -> None:
         from auto_deeplab_tf.data import pipeline
         from auto_deeplab_tf.training import callbacks, loop
-        from auto_deeplab_tf.training.run_dir import Checkpoints
+        from auto_deeplab_tf.training.checkpoints import Checkpoints
 
         options = self._options
         checkpoints = Checkpoints(
             self._run / "checkpoints",
             loop.checkpointed_variables(model),
-            _fingerprint(model),
+            _layout_fingerprint(model),
             options.keep_checkpoints,
+            former_fingerprint=_fingerprint(model),
         )
         checkpoints.restore()
         model.fit(
@@ -307,6 +308,13 @@ def _fingerprint(model: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _layout_fingerprint(model: Any) -> str:
+    """`_fingerprint`, and the names and shapes of the network's weights in their order."""
+    layout = [[v.path.partition("/")[2], list(v.shape)] for v in model.network.weights]
+    text = json.dumps([_fingerprint(model), layout])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _architecture(options: config.TrainConfig, run: Any) -> Any:
     """Reads the architecture, None for a baseline; refuses another one than the run began with."""
     from auto_deeplab_tf.architecture import Architecture
@@ -328,8 +336,17 @@ def _architecture(options: config.TrainConfig, run: Any) -> Any:
 def _save(model: Any, path: Any) -> None:
     """Writes a model file whole or not at all."""
     temporary = path.with_name(f".{path.stem}.partial.keras")
-    model.save(temporary, include_optimizer=False)
-    os.replace(temporary, path)
+    try:
+        model.save(temporary, include_optimizer=False)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise RunError(
+            f"{path} cannot be written ({' '.join(str(error).split())[:200]}): it needs about "
+            f"{4 * model.count_params():,} bytes. Make room and give the same command again, which "
+            "resumes from the last checkpoint"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """`Segmenter` as a Keras user meets it: forms of data, callbacks, saving, devices, inference."""
 
+import contextlib
 import io
 import json
 import warnings
@@ -418,6 +419,39 @@ def test_two_devices_equal_one(mirrored):
     for model in (one, two):
         progress, draws = arrays([model.network.progress, model.network.drop_path.num_draws])
         assert progress == np.float32(2 / 3) and draws == 3
+
+
+def test_two_devices_share_a_last_batch_of_one_image(mirrored):
+    """Filled up by an image that is ignored: with statistics at rest both count the same."""
+    images, masks = examples(5)
+    found = []
+    for scope in (contextlib.nullcontext(), mirrored.scope()):
+        with scope:
+            model = segmenter(dtype="float32")
+            model.compile(keras.optimizers.SGD(0.0))
+        for layer in model.network._flatten_layers():
+            if "norm" in layer.name:
+                layer.trainable = False
+        history = model.fit(
+            images, masks, batch_size=4, shuffle=False, verbose=0, validation_data=(images, masks)
+        ).history
+        assert model.confusion_matrix.sum() == (masks != 255).sum()
+        found.append(history)
+    assert found[0].keys() == found[1].keys()
+    for name, values in found[0].items():
+        np.testing.assert_allclose(found[1][name], values, rtol=1e-5, err_msg=name)
+
+
+def test_too_little_memory_is_said_in_one_line(monkeypatch):
+    def exhausted(self, data):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\nwith shape")
+
+    monkeypatch.setattr(Segmenter, "train_step", exhausted)
+    with pytest.raises(
+        RunError, match="step 0 does not fit .*: lower batch_size or crop_size"
+    ) as e:
+        segmenter().fit(*examples(2), verbose=0)
+    assert "\n" not in str(e.value)
 
 
 def test_weight_decay_acts_on_kernels_only():

@@ -12,7 +12,7 @@ from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import Supernet, split_settings
 from auto_deeplab_tf.training import losses, whole_images
-from auto_deeplab_tf.training.metrics import ConfusionMatrix
+from auto_deeplab_tf.training.metrics import score, scores
 
 
 @keras.saving.register_keras_serializable(package="auto_deeplab_tf")
@@ -74,7 +74,6 @@ class BilevelModel(keras.Model):
         )
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.arch_loss_tracker = keras.metrics.Mean(name="arch_loss")
-        self.confusion = ConfusionMatrix(supernet.num_classes, ignore_label, name="val")
         kernels = {
             segment.kernels.path for segment in supernet.segments if segment.kernels is not None
         }
@@ -295,16 +294,16 @@ class BilevelModel(keras.Model):
         Returns:
             `val_miou`, `val_pixel_accuracy`.
         """
-        self.confusion.reset_state()
-        for images, labels in batches:
-            logits = whole_images.logits(
-                lambda images: self.supernet(images, training=False),
-                images,
-                self.supernet.mean,
-            )
-            self.confusion.update_state(labels, logits)
-        self.confusion.matrix()
-        return {f"val_{name}": float(value) for name, value in self.confusion.result().items()}
+        _, matrix = score(
+            lambda images: whole_images.logits(
+                lambda images: self.supernet(images, training=False), images, self.supernet.mean
+            ),
+            batches,
+            self.supernet.num_classes,
+            self.ignore_label,
+        )
+        found = scores(matrix)
+        return {f"val_{name}": found[name] for name in ("miou", "pixel_accuracy")}
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -23,6 +23,8 @@ class KerasData:
         batch_size: Number of images of a batch of arrays; None: 32.
         steps_per_epoch: Batches of an epoch.
         shuffle: Whether arrays and `PyDataset`s are shuffled in every epoch.
+        ignore_label: Label of the pixels that count nowhere. On several devices a batch that they
+            cannot share equally is filled by repeating its first image under this label.
 
     Attributes:
         dataset: The batches of one pass.
@@ -36,6 +38,7 @@ class KerasData:
         batch_size: int | None = None,
         steps_per_epoch: int | None = None,
         shuffle: bool = True,
+        ignore_label: int = 255,
     ):
         self._once = isinstance(x, Iterator)
         finite = hasattr(x, "shape") or getattr(x, "num_batches", None) is not None
@@ -47,10 +50,10 @@ class KerasData:
         self.dataset = self._adapter.get_tf_dataset()
         self._limit = steps_per_epoch
         strategy = tf.distribute.get_strategy()
-        if strategy.num_replicas_in_sync > 1 and not isinstance(
-            self.dataset, tf.distribute.DistributedDataset
-        ):
-            self.dataset = strategy.experimental_distribute_dataset(self.dataset)
+        replicas = strategy.num_replicas_in_sync
+        if replicas > 1 and isinstance(self.dataset, tf.data.Dataset):
+            filled = self.dataset.map(lambda *batch: _filled(batch, replicas, ignore_label))
+            self.dataset = strategy.experimental_distribute_dataset(filled)
 
     def __call__(self, step: int) -> Iterator[Any]:
         """Yields the batches of the next epoch; `step` is where the loop is."""
@@ -70,3 +73,14 @@ class KerasData:
             yield from self.dataset
             if self._once:
                 return
+
+
+def _filled(batch, replicas, ignore_label):
+    """(images, masks) with so many images that every replica gets as many as the others."""
+    if len(batch) != 2:
+        return batch
+    images, masks = batch
+    missing = -tf.shape(images)[0] % replicas
+    images = tf.concat([images, tf.repeat(images[:1], missing, axis=0)], axis=0)
+    ignored = tf.fill(tf.shape(masks[:1]), tf.cast(ignore_label, masks.dtype))
+    return images, tf.concat([masks, tf.repeat(ignored, missing, axis=0)], axis=0)

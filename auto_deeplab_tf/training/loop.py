@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.nn.segmentation_network import UPDATES_NAME, SegmentationNetwork
-from auto_deeplab_tf.training.run_dir import Checkpoints
+from auto_deeplab_tf.training.checkpoints import Checkpoints
 
 
 def checkpointed_variables(model: keras.Model) -> list[Any]:
@@ -76,7 +76,8 @@ def fit(
         Keras' `History` of the epochs that ran.
 
     Raises:
-        RunError: If a loss is not finite, or the data end before the epoch does.
+        RunError: If a loss is not finite, the data end before the epoch does, or the memory of
+            the device does not suffice.
     """
     strategy = tf.distribute.get_strategy()
     if eager and strategy.num_replicas_in_sync > 1:
@@ -113,7 +114,14 @@ def fit(
         batches = _batches(data_at(step), steps_per_epoch, first, strategy)
         for index, batch in enumerate(batches, start=first):
             callbacks.on_train_batch_begin(index)
-            logs = {name: _number(value) for name, value in take_step(batch).items()}
+            try:
+                logs = {name: _number(value) for name, value in take_step(batch).items()}
+            except tf.errors.ResourceExhaustedError as error:
+                raise RunError(
+                    f"step {step} does not fit into the memory of the device: lower batch_size or "
+                    "crop_size, or compute in mixed_bfloat16. "
+                    f"({' '.join(str(error).split())[:150]})"
+                ) from error
             step = int(model.completed_steps.assign_add(1).numpy())
             callbacks.on_train_batch_end(index, logs)
             if model.stop_training:

@@ -1,4 +1,4 @@
-"""A run directory: whose run it is, its checkpoints, and files that are whole or not there."""
+"""A run directory: whose run it is, and its row per epoch."""
 
 import csv
 import fcntl
@@ -6,11 +6,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import tensorflow as tf
 
 from auto_deeplab_tf import config as config_lib
 from auto_deeplab_tf.data import records
@@ -30,13 +28,13 @@ class RunDir:
     makes the folder, locks it and writes `flags.txt`.
 
     Args:
-        path: the folder.
-        options: the run's config.
+        path: The folder.
+        options: The run's config.
         resume: False refuses a folder that already holds a run.
 
     Raises:
-        ValueError: where the folder belongs to other options, holds a run and `resume` is False, or
-            holds something else; on entering, where another process uses it.
+        UserError: If the folder belongs to other options, holds a run and `resume` is False, or
+            holds something else; on entering, if another process uses it.
     """
 
     def __init__(
@@ -124,7 +122,7 @@ class MetricsFile:
     Only what the seed determines belongs in it: two runs of one command write the same bytes.
 
     Args:
-        path: the file; the columns are those of its first row.
+        path: The file; the columns are those of its first row.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -151,88 +149,3 @@ class MetricsFile:
 def _shortest(value: Any) -> Any:
     """A float in the shortest text that reads back as the same number."""
     return repr(float(value)) if isinstance(value, float) else value
-
-
-class Checkpoints:
-    """The last checkpoints of a run: variables by name, and the fingerprint of what they belong to.
-
-    A checkpoint is read completely or not at all: one that lacks a variable, has another too many,
-    or carries another fingerprint is refused.
-
-    Args:
-        directory: folder of the checkpoints.
-        variables: Keras or TensorFlow variables, in a fixed order; all must exist already.
-        fingerprint: what the variables belong to (of the architecture, or the search space).
-        keep: number of checkpoints kept.
-    """
-
-    def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        variables: Sequence[Any],
-        fingerprint: str,
-        keep: int = 3,
-    ):
-        self._fingerprint = tf.Variable(fingerprint, trainable=False)
-        # Numbered, not named: the names that Keras makes up depend on what else a process made.
-        by_name = {
-            f"v{index:05d}": variable if isinstance(variable, tf.Variable) else variable.value
-            for index, variable in enumerate(variables)
-        }
-        self._checkpoint = tf.train.Checkpoint(
-            fingerprint=self._fingerprint, variables=_Holder(by_name)
-        )
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint, str(directory), max_to_keep=keep, checkpoint_name="step"
-        )
-
-    @property
-    def latest(self) -> str | None:
-        """The path of the newest checkpoint, None where there is none."""
-        return self._manager.latest_checkpoint
-
-    def save(self, step: int) -> str:
-        """Writes a checkpoint of that step and returns its path."""
-        return self._manager.save(checkpoint_number=step)
-
-    def restore(self) -> bool:
-        """Reads the newest checkpoint; returns False where there is none.
-
-        Raises:
-            ValueError: where it belongs to something else, or does not fit the variables.
-        """
-        if self.latest is None:
-            return False
-        try:
-            found = tf.train.load_checkpoint(self.latest).get_tensor(
-                "fingerprint/.ATTRIBUTES/VARIABLE_VALUE"
-            )
-        except (tf.errors.OpError, KeyError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{self.latest} cannot be read ({error}); delete it and its line in "
-                f"{Path(self.latest).parent}/checkpoint to resume from the one before."
-            ) from error
-        expected = self._fingerprint.numpy()
-        if found != expected:
-            raise UserError(
-                f"{self.latest} belongs to {found.decode()[:16]}, not to {expected.decode()[:16]}: "
-                "a checkpoint is never read into another architecture or search space."
-            )
-        try:
-            self._checkpoint.restore(self.latest).assert_consumed()
-        except (AssertionError, tf.errors.OpError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{self.latest} does not fit this program ({reason}): use the version that wrote "
-                "it, or another run_dir."
-            ) from error
-        return True
-
-
-class _Holder(tf.Module):
-    """Variables by name, as a checkpoint wants them."""
-
-    def __init__(self, by_name: Mapping[str, tf.Variable]):
-        super().__init__()
-        for name, variable in by_name.items():
-            setattr(self, name, variable)
