@@ -9,4 +9,5 @@ a few images. Where its classes are not those of the Keras model, nothing is pub
 - `image_files` decodes and resizes in graph operations; `flatbuffer` edits TFLite files.
 - `signatures` holds the graph functions of the served SavedModel.
 - `saved_model`, `tflite`, `tensorrt` are the entry points; `onnx` is the last one's default route.
+- `provenance` writes and checks the manifest of every export; `verify` is its entry point.
 """

@@ -28,6 +28,7 @@ import numpy as np
 from auto_deeplab_tf import cli
 from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
 from auto_deeplab_tf.errors import MissingExtraError, MissingFileError, UserError
+from export import provenance
 
 MIN_SIZE = 32
 """The least height and width of an input, in pixels: one position at stride 32."""
@@ -390,6 +391,16 @@ def staging_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: something was published
                 folder.rmdir()
+
+
+def publish_file(
+    staged: pathlib.Path, output: pathlib.Path, model: pathlib.Path, metadata: Mapping[str, Any]
+) -> None:
+    """Renames a checked file to `output`, and its manifest, written here, beside it."""
+    manifest = provenance.write(staged, model, metadata, output.name)
+    # The manifest first: whoever sees the new file finds it.
+    os.replace(manifest, provenance.manifest_path(output))
+    os.replace(staged, output)
 
 
 def publish_version(staged: pathlib.Path, root: pathlib.Path) -> pathlib.Path:

@@ -206,7 +206,7 @@ def read(path: pathlib.Path, size: tuple[int, int], channels: int = 3) -> np.nda
         float32 [height, width, channels], whole numbers 0..255.
 
     Raises:
-        UserError: where the file cannot be decoded.
+        UserError: If the file cannot be decoded.
     """
     try:
         image = data_files.read_photograph(path.read_bytes(), channels)
@@ -215,4 +215,5 @@ def read(path: pathlib.Path, size: tuple[int, int], channels: int = 3) -> np.nda
         raise UserError(
             f"{path} cannot be read as an image ({reason}); fix or remove it."
         ) from error
-    return np.rint(resizing.resize_image(image, size)).astype(np.float32)
+    resized: np.ndarray = np.rint(resizing.resize_image(image, size))
+    return resized.astype(np.float32)

@@ -17,7 +17,7 @@ import pathlib
 from collections.abc import Sequence
 
 from auto_deeplab_tf import cli, config
-from export import common
+from export import common, provenance
 
 cli.define(config.SavedModelConfig)
 
@@ -87,6 +87,7 @@ def export_saved_model(
         extra.mkdir()
         (extra / "metadata.json").write_text(common.to_json(metadata) + "\n", "utf-8")
         agreement = signatures.check(version, images, references, encoded, masks, metadata)
+        provenance.write(version, model, metadata)
         return common.Exported(common.publish_version(version, root), agreement)
 
 

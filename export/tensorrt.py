@@ -23,7 +23,7 @@ import numpy as np
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.errors import RunError, UserError
-from export import common
+from export import common, provenance
 
 cli.define(config.TensorRTConfig)
 
@@ -90,13 +90,15 @@ def export_tensorrt(
             converted = onnx_lib.convert(graph, common.to_strings(metadata))
             result.write_bytes(converted.SerializeToString())
             agreement = onnx_lib.check(result, images, reference)
+            common.publish_file(result, output, model, metadata)
         else:
             convert_tf_trt(graph, result, (*size, segmenter.input_channels))
             extra = result / "assets.extra"
             extra.mkdir(exist_ok=True)
             (extra / "metadata.json").write_text(common.to_json(metadata) + "\n", "utf-8")
             agreement = check_saved_model(result, images, reference)
-        os.replace(result, output)
+            provenance.write(result, model, metadata)
+            os.replace(result, output)
     return common.Exported(output, agreement)
 
 

@@ -97,7 +97,7 @@ def export_tflite(
         file = staged / output.name
         file.write_bytes(flatbuffer.add_metadata(content, common.to_json(metadata)))
         agreement = check(file, images, reference, TOLERANCES[precision])
-        os.replace(file, output)
+        common.publish_file(file, output, model, metadata)
     return common.Exported(output, agreement)
 
 

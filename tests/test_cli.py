@@ -74,6 +74,7 @@ COMMANDS = {
     "export.saved_model": config.SavedModelConfig,
     "export.tflite": config.TFLiteConfig,
     "export.tensorrt": config.TensorRTConfig,
+    "export.verify": config.VerifyConfig,
 }
 
 

@@ -673,3 +673,17 @@ class TensorRTConfig(FixedSizeExportConfig):
         path=True,
     )
     route: str = flag("onnx", "through an ONNX file or through TF-TRT", choices=("onnx", "tf_trt"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyConfig(OutputConfig):
+    """Settings of the check of an export against its manifest."""
+
+    path: str = flag(
+        help="exported file, folder of a SavedModel, or folder of numbered versions (the highest)",
+        metavar="PATH",
+        path=True,
+    )
+    model: str | None = flag(
+        None, "model file that it must have been made from", metavar="FILE.keras", path=True
+    )
