@@ -24,7 +24,7 @@ from auto_deeplab_tf.search_space import OPERATIONS, stride
 
 cli.define(config.DecodeConfig)
 
-_COUNTED_WITH = ("num_classes", "input_size", "head_channels", "decoder_channels")
+_COUNTED_WITH = ("num_classes", "input_size", "stem_channels", "head_channels", "decoder_channels")
 
 
 class Cost(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.errors import FieldError, UserError
 
 MINIMUM_SIZE = 32
 # How many channels the images of a network may have: grey, RGB, RGB and one more.
@@ -143,7 +143,7 @@ def checked_stem_channels(channels: Sequence[int]) -> tuple[int, int, int]:
     """Returns the channels of the stem's three convolutions as a tuple, or says what is wrong."""
     integers = [int(c) for c in channels if isinstance(c, (int, np.integer)) and int(c) > 0]
     if len(channels) != len(STEM_STRIDES) or len(integers) != len(STEM_STRIDES):
-        raise UserError(
+        raise FieldError(
             f"stem_channels must be {len(STEM_STRIDES)} integers of 1 or more. "
             f"Received: {channels!r}."
         )

@@ -20,6 +20,7 @@ from auto_deeplab_tf.errors import MissingFileError, UserError
 from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.network import build_network
 from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.search_space import STEM_CHANNELS
 from auto_deeplab_tf.training import inputs, loop, losses, whole_images
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 from auto_deeplab_tf.training.keras_data import KerasData
@@ -55,6 +56,7 @@ class Segmenter(keras.Model):
             that exists already: a Keras model from images to logits.
         num_classes: Number of classes; may be left out where a network is given.
         filter_multiplier: F, filters of a block at stride 4.
+        stem_channels: Channels of the stem's three convolutions.
         head_channels: Channels of the ASPP and the decoder.
         decoder_channels: Channels of the low-level feature in the decoder.
         mean: What the network subtracts from its images, for each of their channels: 1, 3 (red,
@@ -93,6 +95,7 @@ class Segmenter(keras.Model):
         num_classes: int | None = None,
         *,
         filter_multiplier: int = 20,
+        stem_channels: Sequence[int] = STEM_CHANNELS,
         head_channels: int = 256,
         decoder_channels: int = 48,
         mean: Sequence[float] = (127.5, 127.5, 127.5),
@@ -122,6 +125,7 @@ class Segmenter(keras.Model):
                 architecture,
                 num_classes,
                 filter_multiplier,
+                stem_channels=stem_channels,
                 head_channels=head_channels,
                 decoder_channels=decoder_channels,
                 mean=mean,

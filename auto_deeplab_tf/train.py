@@ -6,6 +6,7 @@ checkpoints/, logs/ for TensorBoard, and with --init_from init.json (which weigh
 are new). The same command resumes from the last checkpoint; on a finished run it changes nothing.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -175,21 +176,15 @@ class _Training:
             "num_classes": info.num_classes,
             "mean": mean,
             "std": std,
-            "batch_norm_decay": options.batch_norm_decay,
             "dtype": options.dtype_policy,
         }
         if options.network is not None:
+            settings["batch_norm_decay"] = options.batch_norm_decay
             network = build_baseline(options.network, **settings)
         else:
-            network = build_network(
-                self._architecture,
-                filter_multiplier=options.filter_multiplier,
-                head_channels=options.head_channels,
-                decoder_channels=options.decoder_channels,
-                drop_path_keep=options.drop_path_keep,
-                drop_path_seed=options.seed % 2**31,
-                **settings,
-            )
+            settings |= dataclasses.asdict(options.part(config.NetworkConfig))
+            seed = options.seed % 2**31
+            network = build_network(self._architecture, drop_path_seed=seed, **settings)
         frequencies = losses.class_frequencies(self._train.class_pixels, self._train.present_pixels)
         model = Segmenter(
             network,

@@ -62,17 +62,24 @@ class ThreadsConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadConfig(Config):
-    """The channels behind the backbone of a decoded network."""
+class StemAndHeadConfig(Config):
+    """The channels before and behind the cells of a decoded network."""
 
+    stem_channels: tuple[int, ...] = _network(
+        STEM_CHANNELS, "channels of the stem's three convolutions", minimum=1
+    )
     head_channels: int = _network(256, "channels of the ASPP", minimum=1)
     decoder_channels: int = _network(
         48, "channels of the low-level feature in the decoder", minimum=1
     )
 
+    def _check(self) -> None:
+        super()._check()
+        checked_stem_channels(self.stem_channels)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NetworkSizesConfig(HeadConfig):
+class NetworkSizesConfig(StemAndHeadConfig):
     """The channels of a decoded network: with its architecture, all that its size depends on."""
 
     filter_multiplier: int = _network(20, "filters of a block at stride 4, F", minimum=1)
@@ -456,7 +463,7 @@ class SearchConfig(ArchitectureSearchConfig, RunConfig, ThreadsConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeConfig(HeadConfig, OutputConfig):
+class DecodeConfig(StemAndHeadConfig, OutputConfig):
     """Settings of the decoding of alpha and beta into an architecture."""
 
     run_dir: str | None = flag(None, "folder of a search", metavar="DIR", path=True)
@@ -497,8 +504,11 @@ class DecodeConfig(HeadConfig, OutputConfig):
     )
     num_classes: int = _budget(19, "classes of the network counted", minimum=2)
     input_size: Size = _budget((1024, 2048), "image size for the count", minimum=MINIMUM_SIZE)
-    head_channels: int = changed(HeadConfig, "head_channels", 256, group="budget")
-    decoder_channels: int = changed(HeadConfig, "decoder_channels", 48, group="budget")
+    stem_channels: tuple[int, ...] = changed(
+        StemAndHeadConfig, "stem_channels", STEM_CHANNELS, group="budget"
+    )
+    head_channels: int = changed(StemAndHeadConfig, "head_channels", 256, group="budget")
+    decoder_channels: int = changed(StemAndHeadConfig, "decoder_channels", 48, group="budget")
 
     def _check(self) -> None:
         super()._check()
