@@ -15,8 +15,8 @@ def run(module, *arguments):
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
-def run_and_kill(module, run_dir, after_step, *arguments, seconds_later=0.2):
-    """Runs a command until its checkpoints are past a step, then kills it (SIGKILL).
+def run_and_kill(module, run_dir, after_step, *arguments, seconds_later=0.2, number=signal.SIGKILL):
+    """Runs a command until its checkpoints are past a step, then kills it; returns its exit code.
 
     A little later than that, so that it is in the middle of something that no checkpoint has.
     """
@@ -32,9 +32,10 @@ def run_and_kill(module, run_dir, after_step, *arguments, seconds_later=0.2):
         time.sleep(0.03)
     time.sleep(seconds_later)
     ended = process.poll()
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, number)
+    code = process.wait()
     assert ended is None, f"{module} ended before it could be killed"
+    return code
 
 
 def _command(module, arguments):

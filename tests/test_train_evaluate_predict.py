@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -110,8 +111,11 @@ def test_train_leaves_what_the_interfaces_promise(finished, places):
 
 def test_a_training_killed_twice_ends_at_the_same_bits(finished, places, tmp_path):
     path = tmp_path / "killed"
-    for after_step in (2, 5):
-        run_and_kill("train", path, after_step, *SMALL, *flags(places), seconds_later=0.02)
+    for after_step, number, code in ((2, signal.SIGTERM, 143), (5, signal.SIGKILL, -9)):
+        killed = run_and_kill(
+            "train", path, after_step, *SMALL, *flags(places), seconds_later=0.02, number=number
+        )
+        assert killed == code
         assert not (path / "last.keras").exists()
     done = run("train", *SMALL, *flags(places), f"--run_dir={path}")
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ callbacks and metrics are used as they are. `Segmenter.fit` brings Keras' forms 
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.nn.segmentation_network import UPDATES_NAME, SegmentationNetwork
+from auto_deeplab_tf.training import termination
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 
 
@@ -48,8 +50,9 @@ def fit(
 ) -> keras.callbacks.History:
     """Trains from `model.completed_steps` to the end of the last epoch.
 
-    At the end of an epoch come, in this order: `validate`, the callbacks, a checkpoint. A run that
-    is killed in between repeats what came after its last checkpoint; whatever the callbacks write
+    At the end of an epoch come, in this order: `validate`, the callbacks, a checkpoint. With
+    checkpoints, SIGTERM ends the process with 143 after the step and a checkpoint. A run that is
+    killed in between repeats what came after its last checkpoint; whatever the callbacks write
     must bear that.
 
     Args:
@@ -106,45 +109,50 @@ def fit(
     if isinstance(getattr(model, "network", None), SegmentationNetwork):
         model.network.resume_updates(step)
     logs: dict[str, Any] = {}
-    while epoch < epochs and not model.stop_training:
-        if first == 0:
-            model.reset_metrics()
-        callbacks.on_epoch_begin(epoch)
-        logs = {}
-        batches = _batches(data_at(step), steps_per_epoch, first, strategy)
-        for index, batch in enumerate(batches, start=first):
-            callbacks.on_train_batch_begin(index)
-            try:
-                logs = {name: _number(value) for name, value in take_step(batch).items()}
-            except tf.errors.ResourceExhaustedError as error:
+    with termination.noted(wanted=checkpoints is not None) as terminated:
+        while epoch < epochs and not model.stop_training:
+            if first == 0:
+                model.reset_metrics()
+            callbacks.on_epoch_begin(epoch)
+            logs = {}
+            batches = _batches(data_at(step), steps_per_epoch, first, strategy)
+            for index, batch in enumerate(batches, start=first):
+                callbacks.on_train_batch_begin(index)
+                try:
+                    logs = {name: _number(value) for name, value in take_step(batch).items()}
+                except tf.errors.ResourceExhaustedError as error:
+                    raise RunError(
+                        f"step {step} does not fit into the memory of the device: lower batch_size or "
+                        "crop_size, or compute in mixed_bfloat16. "
+                        f"({' '.join(str(error).split())[:150]})"
+                    ) from error
+                step = int(model.completed_steps.assign_add(1).numpy())
+                callbacks.on_train_batch_end(index, logs)
+                if model.stop_training:
+                    break
+                _check_finite(logs, model, step - 1, epoch, checkpoints)
+                is_last = step % (steps_per_epoch or step + 1) == 0
+                if checkpoints and not is_last:
+                    if terminated() or step % (checkpoint_every_steps or step + 1) == 0:
+                        checkpoints.save(step)
+                    if terminated():
+                        sys.exit(termination.EXIT_CODE)
+            ended = step < (epoch + 1) * steps_per_epoch if steps_per_epoch else not logs
+            if ended and not model.stop_training:
                 raise RunError(
-                    f"step {step} does not fit into the memory of the device: lower batch_size or "
-                    "crop_size, or compute in mixed_bfloat16. "
-                    f"({' '.join(str(error).split())[:150]})"
-                ) from error
-            step = int(model.completed_steps.assign_add(1).numpy())
-            callbacks.on_train_batch_end(index, logs)
-            if model.stop_training:
-                break
-            _check_finite(logs, model, step - 1, epoch, checkpoints)
-            is_last = step % (steps_per_epoch or step + 1) == 0
-            if checkpoints and checkpoint_every_steps and not is_last:
-                if step % checkpoint_every_steps == 0:
-                    checkpoints.save(step)
-        ended = step < (epoch + 1) * steps_per_epoch if steps_per_epoch else not logs
-        if ended and not model.stop_training:
-            raise RunError(
-                f"the data ended after step {step}, before epoch {epoch} did: it has "
-                f"{steps_per_epoch or 'no'} steps"
-            )
-        results = model.get_metrics_result()
-        logs = {name: _number(results.get(name, value)) for name, value in logs.items()}
-        if validate is not None:
-            logs |= validate(epoch)
-        callbacks.on_epoch_end(epoch, logs)
-        if checkpoints:
-            checkpoints.save(step)
-        epoch, first = epoch + 1, 0
+                    f"the data ended after step {step}, before epoch {epoch} did: it has "
+                    f"{steps_per_epoch or 'no'} steps"
+                )
+            results = model.get_metrics_result()
+            logs = {name: _number(results.get(name, value)) for name, value in logs.items()}
+            if validate is not None:
+                logs |= validate(epoch)
+            callbacks.on_epoch_end(epoch, logs)
+            if checkpoints:
+                checkpoints.save(step)
+            if terminated():
+                sys.exit(termination.EXIT_CODE)
+            epoch, first = epoch + 1, 0
     callbacks.on_train_end(logs)
     return model.history
 

@@ -10,15 +10,18 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[Callable[[], bool]]:
+def noted(wanted: bool = True) -> Iterator[Callable[[], bool]]:
     """Takes note of SIGTERM inside `with`, where it would otherwise end the process at once.
+
+    Args:
+        wanted: Whether to do so; False leaves the signal as it is.
 
     Yields:
         A function that tells whether it has come. In a thread other than the main one, which gets
         no signals, it says no.
     """
     came = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if not wanted or threading.current_thread() is not threading.main_thread():
         yield came.is_set
         return
 
