@@ -149,7 +149,7 @@ def _stem(rows: _Rows, channels: int, stem: tuple[int, int, int]) -> tuple[int, 
     at = 1
     for index, (filters, step) in enumerate(zip(stem, STEM_STRIDES, strict=True)):
         at *= step
-        rows.convolve(f"stem/unit_{index}", channels, filters, at, [ConvUnit(3, step)])
+        rows.convolve(f"stem/unit_{index}", channels, filters, at, [ConvUnit(3)])
         channels = filters
     rows.close("stem", channels, at)
     return stem[1], stem[2]
@@ -157,9 +157,8 @@ def _stem(rows: _Rows, channels: int, stem: tuple[int, int, int]) -> tuple[int, 
 
 def _aspp(rows: _Rows, channels: int, filters: int, at: int) -> None:
     rows.convolve("aspp/pointwise", channels, filters, at)
-    for index, extent in enumerate(ASPP_EXTENTS):
-        units = [ConvUnit(3, rate=extent // at)]
-        rows.convolve(f"aspp/atrous_{index}", channels, filters, at, units)
+    for index in range(len(ASPP_EXTENTS)):
+        rows.convolve(f"aspp/atrous_{index}", channels, filters, at, [ConvUnit(3)])
     rows.convolve("aspp/pooling", channels, filters, None)
     rows.convolve("aspp/joined", (2 + len(ASPP_EXTENTS)) * filters, filters, at)
     rows.close("aspp", filters, at)

@@ -8,7 +8,7 @@ import pytest
 from random_architectures import random_architecture
 
 from auto_deeplab_tf.accounting import count
-from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.architecture import Architecture, Edge
 
 PUBLISHED = Architecture.preset("auto_deeplab")
 SETTINGS = {"num_classes": 19, "filter_multiplier": 20, "input_size": (1024, 2048)}
@@ -64,6 +64,40 @@ def test_a_layer_by_hand():
     assert rows["decoder/classes"][2:] == (256 * 19 + 19, 256 * 19 * at_4)
 
 
+def test_an_operation_goes_down_where_it_reads_an_input_of_a_cell_that_does():
+    """skip costs a projection there and nothing elsewhere: at a level kept, in a block read."""
+    cell = [
+        [Edge("prev", "skip"), Edge("prev_prev", "skip")],
+        [Edge("prev_prev", "skip"), Edge("block_0", "skip")],
+    ]
+    built = Architecture(levels=(0, 1, 1), cell=cell, atrous="full")
+    layers = count(built, num_classes=2, filter_multiplier=5, input_size=(65, 97)).layers
+    skips = {row.name: row for row in layers if row.name.endswith("_skip")}
+    filters, positions = 10, 9 * 13
+    projection = (filters**2 + 2 * filters, filters**2 * positions)
+    for name, row in skips.items():
+        assert row.output_shape == ((9, 13, 10) if name[5] != "0" else (17, 25, 5))
+        goes_down = name[5] == "1" and "_prev" in name
+        assert (row.params, row.multi_adds) == (projection if goes_down else (0, 0)), name
+    names = [
+        *("stem/unit_0", "stem/unit_1", "stem/unit_2"),
+        *(
+            f"cell_{index}/{part}"
+            for index in range(3)
+            for part in (
+                *("prev", "prev_prev", "block_0_prev_skip", "block_0_prev_prev_skip"),
+                *("block_1_prev_prev_skip", "block_1_block_0_skip"),
+            )
+            # Two blocks of 5 channels are the 10 that cell 2 has at its level.
+            if (index, part) != (2, "prev_prev")
+        ),
+        *("aspp/pointwise", "aspp/atrous_0", "aspp/atrous_1", "aspp/atrous_2", "aspp/pooling"),
+        *("aspp/joined", "decoder/low_level", "decoder/conv_0", "decoder/conv_1"),
+        "decoder/classes",
+    ]
+    assert [row.name for row in layers] == names
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_rows_add_up(seed):
     result = count(
@@ -103,6 +137,8 @@ def test_numpy_integers_do_not_overflow_nor_leak():
         ({"stem_channels": (8, 8)}, "stem_channels must be 3 integers of 1 or more"),
         ({"stem_channels": (8, 0, 8)}, "stem_channels must be 3 integers of 1 or more"),
         ({"input_size": (31, 64)}, "the height of input_size must be an integer of 32 or more"),
+        ({"input_size": (64, 31)}, "the width of input_size must be an integer of 32 or more"),
+        ({"input_channels": 2}, "input_channels must be 1, 3 or 4. Received: 2."),
         ({"input_size": (64,)}, "input_size must be (height, width)"),
     ],
 )

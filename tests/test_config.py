@@ -1,11 +1,12 @@
 """Every option survives the way through text, and every rule is told by the name of its flag."""
 
 import dataclasses
+import os
 import random
 
 import pytest
 
-from auto_deeplab_tf import config
+from auto_deeplab_tf import config, errors
 
 CONFIG_CLASSES = [
     item
@@ -145,7 +146,8 @@ def test_every_bound_is_held(config_class):
         (config.DecodeConfig, {"logits": "a.npz", "run_dir": None}, "logits needs output"),
         (config.DecodeConfig, {"max_params": 10}, "need filter_multiplier"),
         (config.EvaluateConfig, {"scales": ()}, "scales=: needs at least one value"),
-        (config.TFLiteConfig, {"precision": "int8"}, "precision=int8 needs calibration_dir"),
+        (config.TFLiteConfig, {"precision": "int8"}, "^precision=int8 needs calib"),
+        (config.TFLiteConfig, {"precision": "int8"}, "calibration_dir: a folder of .* images$"),
         (config.TFLiteConfig, {"calibration_dir": "a"}, "calibration_dir is for"),
     ],
 )
@@ -204,7 +206,9 @@ def test_a_run_resumes_under_other_names_of_its_files(tmp_path, monkeypatch):
     model, copy, other = (tmp_path / name for name in ("m.keras", "copy.keras", "other.keras"))
     model.write_bytes(b"weights")
     copy.write_bytes(b"weights")
-    other.write_bytes(b"others")
+    other.write_bytes(b"WEIGHTS")
+    for path in (model, copy, other):  # of one size and time
+        os.utime(path, (1, 1))
     monkeypatch.chdir(tmp_path)
     before = train(init_from="m.keras", data_dir="no/such/folder").with_absolute_paths()
     # What is there is written so that it means the same everywhere; a name stays a name.
@@ -218,7 +222,20 @@ def test_a_run_resumes_under_other_names_of_its_files(tmp_path, monkeypatch):
     for changed in ("../other.keras", "m.keras"):
         (text,) = config.resume_conflicts(before, train(init_from=changed))
         assert text == f"init_from={changed} (the run has {str(model)!r})"
+    later = config.resume_conflicts(before, train(init_from=copy, steps=3))
+    assert later == ("steps=3 (the run has '1500000')",)
     assert config.resume_conflicts(before, train()) == (f"init_from= (the run has {str(model)!r})",)
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_calibration_belongs_to_int8(precision):
+    settings = {"model": "a", "output": "b", "input_size": (33, 33), "precision": precision}
+    given = settings | {"calibration_dir": "images"}
+    refused = settings if precision == "int8" else given
+    with pytest.raises(errors.FieldError) as caught:
+        config.TFLiteConfig(**refused)
+    assert caught.value.names == ("calibration_dir",)
+    config.TFLiteConfig(**(given if precision == "int8" else settings))
 
 
 def test_options_cannot_be_changed():
@@ -254,6 +271,22 @@ def test_a_retired_flag_is_read_at_its_old_default_only():
         assert read == config.SearchConfig(run_dir="runs/a")
         with pytest.raises(ValueError, match=f"^{name}=other: this version has no {name}"):
             config.from_flags_text(config.SearchConfig, f"{text}--{name}=other\n")
+
+
+def test_a_flag_is_a_field_with_its_rules():
+    rules = {"choices": ("a", "b"), "minimum": 1, "maximum": 2, "above": 3, "below": 4}
+    rules |= {"group": "data", "on_resume": "grow", "metavar": "FILE", "path": True}
+    declared = config.flag("a", "a word", **rules)
+    assert (declared.default, dict(declared.metadata)) == ("a", {"help": "a word"} | rules)
+    plain = config.flag(help="a word").metadata
+    assert (plain["group"], plain["on_resume"], plain["path"]) == ("run", "same", False)
+    assert config.is_required(config.flag(help="a word"))
+    for on_resume in ("same", "grow", "free"):
+        assert config.flag(1, "a word", on_resume=on_resume).metadata["on_resume"] == on_resume
+    # Declared again for a command: another default, and what else differs.
+    again = config.changed(config.DataConfig, "batch_size", 7, help="images")
+    before = next(f for f in dataclasses.fields(config.DataConfig) if f.name == "batch_size")
+    assert (again.default, dict(again.metadata)) == (7, {**before.metadata, "help": "images"})
 
 
 def test_a_flag_needs_its_line_of_help():

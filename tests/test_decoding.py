@@ -536,6 +536,15 @@ def test_the_columns_of_alpha_are_found_by_name(tmp_path, monkeypatch):
         ({"beta": np.zeros((3, 4, 3))}, "has no array 'alpha': .* Received: beta"),
         ({"alpha": np.zeros((2, 8))}, "has no array 'beta'"),
         ({}, "has no array 'alpha': .* Received: no arrays"),
+        ({"a": 1, "b": 2}, "has no array 'alpha': .* Received: a, b."),
+        (
+            {"alpha": np.full((2, 8), "x"), "beta": np.zeros((3, 4, 3))},
+            ": alpha must be an array of real numbers",
+        ),
+        (
+            {"alpha": np.zeros((2, 8)), "beta": np.zeros((3, 4, 3)), "edge": np.array(["x"] * 2)},
+            ": edge must be an array of real numbers",
+        ),
         ({"alpha": np.zeros((3, 8)), "beta": np.zeros((3, 4, 3))}, "alpha must have the shape"),
         ({"alpha": np.zeros((2, 8)), "beta": np.zeros((3, 4))}, "beta must have the shape"),
         ({"alpha": np.zeros((2, 8)), "beta": np.full((3, 4, 3), np.nan)}, "beta must be finite"),
