@@ -322,8 +322,8 @@ def _architecture(options: config.TrainConfig, run: Any) -> Any:
     path = run / ARCHITECTURE_FILE
     if path.exists() and Architecture.load(path) != architecture:
         raise UserError(
-            f"{run.path} trains another architecture than the file that --architecture names now: "
-            "name another --run_dir, or bring the old file back"
+            f"{run.path} trains another architecture than the file that architecture names now: "
+            "name another run_dir, or bring the old file back"
         )
     return architecture
 

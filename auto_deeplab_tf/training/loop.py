@@ -122,8 +122,8 @@ def fit(
                     logs = {name: _number(value) for name, value in take_step(batch).items()}
                 except tf.errors.ResourceExhaustedError as error:
                     raise RunError(
-                        f"step {step} does not fit into the memory of the device: lower batch_size or "
-                        "crop_size, or compute in mixed_bfloat16. "
+                        f"step {step} does not fit into the memory of the device: lower batch_size "
+                        "or crop_size, or compute in mixed_bfloat16. "
                         f"({' '.join(str(error).split())[:150]})"
                     ) from error
                 step = int(model.completed_steps.assign_add(1).numpy())

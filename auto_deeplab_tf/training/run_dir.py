@@ -55,8 +55,8 @@ class RunDir:
             conflicts = config_lib.resume_conflicts(before, options)
             if conflicts:
                 raise UserError(
-                    f"{self.path} belongs to a run with other settings: {'; '.join(conflicts)}. "
-                    "Name another run_dir, or give the settings of that run."
+                    f"{self.path} belongs to a run with other options: {'; '.join(conflicts)}. "
+                    "Name another run_dir, or give the options of that run."
                 )
         elif self.path.exists() and any(e.name != _LOCK_FILE for e in self.path.iterdir()):
             raise UserError(
