@@ -56,6 +56,25 @@ def test_either_class_of_a_tie_will_do():
     assert common.compare(answered, reference, reference, tie=0.3).same_class == 1.0
 
 
+def test_errors_of_opposite_signs_do_not_cancel():
+    reference = np.array([[[[0.6, 0.4], [0.6, 0.4]]]], np.float32)
+    probabilities = np.array([[[[0.9, 0.1], [0.3, 0.7]]]], np.float32)
+    agreement = common.compare(np.zeros((1, 1, 2), int), probabilities, reference, tie=0)
+    assert agreement.mean_error == pytest.approx(0.3)
+    assert agreement.max_error == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    "broken", [{"same_class": 0.89}, {"max_error": 0.011}, {"mean_error": 0.0011}]
+)
+def test_each_bound_is_checked(broken):
+    tolerance = common.Tolerance(same_class=0.9, max_error=0.01, mean_error=0.001, tie=0)
+    bounds = {"same_class": 0.9, "max_error": 0.01, "mean_error": 0.001, "num_classes": 3}
+    tolerance.check(common.Agreement(**bounds), "it")
+    with pytest.raises(common.Disagreement, match="^it disagrees with the Keras model"):
+        tolerance.check(common.Agreement(**bounds | broken), "it")
+
+
 def test_other_shapes_and_ids_out_of_range_are_refused(reference):
     ids = reference.argmax(-1)
     with pytest.raises(common.Disagreement, match=r"shapes \(2, 13, 9\)"):
@@ -106,9 +125,10 @@ def test_calibration_images_are_spread_over_the_folder(tmp_path):
         Image.new("RGB", (4, 6), (index, 0, 0)).save(tmp_path / f"{index}.png")
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "folder.png").mkdir()
-    names = [path.name for path in common.find_images(tmp_path, 4)]
-    assert names == ["0.png", "3.png", "6.png", "9.png"]
-    assert len(common.find_images(tmp_path, 99)) == 10
+    names = [path.name for path in common.find_images(tmp_path, 5)]
+    assert names == ["0.png", "2.png", "4.png", "7.png", "9.png"]
+    Image.new("RGB", (4, 6)).save(tmp_path / "CAMERA.JPG")
+    assert len(common.find_images(tmp_path, 99)) == 11
 
 
 def test_folders_that_cannot_calibrate(tmp_path):
@@ -140,7 +160,7 @@ def test_files_that_are_no_model(tmp_path):
 
 
 def test_sizes():
-    assert common.check_input_size((33, 480)) == (33, 480)
+    assert common.check_input_size((32, 480)) == (32, 480)
     with pytest.raises(ValueError, match="input_size=31x64: height and width must each be at"):
         common.check_input_size((31, 64))
 
