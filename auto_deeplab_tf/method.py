@@ -86,7 +86,9 @@ def partial_mixed_operation(
     before the second ones, so that all of them take their turn.
 
     Args:
-        x, alpha, candidates: See `mixed_operation`.
+        x: See `mixed_operation`.
+        alpha: See there.
+        candidates: See there.
         edge_weight: float32 [], softmax over the edges into the block.
         partial_channels: K, a divisor of f.
 
@@ -109,7 +111,8 @@ def cell(
         H_i = sum_{j < i} O_{j -> i}(H_j),  over prev, prev_prev and the blocks before i
 
     Args:
-        prev, prev_prev: float [N, h, w, f].
+        prev: float [N, h, w, f], H^{l-1} brought here.
+        prev_prev: float [N, h, w, f], H^{l-2} brought here.
         num_blocks: B.
         mixed: (edge, state) -> the mixed operation of the edge.
 
@@ -185,9 +188,11 @@ def bilevel_update(
     Args:
         w: The weights.
         a: The logits of alpha and beta.
-        loss_a, loss_b: (w, a) -> loss on a batch of train_a, of train_b.
+        loss_a: (w, a) -> loss on a batch of train_a.
+        loss_b: (w, a) -> loss on a batch of train_b.
         gradient: (function, point) -> gradient of the function there.
-        step_w, step_a: (values, gradient) -> new values; weight decay is part of the step.
+        step_w: (w, gradient) -> new w; weight decay is part of the step.
+        step_a: (a, gradient) -> new a, likewise.
 
     Returns:
         (w, a) after both updates.

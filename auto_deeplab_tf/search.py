@@ -23,6 +23,7 @@ PLAIN_IS_SLOW = (
 
 
 def main() -> None:
+    """Runs the command."""
     options = cli.read(config.SearchConfig)
     if options.dry_run:
         needs = _dry_run(options)

@@ -7,10 +7,14 @@ and what is kept between the forward pass and the backward pass.
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
 from auto_deeplab_tf.nn import backend
+from auto_deeplab_tf.nn.backend import Tensor
+from auto_deeplab_tf.nn.segments import SegmentKind
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
 _JAX = keras.backend.backend() == "jax"
@@ -25,20 +29,20 @@ class Execution:
     """Settings that change what a step costs, never what it computes.
 
     Attributes:
-        remat: whether the backward pass computes the insides of a segment once more, so that only
+        remat: Whether the backward pass computes the insides of a segment once more, so that only
             its inputs are kept between the passes; None: where the step is eager.
-        jit_compile: whether XLA compiles the functions.
+        jit_compile: Whether XLA compiles the functions.
     """
 
     remat: bool | None = None
     jit_compile: bool = False
 
-    def recomputes(self, eager):
+    def recomputes(self, eager: bool) -> bool:
         """Tells whether segments are recomputed in an eager step, or in a traced one."""
         return eager if self.remat is None else self.remat
 
 
-def runner(kind, execution):
+def runner(kind: SegmentKind, execution: Execution) -> Any:
     """Returns what runs a kind of segment: compiled, or inline in a traced TensorFlow function.
 
     JAX always compiles by XLA; inside a function that is being traced the call stands as one.
@@ -57,9 +61,10 @@ def runner(kind, execution):
     return InlineSegment(kind, execution)
 
 
-def _compute(kind, jit_compile, *arguments, training):
+def _compute(kind: SegmentKind, jit_compile: bool, *arguments: Any, training: bool) -> Any:
     with backend.plain_kernels() if jit_compile else contextlib.nullcontext():
-        return kind.compute(*arguments, training=training)
+        compute: Callable[..., Any] = kind.compute
+        return compute(*arguments, training=training)
 
 
 class InlineSegment:
@@ -70,11 +75,19 @@ class InlineSegment:
         execution: `Execution`.
     """
 
-    def __init__(self, kind, execution):
+    def __init__(self, kind: SegmentKind, execution: Execution) -> None:
         self._compute = functools.partial(_compute, kind, execution.jit_compile)
         self._recomputes = execution.recomputes(eager=False)
 
-    def forward(self, kernels, affine, moving, architecture, inputs, training):
+    def forward(
+        self,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        training: bool,
+    ) -> Any:
         """See `runner`; nothing is left to keep: residuals is ()."""
         if not (self._recomputes and training):
             arguments = (kernels, affine, moving, architecture, inputs)
@@ -83,10 +96,10 @@ class InlineSegment:
         present = [source for source in tf.nest.flatten(sources) if source is not None]
 
         @tf.recompute_grad
-        def recomputed(*tensors):
-            tensors = iter(tensors)
+        def recomputed(*tensors: Tensor) -> Any:
+            values = iter(tensors)
             kernels, affine, architecture, inputs = tf.nest.map_structure(
-                lambda source: None if source is None else next(tensors), sources
+                lambda source: None if source is None else next(values), sources
             )
             outputs, moments = self._compute(
                 kernels, affine, moving, architecture, inputs, training=True
@@ -98,7 +111,7 @@ class InlineSegment:
 
 
 @functools.lru_cache(maxsize=128)
-def _compiled(kind, remat, jit_compile):
+def _compiled(kind: SegmentKind, remat: bool, jit_compile: bool) -> "CompiledSegment":
     return CompiledSegment(kind, remat, jit_compile)
 
 
@@ -111,16 +124,16 @@ class CompiledSegment:
 
     Args:
         kind: `SegmentKind`.
-        remat: whether nothing but the inputs is kept.
-        jit_compile: whether XLA compiles both.
+        remat: Whether nothing but the inputs is kept.
+        jit_compile: Whether XLA compiles both.
     """
 
-    def __init__(self, kind, remat, jit_compile):
+    def __init__(self, kind: SegmentKind, remat: bool, jit_compile: bool) -> None:
         self._kind = kind
         self._remat = remat
         self._compute = functools.partial(_compute, kind, jit_compile)
 
-        def compiled(function, *arguments):
+        def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
             # Outside XLA the flag must be absent: False would forbid a surrounding XLA function.
             return tf.function(
                 functools.partial(function, *arguments),
@@ -136,36 +149,59 @@ class CompiledSegment:
         }
 
     @property
-    def functions(self):
-        """name -> compiled function, for those who count what they hold: "inference", "forward",
-        "weights" and "architecture".
-        """
+    def functions(self) -> dict[str, Any]:
+        """The compiled functions: "inference", "forward", "weights" and "architecture"."""
         return {
             "inference": self._forward[False],
             "forward": self._forward[True],
             **self._pullback,
         }
 
-    def forward(self, kernels, affine, moving, architecture, inputs, training):
+    def forward(
+        self,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        training: bool,
+    ) -> Any:
         """See `runner`."""
         return self._forward[training](kernels, affine, moving, architecture, inputs)
 
-    def pullback(self, wrt, kernels, affine, moving, architecture, inputs, residuals, upstream):
+    def pullback(
+        self,
+        wrt: str,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        residuals: Sequence[Tensor],
+        upstream: Sequence[Tensor],
+    ) -> Any:
         """Returns (gradients of the parameters that `wrt` names, gradients of the inputs).
 
         Args:
             wrt: "weights": the parameters are (kernels, affine); "architecture": those of
                 `architecture`.
-            residuals: of `forward`.
-            upstream: tuple of the gradients of the outputs.
+            kernels: See `SegmentKind.compute`.
+            affine: See `SegmentKind.compute`.
+            moving: See `SegmentKind.compute`.
+            architecture: See `SegmentKind.compute`.
+            inputs: See `SegmentKind.compute`.
+            residuals: Of `forward`.
+            upstream: The gradients of the outputs.
         """
         arguments = (kernels, affine, moving, architecture, inputs)
         return self._pullback[wrt](*arguments, residuals, upstream)
 
-    def _trace_forward(self, training, *arguments):
-        kept = []
+    def _trace_forward(
+        self, training: bool, *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
+        kept: list[Tensor] = []
 
-        def save(tensor):
+        def save(tensor: Tensor) -> Tensor:
             kept.append(tensor)
             return tensor
 
@@ -175,8 +211,16 @@ class CompiledSegment:
         return outputs, moments, tuple(kept)
 
     def _trace_pullback(
-        self, wrt, kernels, affine, moving, architecture, inputs, residuals, upstream
-    ):
+        self,
+        wrt: str,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        residuals: Sequence[Tensor],
+        upstream: Sequence[Tensor],
+    ) -> Any:
         parameters = (kernels, affine) if wrt == "weights" else architecture
         sources = (parameters, inputs if self._kind.input_gradients else ())
         present = [source for source in tf.nest.flatten(sources) if source is not None]
@@ -204,18 +248,18 @@ class CompiledSegment:
         )
 
 
-def _with_value(tensor, value):
+def _with_value(tensor: Tensor, value: Tensor) -> Tensor:
     """Returns `value`, which equals `tensor`; the gradient goes to `tensor`."""
 
     @tf.custom_gradient
-    def replace(_):
+    def replace(_: Tensor) -> Any:
         return tf.identity(value), lambda upstream: upstream
 
     return replace(tensor)
 
 
 @functools.lru_cache(maxsize=128)
-def _jax_compiled(kind, remat):
+def _jax_compiled(kind: SegmentKind, remat: bool) -> "JaxSegment":
     return JaxSegment(kind, remat)
 
 
@@ -231,7 +275,7 @@ class JaxSegment:
             "architecture"; whoever compiles them ahead of time puts the executables in their place.
     """
 
-    def __init__(self, kind, remat):
+    def __init__(self, kind: SegmentKind, remat: bool) -> None:
         self._kind = kind
         self._remat = remat
         self.functions = {
@@ -241,20 +285,40 @@ class JaxSegment:
             "architecture": jax.jit(functools.partial(self._pullback, "architecture")),
         }
 
-    def forward(self, kernels, affine, moving, architecture, inputs, training):
+    def forward(
+        self,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        training: bool,
+    ) -> Any:
         """See `runner`."""
         function = self.functions["forward" if training else "inference"]
         return function(kernels, affine, moving, architecture, inputs)
 
-    def pullback(self, wrt, kernels, affine, moving, architecture, inputs, residuals, upstream):
+    def pullback(
+        self,
+        wrt: str,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        residuals: Sequence[Tensor],
+        upstream: Sequence[Tensor],
+    ) -> Any:
         """See `CompiledSegment.pullback`."""
         arguments = (kernels, affine, moving, architecture, inputs)
         return self.functions[wrt](*arguments, residuals, upstream)
 
-    def _forward(self, training, *arguments):
-        kept = []
+    def _forward(
+        self, training: bool, *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
+        kept: list[Tensor] = []
 
-        def save(tensor):
+        def save(tensor: Tensor) -> Tensor:
             kept.append(tensor)
             return tensor
 
@@ -263,8 +327,18 @@ class JaxSegment:
             outputs, moments = _compute(self._kind, True, *arguments, training=training)
         return outputs, moments, tuple(kept)
 
-    def _pullback(self, wrt, kernels, affine, moving, architecture, inputs, residuals, upstream):
-        def compute(parameters, inputs):
+    def _pullback(
+        self,
+        wrt: str,
+        kernels: Tensor,
+        affine: Tensor,
+        moving: Tensor,
+        architecture: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        residuals: Sequence[Tensor],
+        upstream: Sequence[Tensor],
+    ) -> Any:
+        def compute(parameters: Any, inputs: Sequence[Tensor]) -> Any:
             values = (
                 (*parameters, architecture) if wrt == "weights" else (kernels, affine, parameters)
             )
@@ -291,7 +365,7 @@ class JaxSegment:
 if _JAX:
 
     @jax.custom_vjp
-    def _with_residual(tensor, value):
+    def _with_residual(tensor: Tensor, value: Tensor) -> Tensor:
         """Returns `value`, which equals `tensor`; the gradient goes to `tensor`."""
         return value
 

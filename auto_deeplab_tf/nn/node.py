@@ -343,6 +343,7 @@ class NodeKind(SegmentKind):
         That is float [N, h, w, 1, predecessors, filters].
 
         Args:
+            sources: The source group.
             mixed: float [N, h, w, targets, branches, filters].
             terms: A list for each block.
         """
@@ -358,6 +359,7 @@ class NodeKind(SegmentKind):
         """Splits the channels into those that go through the operations and those that pass.
 
         Args:
+            sources: The source group.
             images: float [N, h, w, ..., C], any form of branches * filters channels.
 
         Returns:
@@ -442,8 +444,11 @@ class NodeKind(SegmentKind):
         """Sums the alpha-weighted operations of all edges that leave the sources (eq. 1).
 
         Args:
+            sources: The source group.
             images: float [N, h, w, ..., C], any form of branches * mixed filters channels.
             weights: float32 [num_ops, targets, branches].
+            kernels: Of `unpack`.
+            statistics: Of the node.
 
         Returns:
             float [N, h, w, targets, branches, mixed filters].
@@ -565,6 +570,8 @@ class NodeKind(SegmentKind):
             images: float [N, h, w, branches * filters], or with an input for each target, [N, h, w,
                 targets * branches * filters].
             kernel: float [k, k, filters, targets, own branches, filters].
+            branches: Of the source group.
+            rate: The atrous rate.
 
         Returns:
             float [N, h, w, targets * branches * filters].

@@ -6,17 +6,21 @@ tile once and multiplies it by the taps of all kernels. Sums are float32.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+Tensor = Any
+
 # Columns and channels of a tile, and the rows whose filter gradients one program sums.
 COLUMNS, CHANNELS, ROWS = 32, 64, 16
 
 
-def depthwise_convs(images, kernels, rate):
+def depthwise_convs(images: Tensor, kernels: Sequence[Tensor], rate: int) -> Tensor:
     """Convolves each channel with kernels of its own, at stride 1, zero padded to the same size.
 
     Args:
@@ -30,8 +34,8 @@ def depthwise_convs(images, kernels, rate):
     # All of one size, so that they share their shifted tiles, and a loop its rows of taps.
     size = max(kernel.shape[0] for kernel in kernels)
     margins = [(size - kernel.shape[0]) // 2 for kernel in kernels]
-    kernels = [jnp.pad(k, ((m, m), (m, m), (0, 0))) for k, m in zip(kernels, margins, strict=True)]
-    return _convs(rate, tuple(margins), images, jnp.stack(kernels))
+    padded = [jnp.pad(k, ((m, m), (m, m), (0, 0))) for k, m in zip(kernels, margins, strict=True)]
+    return _convs(rate, tuple(margins), images, jnp.stack(padded))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -81,6 +85,7 @@ def _by_tiles(images, kernels, rate, gathers):
         kernels: float [K, k, k, C].
         gathers: False: one map, the results of the kernels side by side. True: maps side by side,
             a kernel for each, and the sum of their results.
+        rate: The atrous rate.
     """
     number, size, _, channels = kernels.shape
     batch, height, width, _ = images.shape

@@ -87,7 +87,7 @@ class BatchStatistics:
     """Applies the batch normalisations of a segment, and collects the statistics of the batch.
 
     Args:
-        moving: Float32 [2, M], moving means and variances of all normalised channels, in the order
+        moving: float32 [2, M], moving means and variances of all normalised channels, in the order
             of the calls.
         training: True: statistics of the batch (over all replicas); False: the moving ones.
     """
@@ -105,7 +105,8 @@ class BatchStatistics:
 
         Args:
             images: float [N, h, w, C].
-            gamma, beta: float32 [C]; None for 1 and 0.
+            gamma: float32 [C]; None for 1.
+            beta: float32 [C]; None for 0.
         """
         channels = images.shape[-1]
         gamma = np.ones(channels, "float32") if gamma is None else gamma
@@ -152,9 +153,6 @@ class SegmentKind:
     Two kinds that compare equal are the same function.
 
     Attributes:
-        kernels: `Layout` of the convolution kernels (weight decay applies to them).
-        affine: `Layout` of batch normalisation's gammas and betas, and biases.
-        normalized: (name, channels) of each batch normalisation in the order of the computation.
         input_gradients: Whether anything before the segment needs a gradient through its inputs.
     """
 
@@ -162,14 +160,17 @@ class SegmentKind:
 
     @property
     def kernels(self) -> Layout:
+        """How the convolution kernels lie in their vector; weight decay applies to them."""
         return kernel_layout({})
 
     @property
     def affine(self) -> Layout:
+        """How gammas, betas and biases lie in theirs."""
         return affine_layout({})
 
     @property
     def normalized(self) -> tuple[tuple[Any, int], ...]:
+        """(name, channels) of each batch normalisation, in the order of the computation."""
         return ()
 
     @property
@@ -194,9 +195,9 @@ class SegmentKind:
         """Computes the outputs.
 
         Args:
-            kernels: Float32 [kernels.size]; None where that is 0; likewise:
-            affine: Float32 [affine.size].
-            moving: Float32 [2, num_normalized].
+            kernels: float32 [kernels.size]; None where that is 0; likewise:
+            affine: float32 [affine.size].
+            moving: float32 [2, num_normalized].
             architecture: The alpha / beta tensors that the segment reads; may be empty.
             inputs: Feature maps.
             training: Static.

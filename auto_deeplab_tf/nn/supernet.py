@@ -48,8 +48,8 @@ class ForwardPass:
     """What a supernet computed, and what its backward pass needs.
 
     Attributes:
-        logits: Float32 [N, H, W, num_classes].
-        alpha: Float32 [B (B + 3) / 2, num_ops], softmax of `alpha_logits`.
+        logits: float32 [N, H, W, num_classes].
+        alpha: float32 [B (B + 3) / 2, num_ops], softmax of `alpha_logits`.
         betas: For each node float32 [predecessors], the weights of the moves that lead to it.
         features: (layer, level) -> sH^l, float [N, ceil(H / s), ceil(W / s), B * F * 2**level]. Of
             layers -1 and -2 the stem's maps, at stride 4 and (as level -1) 2. Empty in the plain
@@ -281,7 +281,7 @@ class Supernet(keras.Model):
         """Computes logits and all that leads to them.
 
         Args:
-            images: Float32 [N, H, W, len(mean)], 0..255; H and W of 32 or more, known statically.
+            images: float32 [N, H, W, len(mean)], 0..255; H and W of 32 or more, known statically.
             training: True: statistics of the batch, False: the moving ones.
             sampling: (noise float32 [sampled_paths, L, 4, 3], temperature float32 []), of
                 `sample_moves`; in training with sampled paths only.
@@ -386,7 +386,7 @@ class Supernet(keras.Model):
 
         Args:
             computed: Of `forward(..., training=True)`.
-            logits_gradient: Float32 [N, H, W, num_classes].
+            logits_gradient: float32 [N, H, W, num_classes].
             wrt: "weights" or "architecture".
 
         Returns:
@@ -534,7 +534,9 @@ def build_supernet(
         filter_multiplier: F.
         input_size: (height, width) that the network is meant for, 32 or more each. It serves any
             other size too.
-        mean, std, seed: See `Supernet`.
+        mean: See `Supernet`; likewise:
+        std: See there.
+        seed: See there.
         **kwargs: More settings of `SupernetConfig`, and Keras' `name` and `dtype`.
 
     Raises:

@@ -31,8 +31,8 @@ class StemKind(SegmentKind):
 
     Attributes:
         mean, std: a float for each channel of the images, in units of 0..255.
-        dtype: name of the dtype of the features.
-        channels: of the three convolutions.
+        dtype: Name of the dtype of the features.
+        channels: Of the three convolutions.
     """
 
     mean: tuple[float, ...]
@@ -44,6 +44,7 @@ class StemKind(SegmentKind):
 
     @functools.cached_property
     def kernels(self) -> Layout:
+        """See `SegmentKind`."""
         shapes, channels = {}, len(self.mean)
         for i, filters in enumerate(self.channels):
             shapes[f"conv_{i}"] = ((3, 3, channels, filters), 9 * channels)
@@ -52,10 +53,12 @@ class StemKind(SegmentKind):
 
     @functools.cached_property
     def affine(self) -> Layout:
+        """See `SegmentKind`."""
         return affine_layout(_gammas_and_betas(self.normalized))
 
     @property
     def normalized(self) -> tuple[tuple[Any, int], ...]:
+        """See `SegmentKind`."""
         return tuple(enumerate(self.channels))
 
     def compute(
@@ -97,7 +100,7 @@ class HeadKind(SegmentKind):
     Attributes:
         level: 0..3.
         channels: B * F * stride / 4, of the input and of each branch.
-        num_classes: of the prediction.
+        num_classes: Of the prediction.
     """
 
     level: int
@@ -111,6 +114,7 @@ class HeadKind(SegmentKind):
 
     @functools.cached_property
     def kernels(self) -> Layout:
+        """See `SegmentKind`."""
         channels = self.channels
         return kernel_layout(
             {
@@ -123,10 +127,12 @@ class HeadKind(SegmentKind):
 
     @functools.cached_property
     def affine(self) -> Layout:
+        """See `SegmentKind`."""
         return affine_layout(_gammas_and_betas(self.normalized) | {"bias": (self.num_classes,)})
 
     @property
     def normalized(self) -> tuple[tuple[Any, int], ...]:
+        """See `SegmentKind`."""
         return tuple((branch, self.channels) for branch in ("pointwise", "atrous", "pooling"))
 
     def compute(

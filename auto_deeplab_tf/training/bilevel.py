@@ -17,7 +17,7 @@ from auto_deeplab_tf.training.metrics import score, scores
 
 @keras.saving.register_keras_serializable(package="auto_deeplab_tf")
 class BilevelModel(keras.Model):
-    """The supernet with the two alternating updates, first order:
+    """The supernet with the two alternating updates of `method.bilevel_update`.
 
         1. w <- w - step(grad_w L_trainA(w, a) + weight_decay * w)
         2. a <- a - step(grad_a L_trainB(w, a) + arch_weight_decay * a)
@@ -91,6 +91,7 @@ class BilevelModel(keras.Model):
         self.built = True
 
     def call(self, images: Any, training: bool = False) -> Any:
+        """Returns the supernet's logits."""
         return self.supernet(images, training=training)
 
     def compile(
@@ -130,10 +131,12 @@ class BilevelModel(keras.Model):
 
     @property
     def optimizers(self) -> list[Any]:
+        """Both optimizers, the weights' first."""
         return [self.optimizer, self.architecture_optimizer]
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
+        """The two losses."""
         return [self.loss_tracker, self.arch_loss_tracker]
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -306,6 +309,7 @@ class BilevelModel(keras.Model):
         return {f"val_{name}": found[name] for name in ("miou", "pixel_accuracy")}
 
     def get_config(self) -> dict[str, Any]:
+        """See Keras."""
         return {
             **super().get_config(),
             "supernet": keras.saving.serialize_keras_object(self.supernet),
@@ -317,6 +321,7 @@ class BilevelModel(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "BilevelModel":
+        """See Keras."""
         supernet = keras.saving.deserialize_keras_object(
             config.pop("supernet"), custom_objects=custom_objects
         )
@@ -326,12 +331,14 @@ class BilevelModel(keras.Model):
         return cls(supernet, path_temperature=temperature, **config)
 
     def get_compile_config(self) -> dict[str, Any]:
+        """See Keras."""
         return {
             name: keras.saving.serialize_keras_object(getattr(self, name))
             for name in ("optimizer", "architecture_optimizer")
         }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
+        """See Keras."""
         self.compile(**keras.saving.deserialize_keras_object(config))
 
 
