@@ -160,8 +160,8 @@ def _roofline() -> str:
     }
     text = (
         "The least time of an iteration of the paper's supernet at crop 321, on paper: counted "
-        "operations and bytes against the makers' figures (`python -m benchmarks.roofline`). None "
-        "of these devices was at hand."
+        "operations and bytes against the makers' figures (`python -m benchmarks.roofline`). "
+        "Nothing in it was measured."
     )
     return _table("Roofline", text, columns, read(RESULTS / "roofline.csv"))
 
