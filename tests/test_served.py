@@ -143,3 +143,13 @@ def test_what_is_no_such_saved_model_is_refused_in_one_line(data, tmp_path):
             score(folder, data, tmp_path / "out")
     output = f"--output_dir={tmp_path / 'out'}"
     check_refused(run("evaluate", f"--model={floats}", output, *data), "needed is", "class_ids")
+
+
+def test_more_than_256_classes_are_read_as_16_bits():
+    class_ids = np.random.default_rng(0).integers(0, 300, (1, 5, 7))
+    model = object.__new__(ServedModel)  # a SavedModel of 300 classes would take long to make
+    png = tf.io.encode_png(tf.constant(class_ids[0, ..., None], tf.uint16))
+    model._signatures = {"encoded_image": lambda image_bytes: {"mask_png_bytes": tf.stack([png])}}
+    model.num_classes = 300
+    found = model._serve_encoded(np.zeros((1, 5, 7, 3), np.uint8))
+    np.testing.assert_array_equal(found, class_ids)

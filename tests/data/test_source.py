@@ -85,11 +85,20 @@ def test_the_fingerprint_follows_contents_and_no_times(make_camvid, tmp_path, mo
     assert _open(copy, tmp_path / "cache").fingerprint not in {renamed, *fingerprints}
 
 
-def test_other_settings_are_other_records(make_camvid, cache):
-    root = make_camvid({"train": 2})
-    assert _open(root, cache).directory != _open(root, cache, image_size=(12, 18)).directory
-    with pytest.raises(ValueError, match="image_size must be two positive numbers"):
-        _open(root, cache, image_size=(0, 18))
+def test_samples_of_a_large_file_and_what_they_miss(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "_HASHED_WHOLE_BYTES", 0)
+    path = tmp_path / "file"
+    content = np.random.default_rng(0).bytes(100_000)
+    path.write_bytes(content)
+    before = preparation.files_digest({"a": path})
+    for position, noticed in ((100, True), (50_000, True), (99_990, True), (25_000, False)):
+        # A path of its own, since a digest is kept as long as the file does not change.
+        changed = tmp_path / f"changed{position}"
+        changed.write_bytes(
+            content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+        )
+        assert (preparation.files_digest({"a": changed}) != before) == noticed
+    assert preparation.files_digest({"b": path}) != before
 
 
 def test_what_a_killed_process_left_is_replaced(make_camvid, cache):
