@@ -23,6 +23,7 @@ cli.define(config.EvaluateConfig)
 
 
 def main() -> None:
+    """Runs the command."""
     options = cli.read(config.EvaluateConfig)
     result = evaluate(options)
     if options.json:

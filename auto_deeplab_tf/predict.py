@@ -20,6 +20,7 @@ cli.define(config.PredictConfig)
 
 
 def main() -> None:
+    """Runs the command."""
     options = cli.read(config.PredictConfig)
     result = predict(options)
     if options.json:

@@ -166,9 +166,11 @@ class Segmenter(keras.Model):
         self.compile()
 
     def call(self, images: Any, training: bool | None = None) -> Any:
+        """Computes the logits of images; see the class."""
         return self.network(keras.ops.cast(images, "float32"), training=training)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Returns the shape of the logits."""
         return (*input_shape[:-1], self.num_classes)
 
     @property
@@ -681,6 +683,7 @@ class Segmenter(keras.Model):
     # ---- the hand-over file
 
     def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor, as JSON values."""
         return {
             "name": self.name,
             "architecture": keras.saving.serialize_keras_object(self.network),
@@ -692,6 +695,7 @@ class Segmenter(keras.Model):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> "Segmenter":
+        """Builds the object from `get_config`'s content."""
         config = dict(config)
         baselines.register_classes()
         network = keras.saving.deserialize_keras_object(
@@ -700,6 +704,7 @@ class Segmenter(keras.Model):
         return cls(network, **config)
 
     def get_compile_config(self) -> dict[str, Any]:
+        """Returns the settings of `compile` for a model file."""
         config = super().get_compile_config()
         for name in ("loss_weights", "weighted_metrics"):
             config.pop(name, None)
@@ -712,6 +717,7 @@ class Segmenter(keras.Model):
         return config
 
     def compile_from_config(self, config: Mapping[str, Any]) -> None:
+        """Compiles from `get_compile_config`'s content."""
         self.compile(**keras.saving.deserialize_keras_object(dict(config)))
         if not self._auto_optimizer:
             self.optimizer.build(self.trainable_variables)
@@ -828,7 +834,7 @@ def _split_off(x, y, share):
 
 
 def _with_decay(gradient, variable, decay):
-    """gradient + decay * variable where the variable is a kernel: one with more than one axis."""
+    """Adds decay * variable to the gradient of a kernel: a variable with more than one axis."""
     if gradient is None or len(variable.shape) < 2:
         return gradient
     return gradient + tf.cast(decay, gradient.dtype) * tf.convert_to_tensor(variable)

@@ -37,6 +37,7 @@ _PLAIN = 127.5  # x / 127.5 - 1, in every channel
 
 
 def main() -> None:
+    """Runs the command."""
     options = cli.read(config.TrainConfig)
     result = train(options)
     if options.json:

@@ -349,6 +349,7 @@ class Config:
     """
 
     def __new__(cls, **values: Any) -> Self:
+        """Refuses settings that do not exist."""
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in names:

@@ -83,6 +83,7 @@ def _by_tiles(images, kernels, rate, gathers):
     Args:
         images: float [N, h, w, C]; where `gathers` [N, h, w, K * C].
         kernels: float [K, k, k, C].
+        rate: Atrous rate.
         gathers: False: one map, the results of the kernels side by side. True: maps side by side,
             a kernel for each, and the sum of their results.
         rate: The atrous rate.

@@ -40,6 +40,7 @@ class MetricsRow(keras.callbacks.Callback):
         self._columns = tuple(columns)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the epoch's values."""
         logs = logs or {}
         row = {"epoch": epoch, "step": int(self.model.completed_steps.numpy())}
         self._file.write(row | {name: logs.get(name, "") for name in self._columns})
@@ -58,9 +59,11 @@ class TensorBoardLogs(keras.callbacks.Callback):
         self._writer: Any = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Opens the log."""
         self._writer = tf.summary.create_file_writer(self._directory)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the epoch's values."""
         with self._writer.as_default(step=epoch):
             for name, value in (logs or {}).items():
                 if isinstance(value, str):
@@ -70,4 +73,5 @@ class TensorBoardLogs(keras.callbacks.Callback):
         self._writer.flush()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes the log."""
         self._writer.close()

@@ -179,6 +179,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
     """Keras' progress bar; at the end of an epoch, logs that are texts get a line each below it."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the epoch's values."""
         logs = logs or {}
         texts = {name: value for name, value in logs.items() if isinstance(value, str)}
         super().on_epoch_end(

@@ -204,6 +204,7 @@ class ConfusionMatrix(keras.metrics.Metric):
         self.num_invalid.assign_add(counts[-1])
 
     def result(self) -> dict[str, tf.Tensor]:
+        """Returns the scores of the pixels counted so far."""
         counts = tf.convert_to_tensor(self.counts)
         hits = tf.linalg.diag_part(counts)
         union = tf.reduce_sum(counts, axis=0) + tf.reduce_sum(counts, axis=1) - hits
@@ -226,6 +227,7 @@ class ConfusionMatrix(keras.metrics.Metric):
         return matrix_of(counts, self.num_classes, self.ignore_label)
 
     def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor, as JSON values."""
         config = super().get_config()
         return {**config, "num_classes": self.num_classes, "ignore_label": self.ignore_label}
 
@@ -253,6 +255,7 @@ class MatrixScore(keras.metrics.Metric):
         """Does nothing: the matrix counts."""
 
     def result(self) -> tf.Tensor:
+        """Returns the scores of the pixels counted so far."""
         return self._read()
 
     def reset_state(self) -> None:

@@ -48,9 +48,11 @@ class Poly(_Schedule):
         self.power = float(power)
 
     def __call__(self, step: Any) -> Any:
+        """Returns the learning rate at a step."""
         return self.initial * ops.power(1.0 - self._progress(step), self.power)
 
     def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor, as JSON values."""
         return {**super().get_config(), "power": self.power}
 
 
@@ -78,8 +80,10 @@ class Cosine(_Schedule):
         self.final = float(final)
 
     def __call__(self, step: Any) -> Any:
+        """Returns the learning rate at a step."""
         wave = (1.0 + ops.cos(math.pi * self._progress(step))) / 2.0
         return self.final + (self.initial - self.final) * wave
 
     def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor, as JSON values."""
         return {**super().get_config(), "final": self.final}
