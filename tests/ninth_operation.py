@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from auto_deeplab_tf import ArchitectureSearch, Segmenter
+from auto_deeplab_tf import ArchitectureSearch, Segmenter, build_supernet
 from auto_deeplab_tf.accounting import count
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.nn.operations import OperationLayer, operation_layer
@@ -73,6 +73,13 @@ before = np.array(alpha)
 pairs = ((images[:2], masks[:2]), (images[2:], masks[2:]))
 search.fit(pairs, batch_size=2, epochs=1, verbose=0)
 assert np.all(np.array(alpha)[:, 8] != before[:, 8])
+
+# The plain formulation has it too.
+nets = [build_supernet(2, 2, 1, 2, formulation=name, atrous="full") for name in ("fused", "plain")]
+for net in nets:
+    net.alpha_logits.assign(np.where(np.arange(9) == 8, 4.0, 0.0) + np.zeros((2, 1)))
+fused, plain = (np.array(net(images[:2], training=True)) for net in nets)
+np.testing.assert_allclose(fused, plain, atol=1e-3 * np.abs(fused).max())
 
 # Its relaxed form is its decoded one.
 from one_hot import check_node_equals_cell  # noqa: E402 - it reads the table when it is imported

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from auto_deeplab_tf import searcher
+from auto_deeplab_tf import config, searcher
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.segments import Layout
+from auto_deeplab_tf.nn.supernet import Supernet, build_supernet
 
 
 def numbered(first, count):
@@ -82,3 +84,55 @@ def test_checkpoints_belong_to_the_order_of_the_weights_in_their_vectors():
     vars(kind)["kernels"] = Layout(shapes, layout._initial)
     assert kind.kernels.size == layout.size
     assert search.fingerprint != before
+
+
+SMALL = {"num_layers": 1, "num_blocks": 1, "filter_multiplier": 1}
+
+
+def test_settings_are_given_whole_or_as_keywords():
+    whole = config.ArchitectureSearchConfig(**SMALL, weight_decay=0.5)
+    for search in (
+        searcher.ArchitectureSearch(3, whole),
+        searcher.ArchitectureSearch(3, **SMALL, weight_decay=0.5),
+    ):
+        assert search.model.supernet.settings == whole.part(config.SupernetConfig)
+        assert search.model.settings == whole.part(config.BilevelConfig)
+    with pytest.raises(TypeError, match="whole or as keywords"):
+        searcher.ArchitectureSearch(3, whole, num_layers=1)
+    with pytest.raises(TypeError, match="no setting 'num_layer'; did you mean 'num_layers'"):
+        searcher.ArchitectureSearch(3, num_layer=1)
+    with pytest.raises(TypeError, match="no setting 'num_block'; did you mean 'num_blocks'"):
+        build_supernet(num_block=1)
+
+
+@pytest.mark.parametrize(("epochs", "first"), [(40, 20), (3, 1), (1, 0)])
+def test_alpha_and_beta_wait_for_half_of_the_epochs_as_in_the_command(monkeypatch, epochs, first):
+    seen = {}
+    monkeypatch.setattr(
+        searcher.loop, "fit", lambda model, data_at, **kwargs: seen.update(data_at=data_at)
+    )
+    search = searcher.ArchitectureSearch(3, **SMALL)
+    search.fit(lambda step, pairs: pairs, epochs=epochs, steps_per_epoch=2)
+    assert [seen["data_at"](step) for step in range(2 * epochs)] == (
+        [False] * 2 * first + [True] * 2 * (epochs - first)
+    )
+    defaults = (config.SearchConfig.epochs, config.SearchConfig.arch_start_epoch)
+    assert epochs != defaults[0] or first == defaults[1]
+
+
+def test_a_file_with_weights_in_another_order_is_refused():
+    supernet = build_supernet(3, 1, 1, 1)
+    written = supernet.get_config()
+    assert Supernet.from_config(written).settings == supernet.settings
+    with pytest.raises(UserError, match="lie in another order"):
+        Supernet.from_config(written | {"layout": "0" * 64})
+
+
+def test_the_configuration_of_an_older_file_is_read():
+    older = build_supernet(3, 1, 1, 1).get_config() | {"input_size": (32, 48)}
+    older |= {"mix_predecessors": False}
+    del older["layout"], older["stem_channels"], older["formulation"]
+    with pytest.warns(UserWarning, match="checked by their sizes only"):
+        assert Supernet.from_config(older).settings == build_supernet(3, 1, 1, 1).settings
+    with pytest.raises(UserError, match="mix_predecessors"):
+        Supernet.from_config(older | {"mix_predecessors": True})
