@@ -443,9 +443,10 @@ def plain_normalize_batch(
         variance = keep(ops.mean(ops.square(values - mean), axis=axes))
     else:
         positions = tf.cast(tf.reduce_prod(tf.shape(values)[:3]), "float32")
-        total, count = _replica_sum([tf.reduce_sum(values, axes), positions])
-        count = tf.maximum(count, 1.0)
-        mean = keep(total / count)
+        # One tensor: TensorFlow may join two sums on one device and not on the other.
+        sums = _replica_sum(tf.concat([tf.reduce_sum(values, axes), [positions]], axis=0))
+        count = tf.maximum(sums[-1], 1.0)
+        mean = keep(sums[:-1] / count)
         variance = keep(_replica_sum(tf.reduce_sum(tf.square(values - mean), axes)) / count)
     scale = gamma * ops.rsqrt(variance + epsilon)
     normalized = values * scale + (beta - mean * scale)
@@ -485,6 +486,6 @@ def replica_part(draw: Callable[[Any], Tensor], samples: Any, axis: int) -> Tens
     return draw(samples * replicas)[part]
 
 
-def _replica_sum(values: Any) -> Any:
-    """Sums a tensor or a list of them, and its gradient, over the replicas."""
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+def _replica_sum(value: Tensor) -> Tensor:
+    """Sums a tensor, and its gradient, over the replicas."""
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
