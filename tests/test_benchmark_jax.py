@@ -6,7 +6,6 @@ import sys
 
 import keras
 import numpy as np
-import pytest
 
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.bilevel import BilevelModel
@@ -89,42 +88,3 @@ def test_steps_on_jax_are_those_of_the_bilevel_model(tmp_path):
         values = theirs[f"variable_{index}"]
         atol = 1e-4 if "logits" in variable.name else 1e-3
         np.testing.assert_allclose(variable, values, atol=atol, err_msg=variable.path)
-
-
-@pytest.mark.parametrize("rate", [1, 2])
-def test_triton_kernels_convolve_as_jax_does(rate):
-    jax = pytest.importorskip("jax")
-    from auto_deeplab_tf.nn import pallas_depthwise
-
-    generator = np.random.default_rng(rate)
-    images = generator.normal(size=(1, 3, 37, 70)).astype("float32")
-    kernels = [generator.normal(size=(k, k, 70)).astype("float32") for k in (3, 5)]
-    upstream = generator.normal(size=(1, 3, 37, 140)).astype("float32")
-
-    def convolutions(images, kernels):
-        results = [
-            jax.lax.conv_general_dilated(
-                images,
-                kernel[:, :, None],
-                (1, 1),
-                "SAME",
-                rhs_dilation=(rate, rate),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=70,
-            )
-            for kernel in kernels
-        ]
-        return jax.numpy.concatenate(results, axis=-1)
-
-    def triton(images, kernels):
-        return pallas_depthwise.depthwise_convs(images, kernels, rate)
-
-    theirs, their_pullback = jax.vjp(convolutions, images, kernels)
-    ours, our_pullback = jax.vjp(triton, images, kernels)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    for ours, theirs in zip(
-        jax.tree.leaves(our_pullback(upstream)),
-        jax.tree.leaves(their_pullback(upstream)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(ours, theirs, atol=1e-3)

@@ -132,8 +132,8 @@ def test_frameworks_stay_where_they_belong(module):
     if group(module) <= GROUPS.index("config.") or name == "cli":
         assert not roots & (FRAMEWORKS | {"keras"})
     # Fast paths of one backend live in one file, each beside its plain default; what is compiled,
-    # in another; kernels for JAX's GPUs, which the first imports where it calls them, in a third.
-    framework_files = ("nn.backend", "nn.execution", "nn.pallas_depthwise")
+    # in another.
+    framework_files = ("nn.backend", "nn.execution")
     if (name == "nn" or name.startswith("nn.")) and name not in framework_files:
         assert not roots & FRAMEWORKS
 

@@ -31,7 +31,7 @@ _JAX = keras.backend.backend() == "jax"
 if _TENSORFLOW:
     import tensorflow as tf
 elif _JAX:
-    import jax
+    pass
 
 
 def require_tensorflow() -> None:
@@ -226,23 +226,8 @@ def depthwise_convs(images: Tensor, kernels: Sequence[Tensor], rate: int = 1) ->
     return result
 
 
-@functools.cache
-def has_triton_kernels() -> bool:
-    """Tells whether the kernels of `nn/pallas_depthwise.py` serve: on JAX's GPUs, where asked for.
-
-    AUTO_DEEPLAB_DEPTHWISE=triton in the environment asks for them. They compile for an H100 and
-    equal the convolutions where they are interpreted; on a GPU they have not been timed or checked.
-    """
-    asked = os.environ.get("AUTO_DEEPLAB_DEPTHWISE") == "triton"
-    return asked and _JAX and jax.default_backend() == "gpu"
-
-
 def plain_depthwise_convs(images: Tensor, kernels: Sequence[Tensor], rate: int = 1) -> Tensor:
     """The default of `depthwise_convs`."""
-    if has_triton_kernels():
-        from auto_deeplab_tf.nn import pallas_depthwise
-
-        return pallas_depthwise.depthwise_convs(images, kernels, rate)
     conv = _dilated_depthwise_conv if _compiles_for_xla() else depthwise_conv
     return ops.concatenate(
         [conv(images, kernel[..., None], padding="same", rate=rate) for kernel in kernels], axis=-1
