@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import app
 
-from benchmarks import fast_modes, mixed_precision, networks, xla
+from benchmarks import fast_modes, mixed_precision, networks
 from benchmarks.rows import RESULTS, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -21,7 +21,7 @@ MARK = (
 
 def generated() -> str:
     """What stands below the mark."""
-    parts = (_search_step, _profile, _networks, _xla, _roofline, _mixed, _fast_modes)
+    parts = (_search_step, _profile, _networks, _roofline, _mixed, _fast_modes)
     return "\n".join(part() for part in parts)
 
 
@@ -117,31 +117,6 @@ def _networks() -> str:
         "counted."
     )
     return _table("Decoded networks and references", text, columns, rows)
-
-
-def _xla() -> str:
-    columns = {
-        "command": lambda row: f"`{row['command'].removeprefix('python -m ')}`",
-        "function": "function",
-        "kinds": "kinds",
-        "s to compile": "compile_seconds",
-        "slowest": "slowest_seconds",
-        "kernels, one call each": "kernels_of_segments",
-        "transposes alone": "transposes_of_segments",
-        "within others": "with_transposes_of_segments",
-        "estimated ms": lambda row: _tpu_milliseconds(row["estimated_cycles"]),
-    }
-    text = (
-        "What XLA makes of the functions of each kind of segment (`benchmarks/xla.py` says how, "
-        "and what the counts mean). Kernels and transposes are of one call of every segment. "
-        "Nothing here ran on an accelerator."
-    )
-    return _table("XLA", text, columns, read(xla.RESULTS))
-
-
-def _tpu_milliseconds(cycles: str) -> str:
-    """At the 1.05 GHz of a TPU v4."""
-    return f"{int(cycles) / 1.05e6:.1f}" if cycles else ""
 
 
 def _roofline() -> str:

@@ -7,8 +7,8 @@ is measured in a process of its own. Run it on a machine that does nothing else.
 through the settings three times, so that those that are compared alternate, and keeps of each the
 row of median time. `--long` adds what takes an hour: the search at crop 321 and at larger batches,
 in one traced graph, its fast modes, other networks at 513x513, the input pipeline
-and large sets. What XLA compiles and what mixed precision and the fast modes decode have commands
-of their own: `benchmarks.xla`, `.mixed_precision`, `.fast_modes`.
+and large sets. What mixed precision and the fast modes decode have commands of their own:
+`benchmarks.mixed_precision`, `.fast_modes`.
 """
 
 import statistics

@@ -1,11 +1,8 @@
 """The page of measurements and the tables it is made from; the roofline."""
 
-import subprocess
-import sys
-
 import tensorflow as tf
 
-from benchmarks import mixed_precision, page, roofline, run_all, search_profile, xla
+from benchmarks import mixed_precision, page, roofline, run_all, search_profile
 from benchmarks.rows import RESULTS, read
 
 
@@ -70,61 +67,6 @@ def test_a_mixed_policy_ends_where_float32_does_if_it_keeps_as_much_as_the_yards
     assert "not shown that it ends" in less
     fewer_levels = mixed_precision.verdicts([rows[0], row("mixed_bfloat16", False, 4)])[1]
     assert "not shown" in fewer_levels
-
-
-MODULE = """HloModule jit_f, is_scheduled=true
-
-%inner (param_0: f32[2,9,9,4]) -> f32[2,9,4,9] {
-  %param_0 = f32[2,9,9,4]{3,2,1,0} parameter(0)
-  ROOT %transpose.1 = f32[2,9,4,9]{3,2,1,0} transpose(%param_0), dimensions={0,1,3,2}
-}
-
-%moves (param_0.1: f32[2,9,9,4]) -> f32[2,9,4,9] {
-  %param_0.1 = f32[2,9,9,4]{3,2,1,0} parameter(0)
-  ROOT %fusion.9 = f32[2,9,4,9]{3,2,1,0} fusion(%param_0.1), kind=kLoop, calls=%inner
-}
-
-%works (param_0.2: f32[2,9,9,4]) -> f32[2,9,4,9] {
-  %param_0.2 = f32[2,9,9,4]{3,2,1,0} parameter(0)
-  %tanh.1 = f32[2,9,9,4]{3,2,1,0} tanh(%param_0.2)
-  ROOT %copy.1 = f32[2,9,4,9]{3,2,1,0} copy(%tanh.1)
-}
-
-ENTRY %main (x: f32[2,9,9,4], k: f32[5,4]) -> (f32[2,9,4,9], f32[4,5]) {
-  %x = f32[2,9,9,4]{3,2,1,0} parameter(0)
-  %k = f32[5,4]{1,0} parameter(1)
-  %fusion.1 = f32[2,9,4,9]{3,2,1,0} fusion(%x), kind=kLoop, calls=%moves
-  %fusion.2 = f32[2,9,4,9]{3,2,1,0} fusion(%x), kind=kLoop, calls=%works, x={"estimated_cycles":"7"}
-  %add.1 = f32[2,9,4,9]{3,2,1,0} add(%fusion.1, %fusion.2)
-  %copy.2 = f32[2,9,4,9]{2,3,1,0} copy(%add.1), backend_config={"estimated_cycles":"5"}
-  %transpose.2 = f32[4,5]{1,0} transpose(%k), dimensions={1,0}
-  ROOT %tuple = (f32[2,9,4,9]{2,3,1,0}, f32[4,5]{1,0}) tuple(%copy.2, %transpose.2)
-}
-"""
-
-
-def test_the_account_of_a_module_tells_moves_of_maps_from_work():
-    found = xla.account(MODULE, [2 * 9 * 9])
-    # Two fusions, the sum, a copy, and the transpose of what is no map.
-    assert found == xla.Account(kernels=5, transposes=2, with_transposes=1, cycles=12)
-    assert found.plus(found, 3).kernels == 20
-
-
-def test_maps_are_told_by_their_positions():
-    positions = xla.map_positions(2, (65, 129))
-    assert 2 * 33 * 65 in positions and 2 * 5 * 9 in positions
-    assert min(positions) >= 64
-
-
-def test_xla_compiles_a_search_without_a_transpose_of_its_own():
-    command = [sys.executable, "-m", "benchmarks.xla", "--num_layers=1", "--num_blocks=1"]
-    command += ["--filter_multiplier=2", "--crop_size=65", "--functions=forward,architecture"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [line for line in done.stdout.splitlines() if "Account" in line]
-    assert any("layer_0_level_1 forward" in line for line in lines)
-    for line in lines:
-        assert "transposes=0, with" in line, line
 
 
 def test_a_profile_finds_the_operations_that_ran():
