@@ -110,7 +110,7 @@ class ArchitectureSearch:
         remat: bool | None = None,
         jit_compile: bool | None = None,
     ) -> None:
-        """Chooses the optimizers; `fit` calls it with the paper's where nobody has.
+        """Chooses the optimizers; `fit` calls it with the paper's where it was not called.
 
         Args:
             optimizer: of the weights; None: SGD, momentum 0.9, cosine from 0.025 to 0.001.
@@ -149,7 +149,7 @@ class ArchitectureSearch:
         traced: bool | None = None,
         verbose: int = 1,
     ) -> keras.callbacks.History:
-        """Runs the search up to the end of epoch `epochs`; going on is calling it again with more.
+        """Runs the search up to the end of epoch `epochs`; called again with more, it resumes.
 
         Args:
             data: (train_a, train_b), each (images [N, H, W, 3] 0..255, masks integers [N, H, W]) or
@@ -294,7 +294,7 @@ def _as_function(
         pairs = tf.data.Dataset.zip((train_a, train_b))
 
         def pairs_at(step):
-            # Each half goes round by itself: the longer one is not cut to the shorter.
+            # Each half repeats by itself: the longer one is not cut to the shorter.
             return tf.data.Dataset.zip((_from_step(train_a, step), _from_step(train_b, step)))
 
     if steps_per_epoch is None:

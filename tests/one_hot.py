@@ -3,12 +3,14 @@
 import keras
 import numpy as np
 
+from auto_deeplab_tf.nn import plain
 from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.node import NodeKind, StateShape
 from auto_deeplab_tf.nn.normalization import Normalization
 from auto_deeplab_tf.nn.resize import resize_bilinear
-from auto_deeplab_tf.search_space import stride
+from auto_deeplab_tf.search_space import relaxed_edges, stride
 
+NODE = "node"
 FILTERS = 3
 SIZE = (9, 12)
 CHANNELS = {"prev": 7, "prev_prev": 5}
@@ -40,48 +42,11 @@ def one_hot_alpha(kind, blocks):
     return alpha
 
 
-def _statistics(kind, values, predecessor):
-    """Cuts float [2, M] of a node: name of a normalisation -> [2, filters], for one predecessor.
-
-    The names are `prev`, `prev_prev` and (source, operation, stage, target).
-    """
-    predecessors = len(kind.predecessors)
-    widths = [("prev", predecessors), ("prev_prev", 1)]
-    edges_of = dict(kind.sources)
-    for sources in kind.source_groups:
-        for stage, convolutions in enumerate(kind.stages):
-            for operation in convolutions:
-                for target in range(len(edges_of[sources[0]])):
-                    for source in sources:
-                        key = (source, operation.name, stage, target)
-                        widths.append((key, kind.branches(source)))
-    found, offset = {}, 0
-    for name, own in widths:
-        start = offset + min(predecessor, own - 1) * FILTERS
-        found[name] = values[:, start : start + FILTERS]
-        offset += own * FILTERS
-    assert offset == values.shape[1] == kind.num_normalized
-    return found
-
-
-def _assign_unit(unit, kernels, source, operation, stage, kind, target, predecessor):
-    place = "inputs" if source in ("prev", "prev_prev") else source
-    kernel = np.asarray(kernels[f"{place}/{operation.name}_{stage}"])
-    if not unit.separable:
-        # Kernels that the predecessors share stand there once.
-        own = 1 if kind.share_operations else len(kind.predecessors)
-    else:
-        own = kind.branches(source)
-    prevs = 0 if source != "prev_prev" else kernel.shape[-2] - own
-    predecessor = prevs + min(predecessor, own - 1)
-    if not unit.separable:
-        unit.conv.kernel.assign(kernel[:, :, :, target, predecessor])
-        return
-    unit.depthwise.kernel.assign(kernel[:, :, target, predecessor, :, None])
-    pointwise = np.asarray(kernels[f"{place}/pointwise_{stage}"])
-    separable = [o.name for o in kind.stages[stage] if o.is_separable(kind.atrous)]
-    row = separable.index(operation.name) * kernel.shape[2] + target
-    unit.conv.kernel.assign(pointwise[None, None, :, row, predecessor])
+def _statistics(kind, values):
+    """Cuts float [2, M] of a node: name of a normalisation -> float [2, channels]."""
+    names, widths = zip(*kind.normalized, strict=True)
+    parts = np.split(values, np.cumsum(widths)[:-1], axis=1)
+    return {(NODE, *name): part for name, part in zip(names, parts, strict=True)}
 
 
 def decoded_cell(kind, blocks, kernels, moving, predecessor):
@@ -94,24 +59,23 @@ def decoded_cell(kind, blocks, kernels, moving, predecessor):
     cell = Cell(FILTERS, blocks, atrous=kind.atrous, norm=Normalization(decay=0.0))
     channels = kind.predecessors[predecessor].channels
     cell.build(*((None, None, None, c) for c in (channels, kind.prev_prev.channels)))
-    cell.project_prev.conv.kernel.assign(np.asarray(kernels[f"prev_{predecessor}"])[None, None])
-    cell.project_prev_prev.conv.kernel.assign(np.asarray(kernels["prev_prev"])[None, None])
-    layers = {
-        "prev": cell.project_prev.batch_norm,
-        "prev_prev": cell.project_prev_prev.batch_norm,
-    }
-    by_source = dict(kind.sources)
+    weights = plain.node_weights(NODE, kind, kind.kernels.unpack(kernels))
+    units = [(weights.prevs[predecessor], cell.project_prev)]
+    units.append((weights.prev_prev, cell.project_prev_prev))
+    rows = {(edge.block, edge.source): edge.index for edge in relaxed_edges(len(blocks))}
     edges = [(block, edge) for block, pair in enumerate(blocks) for edge in pair]
     for (block, edge), layer in zip(edges, cell.operations, strict=True):
-        target = [e.block for e in by_source[edge.source]].index(block)
-        for stage, unit in enumerate(layer.units):
-            _assign_unit(unit, kernels, edge.source, layer.row, stage, kind, target, predecessor)
-            layers[edge.source, edge.op, stage, target] = unit.batch_norm
-    statistics = _statistics(kind, moving, predecessor)
-    for name, layer in layers.items():
-        layer.moving_mean.assign(statistics[name][0])
-        layer.moving_variance.assign(statistics[name][1])
-    return cell, layers
+        key = (rows[block, edge.source], edge.op, predecessor)
+        units += zip(weights.operations[key], layer.units, strict=True)
+    statistics = _statistics(kind, moving)
+    for convolution, unit in units:
+        unit.conv.kernel.assign(convolution.kernel)
+        if convolution.depthwise is not None:
+            unit.depthwise.kernel.assign(convolution.depthwise[..., None])
+        mean, variance = statistics[convolution.name]
+        unit.batch_norm.moving_mean.assign(mean)
+        unit.batch_norm.moving_variance.assign(variance)
+    return cell, {convolution.name: unit.batch_norm for convolution, unit in units}
 
 
 def check_node_equals_cell(blocks, atrous, *, predecessor=1, share_operations=True, seed=0):
@@ -136,7 +100,7 @@ def check_node_equals_cell(blocks, atrous, *, predecessor=1, share_operations=Tr
     alpha = one_hot_alpha(kind, blocks)
     beta = np.eye(3, dtype="float32")[predecessor]
     assert stride(kind.level) == 2 ** kind.predecessors[1].log2_stride
-    cell, layers = decoded_cell(kind, blocks, kind.unpack(flat), moving, predecessor)
+    cell, layers = decoded_cell(kind, blocks, flat, moving, predecessor)
     prev = inputs[predecessor] if predecessor == 1 else resize_bilinear(inputs[predecessor], SIZE)
     tensors = tuple(keras.ops.convert_to_tensor(image) for image in inputs)
     for training in (False, True):
@@ -144,8 +108,8 @@ def check_node_equals_cell(blocks, atrous, *, predecessor=1, share_operations=Tr
         expected = np.asarray(cell(prev, inputs[-1], training=training))
         assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
-    for name, values in _statistics(kind, np.asarray(moments), predecessor).items():
-        if name in layers:
-            mean, variance = layers[name].moving_mean, layers[name].moving_variance
-            np.testing.assert_allclose(values[0], mean, rtol=1e-3, atol=1e-4)
-            np.testing.assert_allclose(values[1], variance, rtol=1e-3, atol=1e-4)
+    statistics = _statistics(kind, np.asarray(moments))
+    for name, layer in layers.items():
+        mean, variance = statistics[name]
+        np.testing.assert_allclose(mean, layer.moving_mean, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(variance, layer.moving_variance, rtol=1e-3, atol=1e-4)

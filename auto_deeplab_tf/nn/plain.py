@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras import ops
@@ -60,7 +60,7 @@ def build(
             ]
         elif isinstance(kind, NodeKind):
             found |= {"num_blocks": kind.num_blocks, "partial_channels": kind.partial_channels}
-            found["nodes"][next(place)] = _node(segment.name, kind, arrays)
+            found["nodes"][next(place)] = node_weights(segment.name, kind, arrays)
         elif isinstance(kind, HeadKind):
             branches = {
                 name: _with_affine(segment.name, name, arrays, name) for name, _ in kind.normalized
@@ -117,8 +117,18 @@ def _with_affine(
     return Convolution((segment, name), kernel, gamma=gamma, beta=beta)
 
 
-def _node(segment: str, kind: NodeKind, arrays: dict[str, Tensor]) -> method.NodeWeights:
-    """Takes a node's convolutions out of the arrays in which they lie side by side."""
+def node_weights(segment: str, kind: NodeKind, arrays: Mapping[str, Tensor]) -> method.NodeWeights:
+    """Takes a node's convolutions out of the arrays in which they lie side by side.
+
+    Args:
+        segment: Name of the node.
+        kind: Its kind.
+        arrays: Of `kind.kernels.unpack`.
+
+    Returns:
+        The convolutions; the name of each is `segment` and the name in `kind.normalized`.
+    """
+    arrays = dict(arrays)
     predecessors = range(len(kind.predecessors))
     for array_name, array in kind.kernel_arrays.items():
         names, counts = zip(*array.pieces, strict=True)

@@ -192,7 +192,7 @@ class BilevelModel(keras.Model):
         return tracker.result()
 
     def sampling(self, wrt: str) -> tuple[Any, Any] | None:
-        """What the paths of the step in hand are drawn with; None where none are sampled.
+        """What the paths of the current step are drawn with; None where none are sampled.
 
         It depends on the supernet's seed, the step and the half alone, so that a resumed run
         draws what it would have drawn.
