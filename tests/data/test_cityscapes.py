@@ -170,6 +170,23 @@ def test_an_image_of_another_size(tmp_path):
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_a_changed_file_in_a_zip_of_the_same_size_is_noticed(tmp_path):
+    folder = _write(tmp_path / "zips", size=(64, 128))
+    before = sets.find("cityscapes", folder).settings
+    path = folder / LABELS
+    with zipfile.ZipFile(path) as file:
+        found = {name: file.read(name) for name in file.namelist()}
+    size, changed = path.stat().st_size, next(iter(found))
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in found.items():
+            file.writestr(name, content[:-1] + b"x" if name == changed else content)
+    after = sets.find("cityscapes", folder).settings
+    assert path.stat().st_size == size and before["contents"].keys() == {IMAGES, LABELS}
+    assert [n for n in (IMAGES, LABELS) if before["contents"][n] != after["contents"][n]] == [
+        LABELS
+    ]
+
+
 def test_zips_that_are_cut_or_missing(tmp_path):
     folder = _write(tmp_path / "zips", size=(64, 128))
     path = folder / LABELS

@@ -384,6 +384,16 @@ def test_a_name_that_starts_another_is_a_whole_line(maker):
         maker.open()
 
 
+def test_masks_as_jpeg_are_named(maker):
+    maker.add("a", mask_suffix=".jpg")
+    maker.add("b")
+    (maker.root / "masks" / "b.jpg").write_bytes(b"a preview beside the mask")
+    with pytest.raises(ValueError, match=r"a\.jpg is a label map as JPEG, which changes the ids"):
+        maker.describe().open()
+    kinds = {defect.kind for defect in sets.find("folder", maker.root).defects}
+    assert kinds == {"lossy mask", "missing mask", "stray file"}
+
+
 def test_links_are_followed_and_cycles_are_not(maker, tmp_path):
     maker.add("a")
     maker.add("b")

@@ -71,11 +71,17 @@ def listing(folder: Path, suffixes: Sequence[str]) -> Listing:
             paths += [Path(parent) / name for name in names if not name.startswith(".")]
         seen.add(real)
     keyed = [(_nfc(p.relative_to(folder).with_suffix("").as_posix()), p) for p in paths]
+    usable = {key for key, path in keyed if path.suffix.lower() in suffixes}
     for key, path in sorted(keyed):
-        if path.suffix.lower() not in suffixes:
+        suffix = path.suffix.lower()
+        if suffix not in suffixes and suffix in IMAGE_SUFFIXES and key not in usable:
+            text = (
+                f"{path} is a label map as JPEG, which changes the ids at every edge: save it as "
+                "PNG from its source"
+            )
+            result.defects.append(Defect("lossy mask", str(path), text))
+        elif suffix not in suffixes:
             text = f"{path} does not belong there (expected {', '.join(suffixes)} files)"
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                text += ": a label map must be lossless"
             result.defects.append(Defect("stray file", str(path), text, fatal=False))
         elif not path.exists():
             text = f"{path} is a link to a file that does not exist"
