@@ -2,9 +2,11 @@
 
 import os
 
+import numpy as np
 import pytest
 
-from auto_deeplab_tf import config, predict
+from auto_deeplab_tf import cli, config, decode, decoding, predict
+from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.data import source
 from auto_deeplab_tf.training.run_dir import RunDir
 
@@ -27,6 +29,23 @@ def test_images_are_found_in_a_folder_of_any_name(tmp_path, monkeypatch, name):
     for nothing in ("*.gif", f"{tmp_path}/none/*.png"):
         with pytest.raises(FileNotFoundError, match="image=.*no file has that name or matches"):
             predict.find_images(nothing)
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_a_search_is_decoded_in_a_folder_of_any_name(tmp_path, monkeypatch, name):
+    rng = np.random.default_rng(0)
+    alpha, beta = rng.normal(size=(5, 8)), rng.normal(size=(3, 4, 3))
+    decoding.save_logits(tmp_path / name / "logits.npz", alpha, beta, "full")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    output = f"~/{name}/{name}.json"
+    options = config.DecodeConfig(logits=f"~/{name}/logits.npz", output=output, top_k=2)
+    monkeypatch.setattr(cli, "read", lambda _: options)
+    decode.main()
+    written = sorted(path.name for path in (tmp_path / name).iterdir())
+    assert written == sorted(
+        ["logits.npz", *(f"{name}{suffix}" for suffix in (".json", ".csv", ".svg", ".png"))]
+    )
+    assert Architecture.load(tmp_path / name / f"{name}.json").atrous == "full"
 
 
 def test_a_home_that_cannot_be_written_asks_for_a_cache_folder(tmp_path, monkeypatch):
