@@ -339,7 +339,7 @@ class PathCosts:
         pairs = [(last, after) for last in range(NUM_LEVELS) for after in _next_levels(last)]
         self._step: dict[tuple[int, ...], np.ndarray] = {
             (*pair, after): self._measured_step(*pair, after)
-            for pair in (pairs if num_layers > 2 else ())
+            for pair in pairs
             for after in _next_levels(pair[-1])
         }
         # For each number of layers still to come, the least that they add.

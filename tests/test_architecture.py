@@ -202,6 +202,7 @@ def test_everything_else_counts(change):
     published = Architecture.preset("auto_deeplab")
     other = dataclasses.replace(published, **change)
     assert other != published
+    assert hash(other) != hash(published)
     assert other.fingerprint != published.fingerprint
 
 
@@ -423,7 +424,11 @@ def test_long_values_are_shortened(content):
     content["levels"] = "x" * 1000
     with pytest.raises(ValueError, match="levels must be a list") as caught:
         Architecture.from_dict(content)
-    assert len(str(caught.value)) < 200
+    assert str(caught.value).endswith(f" Received: '{'x' * 76}....")
+    for length, shown in ((78, "x" * 78 + "'"), (79, "x" * 76 + "...")):
+        content["levels"] = "x" * length
+        with pytest.raises(ValueError, match=f"Received: '{shown}.$"):
+            Architecture.from_dict(content)
 
 
 def independently_valid(content):

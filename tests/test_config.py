@@ -141,14 +141,7 @@ def test_every_bound_is_held(config_class):
         (config.SearchConfig, {"data_dir": "a\nb"}, "data_dir=.*without line breaks"),
         (config.SearchConfig, {"data_dir": " a"}, "data_dir=.*without spaces at its ends"),
         (config.TrainConfig, {"network": "other"}, "exactly one of architecture and network"),
-        (config.TrainConfig, {"architecture": None}, "exactly one of architecture and network"),
-        (config.DecodeConfig, {"logits": "a.npz"}, "exactly one of run_dir and logits"),
-        (config.DecodeConfig, {"logits": "a.npz", "run_dir": None}, "logits needs output"),
-        (config.DecodeConfig, {"max_params": 10}, "need filter_multiplier"),
         (config.EvaluateConfig, {"scales": ()}, "scales=: needs at least one value"),
-        (config.TFLiteConfig, {"precision": "int8"}, "^precision=int8 needs calib"),
-        (config.TFLiteConfig, {"precision": "int8"}, "calibration_dir: a folder of .* images$"),
-        (config.TFLiteConfig, {"calibration_dir": "a"}, "calibration_dir is for"),
     ],
 )
 def test_a_broken_rule_names_the_setting(config_class, values, message):
@@ -227,15 +220,67 @@ def test_a_run_resumes_under_other_names_of_its_files(tmp_path, monkeypatch):
     assert config.resume_conflicts(before, train()) == (f"init_from= (the run has {str(model)!r})",)
 
 
-@pytest.mark.parametrize("precision", ["int8", "float16"])
-def test_calibration_belongs_to_int8(precision):
-    settings = {"model": "a", "output": "b", "input_size": (33, 33), "precision": precision}
-    given = settings | {"calibration_dir": "images"}
-    refused = settings if precision == "int8" else given
+EXPORT = {"model": "a", "output": "b", "input_size": (33, 33)}
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values", "message", "names"),
+    [
+        (
+            config.DecodeConfig,
+            {"logits": "a.npz"},
+            "logits needs output: the architecture file to write",
+            "logits output",
+        ),
+        (
+            config.DecodeConfig,
+            {"run_dir": "a", "max_params": 3},
+            "max_multi_adds and max_params need filter_multiplier",
+            "max_multi_adds max_params filter_multiplier",
+        ),
+        (
+            config.DecodeConfig,
+            {},
+            "exactly one of run_dir and logits is needed",
+            "run_dir logits",
+        ),
+        (
+            config.TrainConfig,
+            {"run_dir": "a", "architecture": "b", "network": "c"},
+            "exactly one of architecture and network is needed",
+            "architecture network",
+        ),
+        (
+            config.DecodeConfig,
+            {"run_dir": "a", "output": "b.JSON"},
+            "output=b.JSON: expected a name that ends in .json",
+            "output",
+        ),
+        (
+            config.TFLiteConfig,
+            EXPORT | {"precision": "int8"},
+            "precision=int8 needs calibration_dir: a folder of typical images",
+            "calibration_dir",
+        ),
+        (
+            config.TFLiteConfig,
+            EXPORT | {"calibration_dir": "c"},
+            "calibration_dir is for precision=int8 only. Received: float32",
+            "calibration_dir",
+        ),
+    ],
+)
+def test_a_rule_of_several_settings_names_them(config_class, values, message, names):
     with pytest.raises(errors.FieldError) as caught:
-        config.TFLiteConfig(**refused)
-    assert caught.value.names == ("calibration_dir",)
-    config.TFLiteConfig(**(given if precision == "int8" else settings))
+        config_class(**values)
+    assert str(caught.value) == message
+    assert caught.value.names == tuple(names.split())
+
+
+def test_settings_that_belong_together_are_accepted():
+    config.DecodeConfig(logits="a.npz", output="b.json")
+    config.DecodeConfig(run_dir="a", max_params=3, filter_multiplier=(8,))
+    config.TFLiteConfig(**EXPORT, precision="int8", calibration_dir="c")
 
 
 def test_options_cannot_be_changed():
