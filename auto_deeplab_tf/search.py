@@ -14,11 +14,11 @@ from auto_deeplab_tf import cli, config
 
 cli.define(config.SearchConfig)
 
-# Measured at L 2, B 2, F 2, crop 49x70, batch 2, on two CPU cores that did other things too.
+# At L 2: B 2, F 2, crop 49x70 on two busy cores; B 5, F 8, crop 65 in benchmarks/results.
 PLAIN_IS_SLOW = (
-    "the plain formulation is meant for a small num_layers: at 2 layers a step takes about 16 "
-    "times as long as a fused one (with step_mode=traced about 1.5 times, after minutes of "
-    "compilation)"
+    "the plain formulation is meant for a small num_layers: at 2 layers a step takes 16 (2 blocks) "
+    "to 46 (5 blocks) times as long as a fused one; with step_mode=traced less, after minutes of "
+    "compilation"
 )
 
 
