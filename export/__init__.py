@@ -7,7 +7,7 @@ a few images. Where its classes are not those of the Keras model, nothing is pub
 - `common` checks input, compares predictions, publishes atomically; it imports no framework.
 - `model` reads model.keras, gives the reference predictions, and freezes the graph at a fixed size.
 - `image_files` decodes and resizes in graph operations; `flatbuffer` edits TFLite files.
-- `signatures` holds the graph functions of the served SavedModel.
+- `signatures` holds the graph functions of the served SavedModel, `warmup` its warm-up requests.
 - `saved_model`, `tflite`, `tensorrt` are the entry points; `onnx` is the last one's default route.
 - `provenance` writes and checks the manifest of every export; `verify` is its entry point.
 """

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from auto_deeplab_tf import cli, config
+from auto_deeplab_tf.errors import MissingExtraError, UserError
 from export import common, provenance
 
 cli.define(config.SavedModelConfig)
@@ -33,6 +35,7 @@ def export_saved_model(
     input_size: Sequence[int] | None = None,
     *,
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+    warmup_size: Sequence[int] | None = None,
 ) -> common.Exported:
     """Writes, checks and publishes a SavedModel in a new version folder.
 
@@ -41,6 +44,8 @@ def export_saved_model(
         output_dir: Folder that the version folder is added to.
         input_size: (height, width), or None to leave both free.
         max_image_pixels: Largest height times width that the signature encoded_image takes.
+        warmup_size: (height, width) of the images in the warm-up requests. Default: `input_size`,
+            else the size that the training images were resized to, else there are no requests.
 
     Returns:
         The version folder, and its agreement with the Keras model.
@@ -48,14 +53,19 @@ def export_saved_model(
     Raises:
         MissingFileError: If there is no such model.
         UserError: For a model or a size that cannot be exported.
+        MissingExtraError: If warm-up requests are asked for without tensorflow-serving-api.
         common.Disagreement: If the SavedModel disagrees with the Keras model.
     """
     model = common.check_model_file(model)
     # TensorFlow is imported here: the flags are read and checked before it starts.
     from export import model as model_lib
     from export import signatures
+    from export import warmup as warmup_lib
 
     size = None if input_size is None else common.check_input_size(input_size)
+    warmup = None if warmup_size is None else common.check_input_size(warmup_size)
+    if size is not None and warmup not in (None, size):
+        raise UserError(f"warmup_size={warmup} must be input_size={size}, which is fixed.")
     segmenter = model_lib.load(model)
     sizes = CHECKED_SIZES if size is None else (size,)
     images = [
@@ -87,8 +97,21 @@ def export_saved_model(
         extra.mkdir()
         (extra / "metadata.json").write_text(common.to_json(metadata) + "\n", "utf-8")
         agreement = signatures.check(version, images, references, encoded, masks, metadata)
+        warmup_at = warmup or size or segmenter.image_size
+        if warmup_at is not None and (warmup is not None or _can_write_warmup()):
+            warmup_lib.write(extra, served.signature_names, warmup_at, segmenter.input_channels)
         provenance.write(version, model, metadata)
         return common.Exported(common.publish_version(version, root), agreement)
+
+
+def _can_write_warmup() -> bool:
+    """Tells whether the records can be written; warns if not, since a version works without."""
+    try:
+        common.require("tensorflow_serving.apis.prediction_log_pb2")
+    except MissingExtraError as error:
+        print(f"warning: no warm-up requests: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def main() -> None:
@@ -99,6 +122,7 @@ def main() -> None:
         options.output_dir,
         options.input_size,
         max_image_pixels=options.max_image_pixels,
+        warmup_size=options.warmup_size,
     )
     common.report(exported, options.json)
 

@@ -88,6 +88,12 @@ class ServedSegmenter(tf.Module):
             functools.partial(_logits, segmenter), input_signature=[self._images]
         )
 
+    @property
+    def signature_names(self) -> tuple[str, ...]:
+        """The names of the signatures."""
+        names = ("serving_default", "probabilities", "labels", "metadata")
+        return (*names, "encoded_image") if self._channels in ENCODED_CHANNELS else names
+
     def save(self, folder: pathlib.Path) -> None:
         """Writes the SavedModel with all signatures."""
         vector = {dtype: tf.TensorSpec([None], dtype) for dtype in (tf.string, tf.int32)}

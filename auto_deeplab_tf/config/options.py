@@ -631,6 +631,12 @@ class SavedModelConfig(ModelConfig):
     input_size: Size | None = _output(
         None, "fixed size of the images (default: any size)", minimum=MINIMUM_SIZE
     )
+    warmup_size: Size | None = _output(
+        None,
+        "size of the images in the warm-up requests (default: input_size, else the size of the "
+        "training images, else no requests)",
+        minimum=MINIMUM_SIZE,
+    )
     max_image_pixels: int = _output(
         2048 * 4096,
         "maximum height times width that the signature encoded_image accepts",

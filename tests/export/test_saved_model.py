@@ -274,6 +274,42 @@ def test_the_loader_of_the_server_answers_alike(exported, graph, answer, tmp_pat
     check_same(np.load(files[1]), images, answer)
 
 
+def test_warm_up_requests_are_answered(model_file, segmenter, tmp_path):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    small = Segmenter.from_config(segmenter.get_config() | {"image_size": (40, 64)})
+    small.set_weights(segmenter.get_weights())
+    small.save(tmp_path / "small.keras")
+    folder = export_saved_model(tmp_path / "small.keras", tmp_path / "served").path
+    file = folder / "assets.extra" / "tf_serving_warmup_requests"
+    served = tf.saved_model.load(str(folder)).signatures
+    names = []
+    for record in tf.data.TFRecordDataset(str(file)):
+        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        request = log.predict_log.request
+        names.append(request.model_spec.signature_name)
+        inputs = {key: tf.constant(tf.make_ndarray(request.inputs[key])) for key in request.inputs}
+        (answer,) = served[names[-1]](**inputs).values()
+        if names[-1] == "encoded_image":
+            assert tf.io.decode_png(answer[0]).shape == (40, 64, 1)
+        else:
+            assert answer.shape[:3] == (1, 40, 64)
+    assert names == ["serving_default", "probabilities", "encoded_image"]
+    manifest = json.loads((folder / "assets.extra" / "manifest.json").read_text())
+    assert "assets.extra/tf_serving_warmup_requests" in manifest["files"]
+
+
+def test_where_the_size_of_warm_up_requests_comes_from(model_file, exported, tmp_path, monkeypatch):
+    """--warmup_size, which a fixed size must equal; without any size there are no requests."""
+    assert not (exported.path / "assets.extra" / "tf_serving_warmup_requests").exists()
+    with pytest.raises(ValueError, match=r"warmup_size=\(64, 64\) must be input_size=\(40, 64\)"):
+        export_saved_model(model_file, tmp_path / "served", (40, 64), warmup_size=(64, 64))
+    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis.prediction_log_pb2", None)
+    with pytest.raises(ImportError, match=r"needs tensorflow_serving.*auto_deeplab_tf\[export\]"):
+        export_saved_model(model_file, tmp_path / "served", warmup_size=(64, 64))
+    assert not (tmp_path / "served").exists()
+
+
 def test_a_variable_lost_on_the_way_publishes_nothing(model_file, tmp_path, zeroed):
     with pytest.raises(common.Disagreement, match="the SavedModel disagrees with the Keras"):
         export_saved_model(model_file, tmp_path / "served", (33, 40))
