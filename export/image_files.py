@@ -26,7 +26,7 @@ def decode(image_bytes: tf.Tensor, max_pixels: int, channels: int = 3) -> tf.Ten
 
     Args:
         image_bytes: string [].
-        max_pixels: largest height times width.
+        max_pixels: Largest height times width.
         channels: 1: gray, of colours their luminance; 3: RGB; 4: RGB and the alpha channel of a PNG
             (255 where there is none).
 
@@ -34,7 +34,7 @@ def decode(image_bytes: tf.Tensor, max_pixels: int, channels: int = 3) -> tf.Ten
         uint8 [H, W, channels], turned by a JPEG's EXIF orientation; 16 bits are cut to the upper 8.
 
     Raises:
-        tf.errors.InvalidArgumentError: for other bytes, for a larger image, for an animated PNG and
+        tf.errors.InvalidArgumentError: For other bytes, for a larger image, for an animated PNG and
             for a PNG that holds EXIF data, which might turn it.
     """
     head = tf.strings.substr(image_bytes, 0, _HEAD_BYTES)
