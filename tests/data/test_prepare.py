@@ -306,6 +306,18 @@ def test_records_of_other_settings_are_refused(make_camvid, tmp_path):
         data.open_split("camvid", "train", cache_dir=full, image_size=(12, 18), **where)
 
 
+def test_another_table_of_ids_makes_other_records(tmp_path):
+    directories = {
+        preparation.prepared(
+            in_memory(dataclasses.replace(TOY, label_ids=ids), {"train": _examples(1)}),
+            tmp_path,
+            records.Settings(),
+        )
+        for ids in (TOY.label_ids, {**TOY.label_ids, 1: 2})
+    }
+    assert len(directories) == 2
+
+
 def test_jpeg_cannot_hold_every_image(tmp_path):
     raw = in_memory(dataclasses.replace(TOY, image_bits=16), {"train": _examples(1)})
     with pytest.raises(ValueError, match="image_format=jpeg holds 1 or 3 channels of 8 bits; "):
