@@ -2,7 +2,7 @@
 # demo    the whole chain on generated street scenes: search, decode, train, evaluate, export, predict
 # test    all tests that fit in CI; test-slow runs the others
 # check   formatting, lint, types, plain words
-# coverage  lines of the package and of export that the tests run, commands in processes of their own too
+# coverage lines of the package and of export that the tests run, in commands' processes too
 # wheel   builds the wheel, installs it into a fresh environment, runs --help of every command
 # mutants mutation tests of the modules without TensorFlow; run again, it continues (about an hour)
 # bench   ten minutes of measurements, into benchmarks/results and docs/performance.md
