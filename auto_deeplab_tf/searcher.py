@@ -16,7 +16,7 @@ from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
-from auto_deeplab_tf.training import loop
+from auto_deeplab_tf.training import inputs, loop
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 from auto_deeplab_tf.training.schedules import Cosine
@@ -170,6 +170,8 @@ class ArchitectureSearch:
                 GPU, takes part.
             verbose: as in Keras: 0, 1 or 2.
         """
+        if not callable(data):
+            data = self._checked(data)
         data_at, steps_per_epoch = _as_function(data, batch_size, steps_per_epoch)
         if arch_start_epoch is None:
             arch_start_epoch = epochs * SearchConfig.arch_start_epoch // SearchConfig.epochs
@@ -191,18 +193,48 @@ class ArchitectureSearch:
                 logs |= self.model.score(validation_data)
             return logs
 
-        return loop.fit(
-            self.model,
-            lambda step: data_at(step, step // steps_per_epoch >= arch_start_epoch),
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            validate=report,
-            callbacks=callbacks,
-            checkpoints=checkpoints,
-            checkpoint_every_steps=checkpoint_every_steps,
-            eager=not traced,
-            verbose=verbose,
-        )
+        with inputs.label_errors(self.model.supernet.num_classes, self.model.ignore_label):
+            return loop.fit(
+                self.model,
+                lambda step: data_at(step, step // steps_per_epoch >= arch_start_epoch),
+                epochs=epochs,
+                steps_per_epoch=steps_per_epoch,
+                validate=report,
+                callbacks=callbacks,
+                checkpoints=checkpoints,
+                checkpoint_every_steps=checkpoint_every_steps,
+                eager=not traced,
+                verbose=verbose,
+            )
+
+    def _checked(self, data):
+        """The data with their labels checked: arrays at once, batches as they come."""
+        supernet, ignore_label = self.model.supernet, self.model.ignore_label
+        pixels: Any = 0
+
+        def checked(value):
+            nonlocal pixels
+            if isinstance(value, tf.data.Dataset):
+                return value.map(lambda *batch: checked(batch))
+            first, second = value
+            if isinstance(first, (tuple, list, tf.data.Dataset)):
+                return checked(first), checked(second)
+            if tf.is_tensor(second):
+                masks = tf.cast(second, tf.int32)
+                return first, inputs.checked_labels(masks, supernet.num_classes, ignore_label)
+            channels = len(supernet.mean)
+            pixels += inputs.check_arrays(
+                first, second, channels, supernet.num_classes, ignore_label
+            )
+            inputs.warn_of_small_values(first, supernet.mean, supernet.std)
+            return first, second
+
+        if not isinstance(data, (tuple, list, tf.data.Dataset)):
+            return data
+        data = checked(data)
+        if np.any(pixels):
+            inputs.warn_of_absent_classes(pixels, ignore_label)
+        return data
 
     @property
     def logits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -325,7 +357,5 @@ def _as_batches(half: Any, batch_size: int) -> tf.data.Dataset:
             "each half needs as many masks as images, and at least one batch of them. "
             f"Received: {len(images)} images, {len(masks)} masks, batch_size {batch_size}"
         )
-    if not np.issubdtype(masks.dtype, np.integer):
-        raise UserError(f"masks must be integers. Received: dtype {masks.dtype}")
     dataset = tf.data.Dataset.from_tensor_slices((images, masks.astype("int32")))
     return dataset.batch(batch_size, drop_remainder=True)

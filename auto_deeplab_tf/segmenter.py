@@ -332,7 +332,10 @@ class Segmenter(keras.Model):
         if validation_split and validation_data is None:
             x, y, validation_data = _split_off(x, y, validation_split)
         if y is not None:
-            inputs.check_arrays(x, y, self.input_channels, self.num_classes, self.ignore_label)
+            pixels = inputs.check_arrays(
+                x, y, self.input_channels, self.num_classes, self.ignore_label
+            )
+            inputs.warn_of_absent_classes(pixels, self.ignore_label, np.size(y))
         by_step = callable(x)
         with self.distribute_strategy.scope():
             data = (
@@ -370,7 +373,7 @@ class Segmenter(keras.Model):
                     inputs.warn_of_absent_classes(pixels, self.ignore_label)
                 return validate(epoch)
 
-            try:
+            with inputs.label_errors(self.num_classes, self.ignore_label):
                 history = loop.fit(
                     self,
                     data if by_step else lambda step: self._watched(data(step)),
@@ -383,11 +386,6 @@ class Segmenter(keras.Model):
                     checkpoint_every_steps=checkpoint_every_steps,
                     eager=self.run_eagerly,
                 )
-            except tf.errors.InvalidArgumentError as error:
-                rule = inputs.mask_rule(self.num_classes, self.ignore_label)
-                if rule not in str(error):
-                    raise
-                raise UserError(rule) from None
             self.optimizer.finalize_variable_values(self.trainable_variables)
         return history
 
@@ -483,7 +481,9 @@ class Segmenter(keras.Model):
             UserError: If every pixel is ignored.
         """
         if self._logits_function is None:
-            self._logits_function = tf.function(self._logits, reduce_retracing=True)
+            self._logits_function = tf.function(
+                self._logits, autograph=False, reduce_retracing=True
+            )
         loss, matrix = score(
             self._logits_function,
             batches,
@@ -555,12 +555,7 @@ class Segmenter(keras.Model):
         if labels.shape.rank == 4:
             labels = labels[..., 0]
         labels = tf.cast(labels, tf.int32)
-        known = (labels == self.ignore_label) | ((labels >= 0) & (labels < self.num_classes))
-        rule = inputs.mask_rule(self.num_classes, self.ignore_label)
-        # The loss and the metrics would count a strange label as something; XLA leaves this out.
-        check = tf.debugging.Assert(tf.reduce_all(known), [rule])
-        with tf.control_dependencies([check] if check is not None else []):
-            return images, tf.identity(labels)
+        return images, inputs.checked_labels(labels, self.num_classes, self.ignore_label)
 
     def _update_drop_path(self):
         """Tells the network how far the training is: step / steps."""

@@ -42,8 +42,9 @@ class ServedModel:
 
     def __init__(self, path: str | os.PathLike, folder: Path):
         self._path = path
+        literal = LiteralPath(folder)
         try:
-            self._loaded = tf.saved_model.load(LiteralPath(folder).path)
+            self._loaded = tf.saved_model.load(literal.path)
         except (OSError, ValueError, tf.errors.OpError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"model={path} cannot be read as a SavedModel: {reason}") from error

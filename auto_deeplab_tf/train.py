@@ -42,12 +42,23 @@ def main() -> None:
     result = train(options)
     if options.json:
         cli.print_json(result)
+    elif options.dry_run:
+        for name, value in result.items():
+            print(f"{name:24} {value}")
     else:
         _print(result)
 
 
 def train(options: config.TrainConfig) -> dict[str, Any]:
-    """Trains as the command does, or resumes; returns what it reports."""
+    """Trains as the command does, or resumes; returns what it reports.
+
+    With `options.dry_run` it measures some steps, writes nothing but the records of the data set,
+    and returns what the run needs.
+
+    Raises:
+        UserError: If the settings, the data or the run folder do not fit.
+        RunError: If the run had to stop.
+    """
     from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.training.run_dir import RunDir
 
@@ -56,7 +67,15 @@ def train(options: config.TrainConfig) -> dict[str, Any]:
     split = source.open_for(options, "train")
     validation = source.open_for(options, "val")
     pipeline.check_crop_size(split, options.crop_size, options.scale_max)
+    if not validation.class_pixels.any():
+        raise UserError(
+            f"val of {validation.info.name} has no labelled pixel: all carry the ignore label "
+            f"{validation.info.ignore_label}, so no epoch could be scored. Look at the masks, or "
+            "at the ids of the classes"
+        )
     training = _Training(options, architecture, split, validation, run)
+    if options.dry_run:
+        return training.needs()
     return training.finished() or training.run()
 
 
@@ -87,16 +106,40 @@ class _Training:
             return None
         return self._result(0.0)
 
-    def run(self) -> dict[str, Any]:
-        """Trains up to the last step."""
-        from auto_deeplab_tf.data import source
+    def needs(self) -> dict[str, Any]:
+        """Measures some steps; returns what the run needs."""
+        from auto_deeplab_tf.training import dry_run
+
+        timer = dry_run.StepTimer()
+        with self._strategy().scope():
+            model = self._build()
+            model.fit(
+                self._batches, epochs=1, steps_per_epoch=dry_run.STEPS, callbacks=[timer], verbose=0
+            )
+        return dry_run.needs(model, {"step": (timer.epochs[0], self._total_steps)})
+
+    def _strategy(self) -> Any:
         from auto_deeplab_tf.training import distribution
 
-        options, run = self._options, self._run
-        started = time.monotonic()
+        options = self._options
         distribution.prepare(options.seed, options.deterministic)
         strategy = distribution.strategy(options.distribution_strategy)
         distribution.check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
+        return strategy
+
+    def _batches(self, step: int) -> Any:
+        from auto_deeplab_tf.data import pipeline
+
+        settings = pipeline.batch_options(self._options)
+        return pipeline.training_batches(self._train, start_step=step, **settings)
+
+    def run(self) -> dict[str, Any]:
+        """Trains up to the last step."""
+        from auto_deeplab_tf.data import source
+
+        options, run = self._options, self._run
+        started = time.monotonic()
+        strategy = self._strategy()
         if self._total_steps != options.steps and not options.json:
             print(
                 f"--steps={options.steps} become {self._total_steps}: "
@@ -135,7 +178,6 @@ class _Training:
         return result
 
     def _fit(self, model: Any) -> None:
-        from auto_deeplab_tf.data import pipeline
         from auto_deeplab_tf.training import callbacks, loop
         from auto_deeplab_tf.training.checkpoints import Checkpoints
 
@@ -149,9 +191,7 @@ class _Training:
         )
         checkpoints.restore()
         model.fit(
-            lambda step: pipeline.training_batches(
-                self._train, start_step=step, **pipeline.batch_options(options)
-            ),
+            self._batches,
             epochs=self._epochs,
             steps_per_epoch=self._steps_per_epoch,
             validation_data=lambda epoch: self._validate(model, epoch),

@@ -62,13 +62,38 @@ def test_an_epoch_is_the_shorter_half_once_unless_said():
     [
         (3, "data must be"),
         ((numbered(0, 3), numbered(0, 1)), "at least one batch"),
-        (((numbered(0, 2)[0], numbered(0, 2)[0]),) * 2, "masks must be integers"),
         (lambda step, pairs: None, "steps_per_epoch must be given"),
     ],
 )
 def test_data_of_another_form_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
         searcher._as_function(data, 2, None)
+
+
+def test_labels_and_images_that_do_not_fit_are_refused_or_warned_of():
+    search = searcher.ArchitectureSearch(
+        num_classes=3, num_layers=1, num_blocks=1, filter_multiplier=1
+    )
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 255, (2, 32, 33, 3)).astype("float32")
+    masks = rng.integers(0, 3, (2, 32, 33)).astype("int32")
+    strange = np.where(masks == 2, 3, masks)
+    batches = tf.data.Dataset.from_tensors((images, strange))
+    for half, rule in (
+        ((images, strange), "classes 0..2 and the ignore label 255 only. Received: 3"),
+        ((images, masks.astype("float32")), "masks must be integers"),
+        ((images, masks[:, :30]), "of its height and width"),
+        (batches, "classes 0..2 and the ignore label 255 only"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            search.fit((half, half), epochs=1, verbose=0)
+    with pytest.raises(ValueError, match="classes 0..2 and the ignore label"):
+        search.fit(tf.data.Dataset.zip((batches, batches)), epochs=1, verbose=0)
+    half = (images / 255, np.where(masks == 2, 255, masks))
+    with pytest.warns(UserWarning) as warned:
+        search._checked((half, half))
+    texts = " ".join(str(warning.message) for warning in warned)
+    assert "class 2 has not one pixel" in texts and "images must be 0..255" in texts
 
 
 def test_checkpoints_belong_to_the_order_of_the_weights_in_their_vectors():

@@ -1,6 +1,8 @@
 """evaluate on SavedModels: the scores of the .keras file they came from; what is refused."""
 
 import json
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ import tensorflow as tf
 import tiny_camvid
 from commands import check_refused, run
 
-from auto_deeplab_tf import cli, config, evaluate
+from auto_deeplab_tf import cli, config, evaluate, served
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.data import sets
 from auto_deeplab_tf.segmenter import Segmenter
@@ -153,3 +155,30 @@ def test_more_than_256_classes_are_read_as_16_bits():
     model.num_classes = 300
     found = model._serve_encoded(np.zeros((1, 5, 7, 3), np.uint8))
     np.testing.assert_array_equal(found, class_ids)
+
+
+def test_load_model_is_the_package_s_own_and_importing_stays_light(model_file):
+    program = (
+        "import sys, auto_deeplab_tf\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
+        "model = auto_deeplab_tf.load_model(sys.argv[1])\n"
+        "print(type(model).__name__, model.num_classes)\n"
+        "import keras\n"
+        "print(type(keras.saving.load_model(sys.argv[1])).__name__)"
+    )
+    command = [sys.executable, "-c", program, str(model_file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == ["Segmenter", "11", "Segmenter"], done.stderr
+
+
+def test_a_saved_model_in_a_folder_with_pattern_characters_is_read(tmp_path):
+    model = load_model(foreign(tmp_path / "lr=[0.1] *?", darkest))
+    image = np.random.default_rng(0).integers(0, 256, (1, 8, 9, 3)).astype("uint8")
+    np.testing.assert_array_equal(model.predict_class_ids(image), image.argmin(-1))
+
+
+def test_nearest_takes_the_pixel_under_the_centre():
+    """Of three pixels in a row made five: centres lie at 0.3, 0.9, 1.5, 2.1, 2.7 of them."""
+    ids = np.arange(3)[None, None, :].repeat(3, axis=1)
+    np.testing.assert_array_equal(served._nearest(ids, (1, 5)), [[[0, 0, 1, 2, 2]]])
+    np.testing.assert_array_equal(served._nearest(ids, (1, 1)), [[[1]]])

@@ -131,6 +131,45 @@ def test_a_training_killed_twice_ends_at_the_same_bits(finished, places, tmp_pat
             np.testing.assert_array_equal(a, b, err_msg=f"{name} {a.path}")
 
 
+def test_a_dry_run_measures_what_is_needed_and_leaves_nothing(places, tmp_path):
+    needs = train.train(options(places, tmp_path / "run", "--dry_run"))
+    assert not (tmp_path / "run").exists()
+    assert needs["steps"] == 12 and needs["num_parameters"] > 1000
+    assert needs["total_seconds"] == pytest.approx(
+        needs["compile_seconds"] + 12 * needs["seconds_per_step"], abs=1
+    )
+
+
+def test_masks_that_are_all_ignored_give_no_score(finished, places, tmp_path):
+    root = tmp_path / "CamVid"
+    shutil.copytree(places["data_dir"], root)
+    void = Image.fromarray(np.full(tiny_camvid.SIZE, tiny_camvid.VOID, np.uint8))
+    for path in (root / "valannot").iterdir():
+        void.save(path)
+    folders = places | {"data_dir": root, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(ValueError, match="val of camvid has no labelled pixel"):
+        train.train(options(folders, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="no score: all pixels .* ignore label 255"):
+        evaluate.evaluate(evaluation(folders, finished, tmp_path / "out"))
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_bare_network_is_evaluated_and_predicts(finished, model, places, pictures, tmp_path):
+    """Class names are those of the data set, and numbers where there is none."""
+    folder, _ = pictures
+    (tmp_path / "bare").mkdir()
+    model.network.save(tmp_path / "bare" / "model.keras")
+    found = evaluate.evaluate(evaluation(places, tmp_path / "bare", tmp_path / "out"))
+    expected = evaluate.evaluate(evaluation(places, finished, tmp_path / "expected"))
+    assert found["per_class_iou"] == expected["per_class_iou"] and found["miou"] > 0
+    predict.predict(prediction(tmp_path / "bare", folder / "rgb.png", tmp_path / "masks"))
+    mask = np.asarray(Image.open(tmp_path / "masks" / "rgb_mask.png"))
+    np.testing.assert_array_equal(
+        mask, model.predict_class_ids(predict.read_image(folder / "rgb.png"))
+    )
+
+
 def test_a_finished_run_is_left_as_it_is(finished, places):
     before = snapshot(finished)
     result = train.train(same_run(places, finished))

@@ -342,6 +342,9 @@ class RunConfig(DataConfig, LossConfig, OutputConfig):
         "progress printed: a bar, a line per epoch, or none (auto: a bar on a terminal)",
         choices=("auto", "bar", "epochs", "none"),
     )
+    dry_run: bool = _output(
+        False, "run and measure two steps, print memory, time and parameters, then exit"
+    )
     learning_rate: float = _optimisation(0.05, "learning rate of the weights at the start", above=0)
     momentum: float = _optimisation(0.9, "momentum of SGD", minimum=0, below=1)
 
@@ -426,9 +429,6 @@ class SearchConfig(ArchitectureSearchConfig, RunConfig, ThreadsConfig):
         "compile each kind of node (eager) or the whole step (traced)",
         choices=("auto", "eager", "traced"),
         on_resume="free",
-    )
-    dry_run: bool = _output(
-        False, "run and measure two steps, print memory, time and parameters, then exit"
     )
     remat: str = _device(
         "auto",

@@ -1,10 +1,12 @@
 """What images and masks must look like: refused where they cannot be meant, warned of otherwise."""
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from auto_deeplab_tf.errors import UserError
 
@@ -49,10 +51,18 @@ def check_form(images: Any, masks: Any, channels: int) -> None:
 
 def check_arrays(
     images: Any, masks: Any, channels: int, num_classes: int, ignore_label: int
-) -> None:
+) -> np.ndarray:
     """Checks whole arrays: their form, and that every label is a class or the ignore label.
 
-    Warns of classes that have not one pixel.
+    Args:
+        images: See `check_form`.
+        masks: See `check_form`.
+        channels: Channels of the images.
+        num_classes: Number of classes.
+        ignore_label: Label of the pixels that are not counted.
+
+    Returns:
+        Integers [num_classes], the pixels of each class.
 
     Raises:
         UserError: If they do not fit.
@@ -63,7 +73,36 @@ def check_arrays(
     if strange.size:
         raise UserError(f"{mask_rule(num_classes, ignore_label)}. Received: {strange.flat[0]}")
     counted = masks[masks != ignore_label]
-    warn_of_absent_classes(np.bincount(counted, minlength=num_classes), ignore_label, masks.size)
+    return np.bincount(counted, minlength=num_classes)
+
+
+def checked_labels(masks: tf.Tensor, num_classes: int, ignore_label: int) -> tf.Tensor:
+    """Returns labels as they are; running the graph raises where one is out of range.
+
+    The loss and the metrics would count such a label as something. XLA leaves the check out.
+
+    Args:
+        masks: Integers of any shape.
+        num_classes: Number of classes.
+        ignore_label: Label of the pixels that are not counted.
+    """
+    known = (masks == ignore_label) | ((masks >= 0) & (masks < num_classes))
+    rule = mask_rule(num_classes, ignore_label)
+    check = tf.debugging.Assert(tf.reduce_all(known), [rule])
+    with tf.control_dependencies([check] if check is not None else []):
+        return tf.identity(masks)
+
+
+@contextlib.contextmanager
+def label_errors(num_classes: int, ignore_label: int) -> Iterator[None]:
+    """Turns what `checked_labels` raises inside a graph into a UserError of one line."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        rule = mask_rule(num_classes, ignore_label)
+        if rule not in str(error):
+            raise
+        raise UserError(rule) from None
 
 
 def mask_rule(num_classes: int, ignore_label: int) -> str:

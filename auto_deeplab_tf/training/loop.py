@@ -79,8 +79,7 @@ def fit(
         Keras' `History` of the epochs that ran.
 
     Raises:
-        RunError: If a loss is not finite, the data end before the epoch does, or the memory of
-            the device does not suffice.
+        RunError: If a loss is not finite, or the data end before the epoch does.
     """
     strategy = tf.distribute.get_strategy()
     if eager and strategy.num_replicas_in_sync > 1:
@@ -118,14 +117,7 @@ def fit(
             batches = _batches(data_at(step), steps_per_epoch, first, strategy)
             for index, batch in enumerate(batches, start=first):
                 callbacks.on_train_batch_begin(index)
-                try:
-                    logs = {name: _number(value) for name, value in take_step(batch).items()}
-                except tf.errors.ResourceExhaustedError as error:
-                    raise RunError(
-                        f"step {step} does not fit into the memory of the device: lower batch_size "
-                        "or crop_size, or compute in mixed_bfloat16. "
-                        f"({' '.join(str(error).split())[:150]})"
-                    ) from error
+                logs = {name: _number(value) for name, value in take_step(batch).items()}
                 step = int(model.completed_steps.assign_add(1).numpy())
                 callbacks.on_train_batch_end(index, logs)
                 if model.stop_training:
