@@ -70,7 +70,7 @@ def find_images(argument: str) -> list[Path]:
     """Lists the images that `--image` means: a file, the images in a folder, or a glob's matches.
 
     Raises:
-        FileNotFoundError: where there are none.
+        FileNotFoundError: Where there are none.
     """
     path = Path(argument)
     if path.is_file():
@@ -108,8 +108,8 @@ def read_image(path: Path, channels: int = 3, max_pixels: int = config.MAX_IMAGE
         uint8, or float32 where the file has 16 bits.
 
     Raises:
-        OSError: where the file cannot be read.
-        UserError: where it is refused, such as one of several pages.
+        OSError: Where the file cannot be read.
+        UserError: Where it is refused, such as one of several pages.
     """
     from auto_deeplab_tf.data import image_files
 

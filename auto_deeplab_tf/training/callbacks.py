@@ -30,8 +30,8 @@ class MetricsRow(keras.callbacks.Callback):
     """Writes the logs of each epoch as a row of a CSV file: epoch, step, then the columns named.
 
     Args:
-        path: the file.
-        columns: names of the logs; a log that an epoch lacks (no validation) is left empty.
+        path: The file.
+        columns: Names of the logs; a log that an epoch lacks (no validation) is left empty.
     """
 
     def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]):
@@ -50,7 +50,7 @@ class TensorBoardLogs(keras.callbacks.Callback):
     """Writes the logs of each epoch for TensorBoard: numbers as curves, texts as texts.
 
     Args:
-        directory: folder of the event files.
+        directory: Folder of the event files.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):

@@ -49,8 +49,8 @@ def set_threads(intra_op: int, inter_op: int) -> None:
     """Sets how TensorFlow uses the cores; before it runs its first operation.
 
     Args:
-        intra_op: threads that share one operation; 0: all cores.
-        inter_op: operations that run at a time; 0: as many as cores.
+        intra_op: Threads that share one operation; 0: all cores.
+        inter_op: Operations that run at a time; 0: as many as cores.
     """
     tf.config.threading.set_intra_op_parallelism_threads(intra_op)
     tf.config.threading.set_inter_op_parallelism_threads(inter_op)

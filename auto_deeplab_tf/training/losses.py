@@ -20,8 +20,8 @@ def class_frequencies(class_pixels: np.ndarray, present_pixels: np.ndarray) -> n
     attributes of a `data.Source`.
 
     Args:
-        class_pixels: integers [num_classes], the numerators.
-        present_pixels: integers [num_classes], the denominators.
+        class_pixels: Integers [num_classes], the numerators.
+        present_pixels: Integers [num_classes], the denominators.
 
     Returns:
         float64 [num_classes]; 0 for a class that occurs nowhere.
@@ -45,14 +45,14 @@ def class_weights(
     frequency".
 
     Args:
-        frequencies: share of each class, >= 0 (see `class_frequencies`).
+        frequencies: Share of each class, >= 0 (see `class_frequencies`).
         scheme: `none`, `median_frequency` or `sqrt_median_frequency`.
 
     Returns:
         One weight per class, or None for `none`.
 
     Raises:
-        ValueError: for an unknown scheme, a negative or non-finite share, or where no class occurs.
+        UserError: For an unknown scheme, a negative or non-finite share, or where no class occurs.
     """
     if scheme not in CLASS_WEIGHT_SCHEMES:
         raise UserError(
@@ -138,10 +138,10 @@ def segmentation_loss(
 
     Args:
         num_classes: C, the classes of the logits.
-        ignore_label: the label that costs nothing: any integer that is not a class.
-        class_weights: w, one number >= 0 per class; None for 1 each.
-        label_smoothing: s in [0, 1).
-        hardest_fraction: in (0, 1]; 1 takes every pixel.
+        ignore_label: The label that costs nothing: any integer that is not a class.
+        class_weights: The weights w, one number >= 0 per class; None for 1 each.
+        label_smoothing: The smoothing s, in [0, 1).
+        hardest_fraction: In (0, 1]; 1 takes every pixel.
 
     Returns:
         A function (labels, logits) -> (loss_sum, weight_sum): labels integers [N, H, W], logits
@@ -150,7 +150,7 @@ def segmentation_loss(
         gradient.
 
     Raises:
-        ValueError: for a value outside the ranges above.
+        UserError: For a value outside the ranges above.
     """
     _check(num_classes, ignore_label, class_weights, label_smoothing, hardest_fraction)
     weights = [1.0] * num_classes if class_weights is None else [float(w) for w in class_weights]

@@ -284,7 +284,7 @@ class LabelStatistics:
         """Counts one label map, integers [H, W].
 
         The first one fixes the grid of positions (4 bytes for each class and position); one of
-        another size is brought to it (nearest).
+        another size is resized to it (nearest).
 
         Raises:
             UserError: If a label is neither a class nor the ignore label.

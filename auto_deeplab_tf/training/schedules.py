@@ -34,9 +34,9 @@ class Poly(_Schedule):
     """lr(step) = initial * (1 - step / steps) ** power, and 0 from `steps` on.
 
     Args:
-        initial: learning rate of step 0.
-        steps: number of steps of the run.
-        power: exponent, > 0.
+        initial: Learning rate of step 0.
+        steps: Number of steps of the run.
+        power: Exponent, > 0.
 
     Reference: the paper, sec. 4 (retraining): initial 0.05, power 0.9.
     """
@@ -63,9 +63,9 @@ class Cosine(_Schedule):
     From `steps` on it stays at `final`.
 
     Args:
-        initial: learning rate of step 0.
-        final: learning rate of the end, >= 0 and at most `initial`.
-        steps: number of steps of the run.
+        initial: Learning rate of step 0.
+        final: Learning rate of the end, >= 0 and at most `initial`.
+        steps: Number of steps of the run.
 
     Reference: the paper, sec. 4 (search): 0.025 to 0.001.
     """

@@ -26,9 +26,9 @@ def logits(
     one is padded below and to the right.
 
     Args:
-        network: images of `MINIMUM_SIZE` or more -> logits of the same size.
+        network: Images of `MINIMUM_SIZE` or more -> logits of the same size.
         images: float32 [N, H, W, C], 0..255, H and W of 1 or more.
-        mean: of each channel: the colour that the network's normalisation turns into 0, as its
+        mean: Of each channel: the colour that the network's normalisation turns into 0, as its
             convolutions pad.
 
     Returns:
