@@ -8,6 +8,7 @@ from reference_supernet import plain_network
 
 from auto_deeplab_tf import method
 from auto_deeplab_tf.nn.supernet import build_supernet
+from auto_deeplab_tf.nn.supernet_ends import HeadKind
 from auto_deeplab_tf.training import losses
 from auto_deeplab_tf.training.bilevel import BilevelModel
 
@@ -120,3 +121,15 @@ def test_the_two_updates_are_those_of_the_bilevel_model():
         moved = np.abs(theirs - old).max()
         assert moved > 0
         np.testing.assert_allclose(ours, theirs, atol=1e-3 * moved)
+
+
+def test_the_heads_reach_as_far_as_96_pixels():
+    """At the other tests' sizes their atrous taps fall on padding alone."""
+    assert [HeadKind(level, 4, CLASSES).rate for level in range(4)] == [24, 12, 6, 3]
+    net = supernet(1)
+    x = tf.image.resize(images(), (33, 130))
+    weights, architecture = values(net.trainable_variables), values(net.architecture_variables)
+    theirs = plain_network(net, weights, architecture).logits(x)
+    np.testing.assert_allclose(
+        net(x, training=True), theirs, atol=1e-4 * float(np.abs(theirs).max())
+    )
