@@ -320,6 +320,9 @@ def test_random_alpha_and_beta_decode_and_validate(num_layers, num_blocks):
         assert (built.atrous, built.provenance) == ("separable", {"seed": seed})
         assert built.levels == decoding.viterbi(decoding.log_softmax_beta(beta))[0]
         assert built.cell == decoding.decode_cell(alpha)
+        edge = np.random.default_rng(seed).normal(size=len(alpha))
+        weighted = decoding.decode(alpha, beta, "separable", edge_logits=edge)
+        assert weighted.cell == decoding.decode_cell(alpha, edge)
         assert all(edge.op != "none" for block in built.cell for edge in block)
         assert Architecture.from_json(built.to_json()) == built
         found.add(built)
