@@ -74,7 +74,9 @@ def test_result_is_scores_and_leaves_absent_classes_out():
 def test_a_predicted_class_that_has_no_label_counts_as_wrong():
     result = metrics.scores(np.array([[2, 2, 0], [0, 0, 0], [0, 0, 0]]))
     assert result["per_class_iou"] == [0.5, 0.0, None]
-    assert result["miou"] == 0.25
+    metric = metrics.ConfusionMatrix(3)
+    metric.update_state(np.zeros((1, 1, 4)), np.array([[[0, 0, 1, 1]]]))
+    assert result["miou"] == float(metric.result()["miou"]) == 0.25
 
 
 def test_nothing_counted_is_no_score():
