@@ -74,7 +74,7 @@ def _check_same_network(ours: Any, theirs: Any, path: str | os.PathLike[str]) ->
             )
         raise UserError(
             f"init_from={path} has {key} {there.get(key)!r}, and this training "
-            f"{here.get(key)!r}: give --{key}={there.get(key)}"
+            f"{here.get(key)!r}: give {key}={there.get(key)}"
         )
 
 
