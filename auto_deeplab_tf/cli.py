@@ -36,7 +36,13 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from auto_deeplab_tf import config as config_lib
-from auto_deeplab_tf.errors import MissingExtraError, MissingFileError, RunError, UserError
+from auto_deeplab_tf.errors import (
+    MissingExtraError,
+    MissingFileError,
+    RunError,
+    StorageError,
+    UserError,
+)
 
 # TensorFlow's C++ start-up lines would stand between the user and the one line that matters. It
 # reads the variable when it is imported, and never again.
@@ -46,7 +52,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 flags_text = config_lib.flags_text
 
-_FOR_USERS = (UserError, MissingFileError, MissingExtraError, RunError)
+_FOR_USERS = (UserError, MissingFileError, StorageError, MissingExtraError, RunError)
 # What takes memory, and can be lowered, where a command has it.
 _MEMORY_FLAGS = ("batch_size", "crop_size", "input_size", "scales", "filter_multiplier")
 _COMMON = (

@@ -28,6 +28,10 @@ class MissingFileError(FileNotFoundError):
     """A file or folder that is not there."""
 
 
+class StorageError(OSError):
+    """A file that could not be written: no space left, or no permission."""
+
+
 class MissingExtraError(ImportError):
     """A package that is not installed: the message says which extra has it."""
 

@@ -24,7 +24,8 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks import process, rows
+from auto_deeplab_tf.memory import peak_memory_mib
+from benchmarks import rows
 
 FLAGS = flags.FLAGS
 MEASUREMENTS = (
@@ -129,7 +130,7 @@ def _rate(dataset: Any, images_per_batch: int, first_image: Callable[[Any], Any]
         "cpu_ms_per_image": round(1e3 * cpu_seconds / count, 2),
         "images": count,
         "crop_size": shape[-3:-1],
-        "peak_rss_mib": round(process.peak_rss_mib(), 1),
+        "peak_rss_mib": round(peak_memory_mib(), 1),
     }
 
 
@@ -341,7 +342,7 @@ def _search_wait(folder: Path) -> dict[str, Any]:
         "longest_wait_ms": round(1e3 * max(waits[2:]), 3),
         "waiting_percent": round(100 * waited / seconds, 3),
         "seconds_to_first_batch": round(waits[0], 3),
-        "peak_rss_mib": round(process.peak_rss_mib(), 1),
+        "peak_rss_mib": round(peak_memory_mib(), 1),
     }
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from absl import app, flags
 
+from auto_deeplab_tf.memory import peak_memory_mib
 from benchmarks import process, rows
 
 FLAGS = flags.FLAGS
@@ -154,7 +155,7 @@ def measure(folder: Path) -> dict[str, Any]:
     timed("first_batch_step_0", lambda: first_pair(0))
     timed("first_batch_late", lambda: first_pair(late))
     result["late_step"] = late
-    result["peak_rss_mib"] = round(process.peak_rss_mib(), 1)
+    result["peak_rss_mib"] = round(peak_memory_mib(), 1)
     result["imported_rss_mib"] = round(imported, 1)
     if FLAGS.verify:
         timed("verify", source.verify)

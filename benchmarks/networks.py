@@ -24,6 +24,7 @@ from typing import Any
 from absl import app, flags
 
 from auto_deeplab_tf import accounting
+from auto_deeplab_tf.memory import peak_memory_mib
 from benchmarks import process, reference_official, rows
 
 FLAGS = flags.FLAGS
@@ -101,7 +102,7 @@ def measure() -> dict[str, Any]:
     prepare = _official if FLAGS.network in OFFICIAL else _own
     params, multi_adds, call = prepare(images, labels)
     seconds = process.median_seconds(call, FLAGS.iterations)
-    peak_rss_mib = process.peak_rss_mib()
+    peak_rss_mib = peak_memory_mib()
     # The peak of memory is read first, for this allocates too.
     peak_gflops = process.matmul_gflops()
     result = {

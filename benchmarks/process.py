@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -16,11 +15,6 @@ def seconds_since_start() -> float:
     with open("/proc/uptime", encoding="ascii") as file:
         uptime = float(file.read().split()[0])
     return uptime - started_ticks / os.sysconf("SC_CLK_TCK")
-
-
-def peak_rss_mib() -> float:
-    """Largest resident size of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def rss_mib() -> float:

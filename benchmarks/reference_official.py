@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
+from auto_deeplab_tf.memory import peak_memory_mib
 from benchmarks import process, rows
 
 FLAGS = flags.FLAGS
@@ -134,7 +135,7 @@ def measure() -> dict[str, Any]:
     if FLAGS.iterations:
         seconds = process.median_seconds(lambda: serve(images)["class_ids"], FLAGS.iterations)
         result["seconds_per_image"] = round(seconds / FLAGS.batch_size, 4)
-        result["peak_rss_mib"] = round(process.peak_rss_mib(), 1)
+        result["peak_rss_mib"] = round(peak_memory_mib(), 1)
     if FLAGS.output_dir:
         module = tf.Module()
         module.model, module.serve = model, serve

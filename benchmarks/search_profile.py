@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
+from auto_deeplab_tf.memory import peak_memory_mib
 from benchmarks import process, rows, search_step
 
 FLAGS = flags.FLAGS
@@ -142,7 +143,7 @@ def measure() -> dict[str, Any]:
             "imported_rss_mib": round(imported, 1),
             "built_rss_mib": round(built, 1),
             "first_iteration_rss_mib": round(first, 1),
-            "peak_rss_mib": round(process.peak_rss_mib(), 1),
+            "peak_rss_mib": round(peak_memory_mib(), 1),
         }
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
+from auto_deeplab_tf.memory import peak_memory_mib
 from benchmarks import process, rows
 
 FLAGS = flags.FLAGS
@@ -128,7 +129,7 @@ def measure() -> dict[str, Any]:
         cpu.append(time.process_time() - start_cpu)
     if not all(np.isfinite(list(losses.values()))):
         raise RuntimeError(f"the losses are not finite: {losses}")
-    peak = process.peak_rss_mib()
+    peak = peak_memory_mib()
     return {
         "seconds_per_iteration": round(statistics.median(wall), 4) if wall else None,
         "cpu_seconds_per_iteration": round(statistics.median(cpu), 4) if cpu else None,

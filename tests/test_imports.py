@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 GROUPS = [
     "errors",
     "files",
+    "memory",
     "search_space",
     "architecture",
     "accounting",

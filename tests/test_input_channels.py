@@ -23,8 +23,9 @@ def network(mean, std, **arguments):
 def copy_weights(source, target, stem_kernel):
     """Takes all weights but the first kernel, [3, 3, C, 64], which is a function of the source's"""
     values = source.get_weights()
-    assert values[0].shape[:2] == (3, 3) and values[0].shape[3] == 64
-    values[0] = stem_kernel(values[0])
+    first = next(index for index, value in enumerate(values) if value.ndim == 4)
+    assert values[first].shape[:2] == (3, 3) and values[first].shape[3] == 64
+    values[first] = stem_kernel(values[first])
     target.set_weights(values)
 
 

@@ -251,7 +251,7 @@ REFUSED = {
     "truncated": (truncated_image, "0016E5_00002"),
     "batch": (
         lambda folder: {"batch_size": 3, "distribution_strategy": "mirrored"},
-        "--batch_size=3 must be a multiple of the 2 devices",
+        "batch_size=3 must be a multiple of the 2 devices",
     ),
 }
 
@@ -641,7 +641,9 @@ def test_an_image_that_cannot_be_read_does_not_keep_the_others(finished, picture
         f"--output_dir={output}",
     )
     assert done.returncode == 1
-    assert done.stdout.strip() == f"5 of 7 images: masks and overlays in {output}"
+    summary, left_out = done.stdout.splitlines()
+    assert summary == f"5 of 7 images: masks and overlays in {output}"
+    assert left_out == "left out, not .png, .jpg, .jpeg, .tif, .tiff: 1 files"
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: 2 images could not be segmented: ")
     assert str(folder / "cut.png") in lines[0] and str(folder / "text.jpg") in lines[0]
@@ -668,7 +670,7 @@ def test_predict_refuses_what_it_cannot_do(finished, pictures, tmp_path):
             f"--image={tmp_path / 'empty'}",
             f"--output_dir={output}",
         ),
-        "the folder has no .png, .jpg, .jpeg file",
+        "the folder has no .png, .jpg, .jpeg, .tif, .tiff file",
     )
 
 

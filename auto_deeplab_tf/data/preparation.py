@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.data import records, shards
 from auto_deeplab_tf.data.dataset import RawDataset
-from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.errors import StorageError, UserError
 
 # Files of up to this size together are hashed whole, which takes about a second; larger sets by
 # samples of each file.
@@ -82,13 +82,13 @@ def _prepare(
         raise _stopped(error, unfinished, name) from error
 
 
-def _stopped(error: Exception, unfinished: Path, name: str) -> OSError:
+def _stopped(error: Exception, unfinished: Path, name: str) -> StorageError:
     """The one line for a preparation that could not write, and that resumes when run again."""
     reason = getattr(error, "message", None) or str(error)
     if os.strerror(errno.ENOSPC) in str(error):
         reason = "no space left on device"
     finished = len(list(unfinished.glob("*.tfrecord")))
-    return OSError(
+    return StorageError(
         f"preparing {name} in {unfinished} stopped: {reason}. Finished shards stay ({finished} of "
         "them): fix this, and the same command resumes from there"
     )

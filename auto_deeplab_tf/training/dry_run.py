@@ -10,14 +10,14 @@ loop for a few steps, writes nothing, and prints `needs`:
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+
+from auto_deeplab_tf.memory import peak_memory_mib
 
 # Of each kind of step: the first one compiles, the shortest of the others is what one takes.
 STEPS = 3
@@ -73,9 +73,3 @@ def needs(
         "steps": sum(steps for _, steps in kinds.values()),
         "num_parameters": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
     }
-
-
-def peak_memory_mib() -> float:
-    """Returns the largest resident size of this process so far, MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

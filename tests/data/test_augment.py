@@ -114,15 +114,15 @@ def test_windows_reach_every_corner_and_both_directions():
     label = np.zeros((9, 12), np.uint8)
     image = np.zeros((9, 12, 3), np.uint8)
     image[..., 0], image[..., 1] = np.arange(9)[:, None], np.arange(12)[None, :]
-    corners, flipped = set(), 0
+    corners, num_flipped = set(), 0
     for i in range(150):
         crop, _ = _crop(image, label, (0, i), crop_size=(7, 10), scale_range=(1.0, 1.0))
         crop = np.rint(crop.numpy()).astype(int)
         flipped = crop[0, 0, 1] > crop[0, -1, 1]
-        flipped += flipped
+        num_flipped += flipped
         corners.add((crop[0, 0, 0], crop[0, -1 if flipped else 0, 1]))
     assert corners == {(y, x) for y in range(3) for x in range(3)}
-    assert 50 < flipped < 100
+    assert 50 < num_flipped < 100
     still = [_crop(image, label, (0, i), (9, 12), (1.0, 1.0), False)[0] for i in range(8)]
     assert all((np.rint(crop) == image).all() for crop in still)
 

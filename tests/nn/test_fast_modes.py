@@ -196,7 +196,7 @@ def test_without_a_fast_mode_nothing_is_added():
     ("modes", "message"),
     [
         ({"partial_channels": 3}, "partial_channels=3 must divide filter_multiplier=2"),
-        ({"partial_channels": 0}, "partial_channels=0 must divide"),
+        ({"partial_channels": 0}, "partial_channels=0: must be at least 1"),
         ({"sampled_paths": 1}, "sampled_paths=1 must be 0 .* beta would learn nothing"),
     ],
 )
