@@ -435,6 +435,28 @@ class Segmenter(keras.Model):
             )
         return result
 
+    def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Computes logits as `keras.Model.predict` does.
+
+        Arrays may have any number of images on any number of devices: a last batch that would leave
+        a device without an image is filled up, and the result cut.
+
+        Args:
+            x: Images [N, H, W, C], 0..255, or what Keras takes besides.
+            batch_size: As in Keras.
+            *args: As in Keras.
+            **kwargs: As in Keras.
+
+        Returns:
+            float32 [N, H, W, num_classes].
+        """
+        missing = 0
+        if isinstance(x, np.ndarray) and self.distribute_strategy.num_replicas_in_sync > 1:
+            missing = -len(x) % (batch_size or 32)
+            x = np.concatenate([x, np.repeat(x[:1], missing, axis=0)])
+        logits = super().predict(x, batch_size, *args, **kwargs)
+        return logits[: len(logits) - missing]
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes one step on a batch, or this replica's share of it; returns the metrics so far."""
         images, labels = self._unpacked(data)

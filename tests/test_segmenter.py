@@ -424,7 +424,7 @@ def test_two_devices_equal_one(mirrored):
 def test_two_devices_share_a_last_batch_of_one_image(mirrored):
     """Filled up by an image that is ignored: with statistics at rest both count the same."""
     images, masks = examples(5)
-    found = []
+    found, logits = [], []
     for scope in (contextlib.nullcontext(), mirrored.scope()):
         with scope:
             model = segmenter(dtype="float32")
@@ -437,6 +437,9 @@ def test_two_devices_share_a_last_batch_of_one_image(mirrored):
         ).history
         assert model.confusion_matrix.sum() == (masks != 255).sum()
         found.append(history)
+        logits.append(model.predict(images, batch_size=4, verbose=0))
+    assert logits[0].shape == (*masks.shape, 3)
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-5)
     assert found[0].keys() == found[1].keys()
     for name, values in found[0].items():
         np.testing.assert_allclose(found[1][name], values, rtol=1e-5, err_msg=name)
