@@ -97,7 +97,9 @@ def _check_split(raw: Any, split: str) -> tuple[dict[str, Any], list[dict[str, s
     if sums[0].any():
         result["mean"], result["std"] = records.channel_statistics(sums, info.image_bits)
     counts = pixels[: info.num_classes].tolist()
-    return result, defects, absent_classes_note(info, split, counts)
+    # Where no label map could be read, the defects say all that is known.
+    note = absent_classes_note(info, split, counts) if pixels.any() else None
+    return result, defects, note
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -113,3 +113,8 @@ def test_classes_without_a_pixel_are_named(tmp_path):
     assert "train of camvid: 7 classes (Pavement, " in note and "not one pixel" in note
     done = run("data.check", "--dataset=camvid", f"--data_dir={root}")
     assert done.returncode == 0 and note in done.stderr.splitlines()
+    # Label maps that cannot be read are no news of classes.
+    for mask in (root / "trainannot").iterdir():
+        mask.write_bytes(b"no picture")
+    result = checked("camvid", root)
+    assert not result["notes"] and result["num_defects"] == 2
