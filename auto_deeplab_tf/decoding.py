@@ -403,6 +403,27 @@ def decode(
     )
 
 
+def one_hot(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the alpha and beta that an architecture stands for, its inverse being `decode`.
+
+    Returns:
+        (alpha, beta): float32 [B (B + 3) / 2, 8], on a kept edge 1 at its operation, on the others
+        1 at `none`; float32 [L, 4, 3], 1 at the moves of the path, 0 elsewhere, also at levels that
+        the path never leaves.
+    """
+    cell, levels = architecture.cell, architecture.levels
+    kept = {(block, edge.source): edge.op for block, pair in enumerate(cell) for edge in pair}
+    edges = relaxed_edges(len(cell))
+    alpha = np.zeros((len(edges), len(OPERATIONS)), np.float32)
+    for edge in edges:
+        name = kept.get((edge.block, edge.source), "none")
+        alpha[edge.index, OPERATIONS.index(name)] = 1.0
+    beta = np.zeros((len(levels), NUM_LEVELS, NUM_MOVES), np.float32)
+    for layer, (before, after) in enumerate(zip((0, *levels), levels, strict=False)):
+        beta[layer, before, after - before + 1] = 1.0
+    return alpha, beta
+
+
 def alpha_entropy(alpha_logits: Any) -> float:
     """Returns the mean over edges of the entropy of alpha, in nats: 0 to log(8)."""
     return float(np.mean(_entropy(log_softmax_alpha(alpha_logits))))

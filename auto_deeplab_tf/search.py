@@ -6,11 +6,14 @@ TensorBoard. The same command resumes from the last checkpoint; on a finished ru
 nothing.
 """
 
+import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from auto_deeplab_tf import cli, config
+from auto_deeplab_tf.errors import RunError
 
 cli.define(config.SearchConfig)
 
@@ -89,7 +92,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
     from auto_deeplab_tf import decoding, visualize
     from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.searcher import METRICS
-    from auto_deeplab_tf.training import callbacks
+    from auto_deeplab_tf.training import callbacks, collapse
     from auto_deeplab_tf.training.run_dir import METRICS_FILE, MetricsFile
 
     started = time.monotonic()
@@ -100,6 +103,8 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         name: [train.ids[index] for index in half]
         for name, half in zip(("train_a", "train_b"), halves, strict=True)
     }
+    metrics = MetricsFile(run / METRICS_FILE)
+    _check_collapse(metrics.rows(), options)
     with run, setup.strategy.scope(), source.damage_named(train, validation):
         run.record("split.json", members)
         # An existing one is of a shorter run, which is resumed now.
@@ -121,7 +126,14 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
                 validation, options.batch_size, options.validation_images
             ),
             validation_every_epochs=options.validation_every_epochs,
+            decoded_batches=options.decoded_batches,
             callbacks=[
+                collapse.CollapseWatch(
+                    options.epochs,
+                    options.arch_start_epoch,
+                    metrics.rows(),
+                    options.stop_on_collapse,
+                ),
                 callbacks.MetricsRow(run / METRICS_FILE, METRICS),
                 callbacks.TensorBoardLogs(run / "logs"),
             ],
@@ -130,7 +142,8 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
             traced=setup.traced,
             verbose=callbacks.verbosity(options),
         )
-        row = MetricsFile(run / METRICS_FILE).rows()[-1]
+        _check_collapse(metrics.rows(), options)
+        row = metrics.rows()[-1]
         alpha, beta = search.logits
         architecture = search.decode(
             {
@@ -147,6 +160,21 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         # Last: where it exists, the run is complete.
         architecture.save(run / "architecture.json")
     return _result(run, row, time.monotonic() - started)
+
+
+def _check_collapse(rows: Sequence[Mapping[str, str]], options: config.SearchConfig) -> None:
+    """Refuses to go past an epoch with a sign of a collapse, where the options say so."""
+    from auto_deeplab_tf.training import collapse
+
+    if not options.stop_on_collapse or not rows or int(rows[-1]["epoch"]) + 1 >= options.epochs:
+        return
+    found = collapse.signs(rows, options.epochs, options.arch_start_epoch)
+    if found:
+        raise RunError(
+            f"stop_on_collapse ended the search after epoch {rows[-1]['epoch']}: "
+            f"{'; '.join(sign.text for sign in found)}. Begin a new run, or resume this one "
+            "without stop_on_collapse."
+        )
 
 
 def _dry_run(options: config.SearchConfig) -> dict[str, Any]:
@@ -218,6 +246,8 @@ def _result(run: Any, row: dict[str, str], seconds: float) -> dict[str, Any]:
         "levels": row["levels"],
         "cell": row["cell"],
         "val_miou": float(row["val_miou"]),
+        # Empty, or no column at all, in a run of an older version.
+        "val_decoded_miou": float(row.get("val_decoded_miou") or "nan"),
         "epochs": int(row["epoch"]) + 1,
         "seconds": round(seconds, 1),
     }
@@ -227,6 +257,10 @@ def _print(result: dict[str, Any]) -> None:
     print(f"path          {result['levels']}")
     print(f"cell          {result['cell']}")
     print(f"supernet mIoU {result['val_miou']:.4f} (val, after epoch {result['epochs']})")
+    decoded = result["val_decoded_miou"]
+    if not math.isnan(decoded):
+        print(f"decoded mIoU  {decoded:.4f} (path and cell alone, with the supernet's weights)")
+        print(f"gap           {result['val_miou'] - decoded:.4f} (discretisation)")
     print(f"architecture  {result['architecture']}")
 
 

@@ -29,10 +29,12 @@ METRICS = (
     "learning_rate",
     "val_miou",
     "val_pixel_accuracy",
+    "val_decoded_miou",
     "alpha_entropy",
     "beta_entropy",
     "levels",
     "cell",
+    "collapse",
 )
 
 _SEARCH_SPACE = (
@@ -143,6 +145,7 @@ class ArchitectureSearch:
         arch_start_epoch: int | None = None,
         validation_data: tf.data.Dataset | None = None,
         validation_every_epochs: int = SearchConfig.validation_every_epochs,
+        decoded_batches: int = SearchConfig.decoded_batches,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         checkpoints: Checkpoints | None = None,
         checkpoint_every_steps: int | None = None,
@@ -163,7 +166,12 @@ class ArchitectureSearch:
                 `epochs`, rounded down, as in the paper and in the command (20 of 40).
             validation_data: batches (images, masks) of whole images; None: no validation.
             validation_every_epochs: validate after every so many epochs, and after the last.
-            callbacks: Keras callbacks; the logs of an epoch are `METRICS`.
+            decoded_batches: number of batches of train_a, from its first on, that estimate the
+                statistics of the architecture so far; each validation scores it with the weights of
+                the supernet as `val_decoded_miou`, see `BilevelModel.score_decoded`. What it lacks
+                of `val_miou` is the discretisation gap. 0: it is not scored.
+            callbacks: Keras callbacks; the logs of an epoch are `METRICS` (`collapse` with a
+                `CollapseWatch` alone).
             checkpoints: see `training.loop.fit`; likewise:
             checkpoint_every_steps: see there.
             traced: one traced function for the whole step; None: where more than one device, or a
@@ -191,6 +199,9 @@ class ArchitectureSearch:
                 is_last or (epoch + 1) % validation_every_epochs == 0
             ):
                 logs |= self.model.score(validation_data)
+                if decoded_batches:
+                    train_batches = data_at(0, False).take(decoded_batches)
+                    logs |= self.model.score_decoded(self.decode(), train_batches, validation_data)
             return logs
 
         with inputs.label_errors(self.model.supernet.num_classes, self.model.ignore_label):

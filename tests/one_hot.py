@@ -56,7 +56,7 @@ def decoded_cell(kind, blocks, kernels, moving, predecessor):
         (cell, layers): what is built; name of a normalisation as in `_statistics` -> its layer.
     """
     # A decay of 0: after a step in training mode the moving statistics are the batch's.
-    cell = Cell(FILTERS, blocks, atrous=kind.atrous, norm=Normalization(decay=0.0))
+    cell = Cell(kind.filters, blocks, atrous=kind.atrous, norm=Normalization(decay=0.0))
     channels = kind.predecessors[predecessor].channels
     cell.build(*((None, None, None, c) for c in (channels, kind.prev_prev.channels)))
     weights = plain.node_weights(NODE, kind, kind.kernels.unpack(kernels))

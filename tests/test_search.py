@@ -51,6 +51,8 @@ def test_a_search_leaves_what_the_interfaces_promise(finished):
     assert [row.split(",")[0:2] for row in rows[1:]] == [["0", "4"], ["1", "8"], ["2", "12"]]
     arch_loss = [row.split(",")[3] for row in rows[1:]]
     assert arch_loss[0] == "" and float(arch_loss[1]) > 0
+    decoded = rows[0].split(",").index("val_decoded_miou")
+    assert all(0 < float(row.split(",")[decoded]) < 1 for row in rows[1:])
     members = json.loads((finished / "split.json").read_text())
     assert set(members) == {"train_a", "train_b"}
     assert not set(members["train_a"]) & set(members["train_b"])
@@ -87,12 +89,23 @@ def test_a_longer_search_that_is_killed_does_not_answer_with_the_shorter_ones_re
 ):
     path = tmp_path / "longer"
     shutil.copytree(finished, path)
+    # As a version without the score of the decoded network left it.
+    rows = [row.split(",") for row in (path / "metrics.csv").read_text().splitlines()]
+    column = rows[0].index("val_decoded_miou")
+    text = "".join(",".join(row[:column] + row[column + 1 :]) + "\n" for row in rows)
+    (path / "metrics.csv").write_text(text)
+    flags = (path / "flags.txt").read_text()
+    (path / "flags.txt").write_text(flags.replace("--decoded_batches=4\n", ""))
+    assert (path / "flags.txt").read_text() != flags
+    finished_before = run(path, cache, "--json")
+    assert json.loads(finished_before.stdout)["val_decoded_miou"] is None
     longer = ("--epochs=5", f"--cache_dir={cache}")
     run_and_kill("search", path, 13, *SMALL, *longer, seconds_later=0)
     assert not (path / "architecture.json").exists()
     done = run(path, cache, "--epochs=5", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["epochs"] == 5
+    assert 0 < json.loads(done.stdout)["val_decoded_miou"] < 1
     assert Architecture.load(path / "architecture.json").provenance["steps"] == 20
 
 
@@ -126,6 +139,28 @@ def test_the_threads_asked_for_are_those_of_tensorflow(cache, tmp_path, more):
         [*command, f"--cache_dir={cache}"], capture_output=True, text=True, check=True
     )
     assert "threads 1 3" in done.stdout
+
+
+def test_a_collapse_ends_the_run_where_told_and_resumes_where_not(cache, tmp_path):
+    """Alpha that may hardly move is a sign after a third of its epochs, here the second."""
+    path = tmp_path / "collapsed"
+    still = ("--arch_learning_rate=1e-6", "--decoded_batches=0")
+    before = {}
+    for _ in range(2):  # the same command again ends at once, and changes nothing
+        done = run(path, cache, *still, "--stop_on_collapse")
+        assert done.returncode == 1 and done.stdout == ""
+        *_, last = done.stderr.strip().splitlines()
+        assert last.startswith("error: ") and "after epoch 1" in last and "alpha is 2.079" in last
+        assert before in ({}, snapshot(path))
+        before = snapshot(path)
+    assert not (path / "architecture.json").exists()
+    done = run(path, cache, *still)
+    assert done.returncode == 0, done.stderr
+    rows = [row.split(",") for row in (path / "metrics.csv").read_text().splitlines()]
+    collapse = rows[0].index("collapse")
+    assert [row[collapse] for row in rows[1:]] == ["", "alpha_undecided", "alpha_undecided"]
+    decoded = rows[0].index("val_decoded_miou")
+    assert [row[decoded] for row in rows[1:]] == ["", "", ""]
 
 
 def test_a_run_directory_of_another_configuration_is_refused(finished, cache):

@@ -424,6 +424,19 @@ class SearchConfig(ArchitectureSearchConfig, RunConfig, ThreadsConfig):
         0.001, "learning rate of the weights at the end", minimum=0
     )
     arch_learning_rate: float = _optimisation(0.003, "learning rate of alpha and beta", above=0)
+    decoded_batches: int = flag(
+        4,
+        "training batches that estimate the statistics of the decoded network, which each "
+        "validation scores with the supernet's weights (0: do not score it)",
+        minimum=0,
+        on_resume="free",
+    )
+    stop_on_collapse: bool = flag(
+        False,
+        "end the search at the first sign of a collapse (skip or pooling takes over, beta "
+        "saturates early, alpha stays undecided, the supernet falls)",
+        on_resume="free",
+    )
     step_mode: str = _device(
         "auto",
         "compile each kind of node (eager) or the whole step (traced)",

@@ -276,7 +276,13 @@ class Supernet(keras.Model):
         return self.forward(images, training).logits
 
     def forward(
-        self, images: Tensor, training: bool, sampling: tuple[Tensor, Tensor] | None = None
+        self,
+        images: Tensor,
+        training: bool,
+        sampling: tuple[Tensor, Tensor] | None = None,
+        *,
+        one_hot: tuple[np.ndarray, np.ndarray] | None = None,
+        moving: Sequence[Tensor] | None = None,
     ) -> ForwardPass:
         """Computes logits and all that leads to them.
 
@@ -285,6 +291,10 @@ class Supernet(keras.Model):
             training: True: statistics of the batch, False: the moving ones.
             sampling: (noise float32 [sampled_paths, L, 4, 3], temperature float32 []), of
                 `sample_moves`; in training with sampled paths only.
+            one_hot: (alpha [B (B + 3) / 2, num_ops], beta [L, 4, 3]) of `decoding.one_hot` in place
+                of the softmaxes: only the nodes on the path, and its head, are computed. The others
+                are 0, also where they serve as H^{l-2}.
+            moving: For each segment float32 [2, M] or None, in place of its moving statistics.
 
         Raises:
             UserError: For images of another form, and where `sampling` is missing.
@@ -294,9 +304,16 @@ class Supernet(keras.Model):
         for name, variable in self._architecture.items():
             states[name] = backend.read(variable)
         weights = tuple(segment.read() for segment in self.segments)
+        if moving is not None:
+            weights = tuple(
+                (kernels, affine, statistics)
+                for (kernels, affine, _), statistics in zip(weights, moving, strict=True)
+            )
         if self.settings.formulation == "plain":
-            return self._plain_forward(states, weights, training)
-        if self.settings.sampled_paths:
+            return self._plain_forward(states, weights, training, one_hot)
+        if one_hot is not None:
+            states |= self._one_hot_states(*one_hot)
+        elif self.settings.sampled_paths:
             if training and sampling is None:
                 raise UserError(
                     "A supernet with sampled paths trains with sampling=(noise, temperature): "
@@ -307,9 +324,11 @@ class Supernet(keras.Model):
             states["path_noise"], states["path_temperature"] = sampling
         moments, residuals = [], []
         for segment, of_segment in zip(self.segments, weights, strict=True):
-            if self._is_idle(segment, states):
-                outputs = (self._zeros(segment, images.shape),)
-                segment_moments, kept = ops.zeros_like(segment.moving), ()
+            if one_hot is not None and segment.name == "relax":
+                outputs, segment_moments, kept = [states[name] for name in segment.writes], None, ()
+            elif self._is_idle(segment, states):
+                outputs = [self._zeros(segment, images.shape)]
+                segment_moments, kept = ops.zeros_like(of_segment[2]), ()
             else:
                 outputs, segment_moments, kept = runner(segment.kind, self.execution).forward(
                     *segment.arguments(of_segment, states), training=training
@@ -334,8 +353,15 @@ class Supernet(keras.Model):
         states: Mapping[str, Tensor],
         weights: tuple[tuple[Tensor, Tensor, Tensor], ...],
         training: bool,
+        one_hot: tuple[np.ndarray, np.ndarray] | None,
     ) -> ForwardPass:
-        alpha, beta = method.relax(states["alpha_logits"], states["beta_logits"])
+        if one_hot is None:
+            alpha, beta = method.relax(states["alpha_logits"], states["beta_logits"])
+            edges = plain.edge_weights(states.get("edge_logits"), self.settings.num_blocks)
+        else:
+            alpha, beta = map(ops.convert_to_tensor, one_hot)
+            found = self._one_hot_states(*one_hot)
+            edges, live = found.get("edge_weights"), ops.convert_to_numpy(found["live"])
         network = plain.build(
             self.segments,
             weights,
@@ -343,8 +369,15 @@ class Supernet(keras.Model):
             alpha,
             beta,
             training,
-            plain.edge_weights(states.get("edge_logits"), self.settings.num_blocks),
+            edges,
         )
+        if one_hot is not None:
+            network.heads = {
+                level: head
+                if live[self._live_index[f"head_{level}"]]
+                else head._replace(classes=0.0 * head.classes, bias=0.0 * head.bias)
+                for level, head in network.heads.items()
+            }
         logits = network.logits(states["images"])
         return ForwardPass(
             logits=logits,
@@ -357,14 +390,25 @@ class Supernet(keras.Model):
             weights=weights,
         )
 
+    def _one_hot_states(self, alpha: np.ndarray, beta: np.ndarray) -> dict[str, Tensor]:
+        """What `RelaxKind` would write, of a one-hot alpha and beta; `live` in every mode."""
+        betas = [np.array([beta[move[:3]] for move in node], "float32") for node in self.incoming]
+        states = {f"beta_{index}": ops.convert_to_tensor(row) for index, row in enumerate(betas)}
+        states["alpha"] = ops.convert_to_tensor(alpha, "float32")
+        states["live"] = ops.convert_to_tensor([float(row.any()) for row in betas], "float32")
+        if self.settings.partial_channels > 1:
+            kept = 1.0 - alpha[:, OPERATIONS.index("none")]
+            states["edge_weights"] = ops.convert_to_tensor(kept, "float32")
+        return states
+
     def _is_idle(self, segment: Segment, states: Mapping[str, Tensor]) -> bool:
-        """Tells whether a node or head lies on no sampled path, where that is known already.
+        """Tells whether a node or head lies on no path that counts, where that is known already.
 
         What it would compute is 0, or counts 0 times, and so are the gradients: every reader begins
         with a ReLU, whose gradient at 0 is 0. A function that is being traced computes it all.
         """
         index = self._live_index.get(segment.name)
-        if not self.settings.sampled_paths or index is None or not backend.is_known(states["live"]):
+        if index is None or "live" not in states or not backend.is_known(states["live"]):
             return False
         return not ops.convert_to_numpy(states["live"])[index]
 

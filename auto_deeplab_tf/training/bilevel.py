@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from auto_deeplab_tf import decoding
+from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.config import BilevelConfig
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.execution import Execution
@@ -307,6 +309,50 @@ class BilevelModel(keras.Model):
         )
         found = scores(matrix)
         return {f"val_{name}": found[name] for name in ("miou", "pixel_accuracy")}
+
+    def score_decoded(
+        self, architecture: Architecture, train_batches: Any, batches: Any
+    ) -> dict[str, float | None]:
+        """Scores an architecture with the weights of the supernet; no variable changes.
+
+        alpha is one-hot on the edges of the cell (`none` on the others), beta on the path. The
+        supernet's moving statistics belong to the mixture of all operations, so those of the
+        architecture are estimated anew, as the mean of the statistics of some training batches. An
+        input H^{l-2} at a level where the path was not is 0: the supernet has no weights that would
+        bring the path's own there.
+
+        Args:
+            architecture: Of the layers, blocks and atrous operation of the supernet.
+            train_batches: (images, labels) as in training; the labels are not read.
+            batches: (images, labels) of whole images, as in `score`.
+
+        Returns:
+            `val_decoded_miou`.
+        """
+        supernet, one_hot = self.supernet, decoding.one_hot(architecture)
+        sums: list[Any] = [None] * len(supernet.segments)
+        count = 0
+        for images, _ in train_batches:
+            moments = supernet.forward(images, True, one_hot=one_hot).moments
+            sums = [
+                value if total is None else total + value
+                for total, value in zip(sums, moments, strict=True)
+            ]
+            count += 1
+        moving = [None if total is None else total / count for total in sums]
+        _, matrix = score(
+            lambda images: whole_images.logits(
+                lambda images: (
+                    supernet.forward(images, False, one_hot=one_hot, moving=moving).logits
+                ),
+                images,
+                supernet.mean,
+            ),
+            batches,
+            supernet.num_classes,
+            self.ignore_label,
+        )
+        return {"val_decoded_miou": scores(matrix)["miou"]}
 
     def get_config(self) -> dict[str, Any]:
         """See Keras."""

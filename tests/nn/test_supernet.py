@@ -10,10 +10,14 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from one_hot import decoded_cell
 from reference_supernet import plain_loss_and_gradients
 
-from auto_deeplab_tf.decoding import unidentified_transitions
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.decoding import one_hot, unidentified_transitions
+from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.supernet import build_supernet
+from auto_deeplab_tf.sampling import random_architecture
 from auto_deeplab_tf.search_space import relaxed_edges, transitions
 
 CLASSES = 5
@@ -157,6 +161,62 @@ def test_beta_gets_a_gradient_wherever_it_is_identified():
     for transition in transitions(4):
         dead[transition.layer, transition.from_level, transition.move] = False
     assert not np.asarray(gradient)[dead].any()
+
+
+def decoded(levels, num_blocks=3, seed=0):
+    """An architecture of these levels with a random cell, and its one-hot alpha and beta."""
+    cell = random_architecture(seed, num_layers=1, num_blocks=num_blocks).cell
+    architecture = Architecture(tuple(levels), cell, "separable")
+    return architecture, one_hot(architecture)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("modes", [{}, {"partial_channels": 2}], ids=["exact", "partial"])
+def test_a_decoded_pass_computes_the_path_alone_as_the_plain_formulation_does(training, modes):
+    levels = (1, 0, 1)
+    _, arrays = decoded(levels, num_blocks=2)
+    fused = small_supernet(num_blocks=2, **modes)
+    plain = small_supernet(num_blocks=2, formulation="plain", **modes)
+    x = images((2, 49, 70, 3))
+    computed = fused.forward(x, training, one_hot=arrays)
+    expected = plain.forward(x, training, one_hot=arrays)
+    scale = np.abs(expected.logits).max()
+    assert scale > 0.1
+    np.testing.assert_allclose(computed.logits, expected.logits, atol=1e-3 * scale)
+    for (layer, level), features in computed.features.items():
+        on_path = layer < 0 or levels[layer] == level
+        assert np.any(features) == on_path, (layer, level)
+    relaxed = fused.forward(x, training)
+    assert np.abs(relaxed.logits - computed.logits).max() > 0.1 * scale
+
+
+def test_sampled_paths_decode_as_the_exact_search_does():
+    _, arrays = decoded((0, 1, 1))
+    x = images((1, 49, 70, 3))
+    exact, sampled = small_supernet(), small_supernet(sampled_paths=2)
+    for training in (False, True):
+        ours, theirs = (s.forward(x, training, one_hot=arrays).logits for s in (sampled, exact))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("levels", [(0, 0, 0, 0), (1, 1, 1, 0), (1, 2, 2, 2)])
+def test_the_nodes_of_a_decoded_pass_are_the_decoded_cells(levels):
+    """Where the path kept its level for two layers; after a move up H^{l-2} is 0."""
+    supernet = small_supernet(num_layers=4)
+    architecture, arrays = decoded(levels, seed=1)
+    features = supernet.forward(images((2, 64, 96, 3)), False, one_hot=arrays).features
+    layer, level = 3, levels[3]
+    index = supernet.nodes.index((layer, level))
+    segment = next(s for s in supernet.segments if s.name == f"layer_{layer}_level_{level}")
+    froms = [move.from_level for move in supernet.incoming[index]]
+    kernels, _, moving = map(np.asarray, (segment.kernels, [], segment.moving))
+    cell, _ = decoded_cell(
+        segment.kind, architecture.cell, kernels, moving, froms.index(levels[layer - 1])
+    )
+    node, prev = features[layer, level], features[layer - 1, levels[layer - 1]]
+    output = cell(resize_bilinear(prev, node.shape[1:3]), features[layer - 2, level])
+    assert np.abs(node).max() > 0.1
+    np.testing.assert_allclose(node, output, rtol=1e-3, atol=1e-3 * np.abs(node).max())
 
 
 def test_inference_with_the_statistics_of_a_batch_equals_training_on_it():

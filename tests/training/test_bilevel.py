@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from auto_deeplab_tf import decoding
 from auto_deeplab_tf.errors import RunError
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import build_supernet
-from auto_deeplab_tf.training import loop
+from auto_deeplab_tf.training import loop, metrics
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 
@@ -79,6 +80,32 @@ def test_an_architecture_step_leaves_weights_and_moving_statistics_unchanged():
     assert same(weights, weights_of(bilevel))
     assert same(moving, moving_of(bilevel))
     assert changed(architecture, architecture_of(bilevel))
+
+
+@pytest.mark.parametrize("modes", [{}, {"partial_channels": 2, "sampled_paths": 2}])
+def test_the_decoded_score_is_that_of_its_own_statistics_and_changes_nothing(modes):
+    bilevel = model(modes=modes)
+    supernet = bilevel.supernet
+    bilevel.train_step(pair(0))
+    architecture = decoding.decode(supernet.alpha_logits, supernet.beta_logits, "separable")
+    before = values(bilevel.variables)
+    batches = [batch(seed) for seed in (1, 2)]
+    score = bilevel.score_decoded(architecture, batches[:1], batches[:1])["val_decoded_miou"]
+    assert same(before, values(bilevel.variables))
+    # One batch, scored on itself: inference with its statistics is the pass in training.
+    one_hot = decoding.one_hot(architecture)
+    logits = supernet.forward(batches[0][0], True, one_hot=one_hot).logits
+    _, matrix = metrics.score(lambda images: logits, batches[:1], CLASSES)
+    assert score == pytest.approx(metrics.scores(matrix)["miou"], abs=2e-3)
+    # The statistics are the mean over the batches, whatever the moving ones are.
+    both = bilevel.score_decoded(architecture, batches, batches[:1])["val_decoded_miou"]
+    assert both != score
+    for segment in supernet.segments:
+        if segment.moving is not None:
+            segment.moving.assign(segment.moving + 1.0)
+    again = bilevel.score_decoded(architecture, batches[::-1], batches[:1])["val_decoded_miou"]
+    assert again == pytest.approx(both, abs=2e-3)
+    assert bilevel.score(batches[:1])["val_miou"] != pytest.approx(both, abs=1e-3)
 
 
 def test_the_architecture_step_sees_the_weights_after_their_update():
