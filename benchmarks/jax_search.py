@@ -18,7 +18,6 @@ devices do not belong in one comparison.
 import collections
 import concurrent.futures
 import contextlib
-import csv
 import fcntl
 import functools
 import os
@@ -44,29 +43,13 @@ from auto_deeplab_tf.nn.node import NodeKind
 from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.schedules import Cosine
+from benchmarks.jax_common import Rows, count_pixels, draw_batch, mean_iou, mean_loss
 
 FLAGS = flags.FLAGS
 STARTED = time.monotonic()
 # What a CUDA graph may hold. With CUDNN and CONVOLUTION among it, JAX 0.11.2 on an H100 ended in
 # "unknown cudnn status: 5003" at the first iteration; without them it has not run yet.
 GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,DYNAMIC_SLICE_FUSION"
-
-
-def mean_loss(logits, labels, class_weights=None, ignore_label=255):
-    """Cross entropy, the mean over the pixels that are not ignored (`training.losses`).
-
-    Args:
-        logits: float32 [N, H, W, C].
-        labels: integers [N, H, W].
-        class_weights: float32 [C], or None for 1 each.
-        ignore_label: Label of the pixels that do not count.
-    """
-    counts = labels != ignore_label
-    classes = jnp.where(counts, labels, 0).astype("int32")
-    costs = -jnp.take_along_axis(jax.nn.log_softmax(logits), classes[..., None], axis=-1)[..., 0]
-    if class_weights is not None:
-        costs = costs * jnp.asarray(class_weights, "float32")[classes]
-    return jnp.sum(costs * counts) / jnp.maximum(jnp.sum(counts), 1)
 
 
 class Bilevel:
@@ -198,7 +181,7 @@ def compile_ahead(
             shapes[kind] = (jax.ShapeDtypeStruct(shape, supernet.compute_dtype),), None, None
         elif kind not in shapes:
             arguments = described(segment.arguments(segment.read(), states))
-            traced = run.functions["forward"].trace(*arguments)
+            traced = run.functions["forward"].trace(arguments)
             outputs, _, residuals = shapes[kind] = described(traced.out_info)
             names = [
                 wrt
@@ -207,8 +190,8 @@ def compile_ahead(
                 or (wrt == "architecture") == bool(segment.reads_architecture)
             ]
             if chosen:
-                jobs += [((kind, name), (*arguments, residuals, outputs)) for name in names]
-                jobs.append(((kind, "forward"), arguments))
+                jobs += [((kind, name), (arguments, residuals, outputs)) for name in names]
+                jobs.append(((kind, "forward"), (arguments,)))
         states.update(zip(segment.writes, shapes[kind][0], strict=True))
 
     def compiled(job):
@@ -288,57 +271,16 @@ class Crops:
     """
 
     def __init__(self, images, labels, size, batch_size, seed):
-        self._images, self._labels = jnp.asarray(images), jnp.asarray(labels)
+        self._data = jnp.asarray(images), jnp.asarray(labels)
+        self._size, self._batch_size = size, batch_size
         self._key, self._drawn = jax.random.key(seed), 0
-
-        def crop(image, label, top, left, flip):
-            image = jax.lax.dynamic_slice(image, (top, left, 0), (*size, image.shape[-1]))
-            label = jax.lax.dynamic_slice(label, (top, left), size)
-            image, label = (
-                jnp.where(flip, jnp.flip(values, axis=1), values) for values in (image, label)
-            )
-            return image.astype("float32"), label.astype("int32")
-
-        @jax.jit
-        def draw(images, labels, key, index):
-            keys = jax.random.split(jax.random.fold_in(key, index), 4)
-            shape = (batch_size,)
-            chosen = jax.random.randint(keys[0], shape, 0, images.shape[0])
-            tops = jax.random.randint(keys[1], shape, 0, images.shape[1] - size[0] + 1)
-            lefts = jax.random.randint(keys[2], shape, 0, images.shape[2] - size[1] + 1)
-            flips = jax.random.bernoulli(keys[3], shape=shape)
-            return jax.vmap(crop)(images[chosen], labels[chosen], tops, lefts, flips)
-
-        self._draw = draw
 
     def batch(self, index=None):
         """Returns (images float32 [N, h, w, 3], labels int32 [N, h, w]): the next, or by number."""
         if index is None:
             index, self._drawn = self._drawn, self._drawn + 1
-        return self._draw(self._images, self._labels, self._key, np.uint32(index))
-
-
-class Rows:
-    """A CSV file that holds each row as soon as it is known.
-
-    Args:
-        path: Of the file; its folder is made. None: rows are only printed.
-    """
-
-    def __init__(self, path):
-        self._path = None if path is None else Path(path)
-
-    def add(self, **row):
-        """Appends a row: the first one's names are the columns."""
-        print(row, flush=True)
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            if not file.tell():
-                writer.writeheader()
-            writer.writerow(row)
+        key = jax.random.fold_in(self._key, np.uint32(index))
+        return draw_batch(*self._data, key, self._batch_size, self._size)
 
 
 def signal(gradients):
@@ -387,22 +329,17 @@ def one_hot_logits(alpha_logits, beta_logits):
     return alpha, beta
 
 
-def miou(supernet, images, labels, num_classes):
+def miou(supernet, images, labels):
     """mIoU on whole images by statistics of their own batches.
 
     Args:
         images, labels: uint8 arrays; their number a multiple of the batch that was compiled.
     """
-    matrix = 0
+    counts = 0
     for batch_images, batch_labels in zip(images, labels, strict=True):
         logits = supernet.forward(batch_images.astype("float32"), True).logits
-        classes = np.asarray(jnp.argmax(logits, axis=-1))
-        counts = batch_labels < num_classes
-        pairs = batch_labels[counts].astype(int) * num_classes + classes[counts]
-        matrix = matrix + np.bincount(pairs, minlength=num_classes**2)
-    matrix = matrix.reshape(num_classes, num_classes)
-    union = matrix.sum(axis=0) + matrix.sum(axis=1) - np.diag(matrix)
-    return float(np.mean(np.diag(matrix)[union > 0] / union[union > 0]))
+        counts = counts + count_pixels(logits, batch_labels)
+    return mean_iou(counts)
 
 
 def seconds_left():
@@ -557,12 +494,12 @@ def search(size):
         before, means = means, (alphas.mean(axis=0), betas.mean(axis=0))
         kept = [variable.value for variable in supernet.architecture_variables]
         logits = [np.asarray(value) for value in kept]
-        found = miou(supernet, val_images, val_labels, num_classes)
+        found = miou(supernet, val_images, val_labels)
         for variable, value in zip(
             supernet.architecture_variables, one_hot_logits(*logits), strict=True
         ):
             variable.assign(value)
-        decoded = miou(supernet, val_images, val_labels, num_classes)
+        decoded = miou(supernet, val_images, val_labels)
         for variable, value in zip(supernet.architecture_variables, kept, strict=True):
             variable.assign(value)
         from auto_deeplab_tf import decoding

@@ -7,6 +7,8 @@ import pytest
 
 # Read when TensorFlow is imported, which happens after this file.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Of what XLA and JAX compile here, compiling takes nearly all the time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 NUM_CPU_DEVICES = 2
 

@@ -8,6 +8,7 @@ from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.node import NodeKind, StateShape
 from auto_deeplab_tf.nn.normalization import Normalization
 from auto_deeplab_tf.nn.resize import resize_bilinear
+from auto_deeplab_tf.nn.segments import Arguments
 from auto_deeplab_tf.search_space import relaxed_edges, stride
 
 NODE = "node"
@@ -104,7 +105,8 @@ def check_node_equals_cell(blocks, atrous, *, predecessor=1, share_operations=Tr
     prev = inputs[predecessor] if predecessor == 1 else resize_bilinear(inputs[predecessor], SIZE)
     tensors = tuple(keras.ops.convert_to_tensor(image) for image in inputs)
     for training in (False, True):
-        (output,), moments = kind.compute(flat, None, moving, (alpha, beta), tensors, training)
+        arguments = Arguments(flat, None, moving, (alpha, beta), tensors)
+        (output,), moments = kind.compute(arguments, training)
         expected = np.asarray(cell(prev, inputs[-1], training=training))
         assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())

@@ -18,7 +18,7 @@ def graph_multi_adds(segment, images, shapes):
     states |= {"alpha": tf.zeros((5, 8)), "alpha_logits": tf.zeros((5, 8))}
     states |= {name: tf.zeros(_predecessors(segment)) for name in segment.reads_architecture[1:]}
     function = runner(segment.kind, Execution(jit_compile=True)).functions["forward"]
-    graph = function.get_concrete_function(*segment.arguments(segment.read(), states)).graph
+    graph = function.get_concrete_function(segment.arguments(segment.read(), states)).graph
     depthwise = convolution = 0
     for op in graph.get_operations():
         if op.type == "DepthwiseConv2dNative":

@@ -64,15 +64,14 @@ labels[:, :2] = 255
 np.savez(sys.argv[1], train_images=images, train_labels=labels, val_images=images[:8],
          train_ids=np.array(["0006R0"] * 24), val_labels=labels[:8])
 data = jax_train.load(sys.argv[1], "reported")
-batch, truth = jax_train.draw_batch(
-    {name: jax.device_put(value) for name, value in data.items()}, jax.random.key(3))
+trainer = jax_train.Trainer(random_architecture(0, 2, 1), 2, data)
+batch, truth = trainer.draw_batch(jax.random.key(3))
 batch, truth = np.asarray(batch), np.asarray(truth)
 assert batch.shape == (8, 48, 64, 3) and truth.shape == (8, 48, 64)
 inside = truth != 255
 # The label of a pixel and its brightness still belong together, away from the borders.
 agree = ((batch[..., 0] > 130) == (truth == 1))[inside].mean()
 assert agree > 0.9, agree
-trainer = jax_train.Trainer(random_architecture(0, 2, 1), 2, data)
 row = trainer.train(0, 200, time.monotonic() + 1000)
 again = trainer.train(0, 200, time.monotonic() + 1000)
 assert row["miou"] == again["miou"] > 0.8, (row, again)

@@ -7,14 +7,14 @@ and what is kept between the forward pass and the backward pass.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.backend import Tensor
-from auto_deeplab_tf.nn.segments import SegmentKind
+from auto_deeplab_tf.nn.segments import Arguments, SegmentKind
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
 _JAX = keras.backend.backend() == "jax"
@@ -47,63 +47,43 @@ def runner(kind: SegmentKind, execution: Execution) -> Any:
 
     JAX always compiles by XLA; inside a function that is being traced the call stands as one.
 
-    It has `forward(kernels, affine, moving, architecture, inputs, training) -> (outputs, moments,
-    residuals)`, and when compiled also `pullback`.
-
     Args:
-        kind: `SegmentKind`.
-        execution: `Execution`.
+        kind: The kind.
+        execution: How it is run.
     """
-    if _TENSORFLOW and tf.executing_eagerly():
-        return _compiled(kind, execution.recomputes(eager=True), execution.jit_compile)
-    if _JAX:
-        return _jax_compiled(kind, execution.recomputes(eager=True))
+    if _JAX or (_TENSORFLOW and tf.executing_eagerly()):
+        return _compiled(kind, execution.recomputes(eager=True), _JAX or execution.jit_compile)
     return InlineSegment(kind, execution)
 
 
-def _compute(kind: SegmentKind, jit_compile: bool, *arguments: Any, training: bool) -> Any:
+def _compute(kind: SegmentKind, jit_compile: bool, arguments: Arguments, training: bool) -> Any:
     with backend.plain_kernels() if jit_compile else contextlib.nullcontext():
-        compute: Callable[..., Any] = kind.compute
-        return compute(*arguments, training=training)
+        return kind.compute(arguments, training=training)
 
 
 class InlineSegment:
     """A segment that stands inline in the function being traced; its gradient is the backend's own.
 
     Args:
-        kind: `SegmentKind`.
-        execution: `Execution`.
+        kind: The kind.
+        execution: How it is run.
     """
 
     def __init__(self, kind: SegmentKind, execution: Execution) -> None:
         self._compute = functools.partial(_compute, kind, execution.jit_compile)
         self._recomputes = execution.recomputes(eager=False)
 
-    def forward(
-        self,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        training: bool,
-    ) -> Any:
-        """See `runner`; nothing is left to keep: residuals is ()."""
+    def forward(self, arguments: Arguments, training: bool) -> Any:
+        """See `CompiledSegment.forward`; nothing is left to keep: residuals is ()."""
         if not (self._recomputes and training):
-            arguments = (kernels, affine, moving, architecture, inputs)
-            return (*self._compute(*arguments, training=training), ())
-        sources = (kernels, affine, architecture, inputs)
+            return (*self._compute(arguments, training=training), ())
+        sources = arguments._replace(moving=None)
         present = [source for source in tf.nest.flatten(sources) if source is not None]
 
         @tf.recompute_grad
         def recomputed(*tensors: Tensor) -> Any:
-            values = iter(tensors)
-            kernels, affine, architecture, inputs = tf.nest.map_structure(
-                lambda source: None if source is None else next(values), sources
-            )
-            outputs, moments = self._compute(
-                kernels, affine, moving, architecture, inputs, training=True
-            )
+            given = _with_leaves(sources, tensors)._replace(moving=arguments.moving)
+            outputs, moments = self._compute(given, training=True)
             return outputs, () if moments is None else tf.stop_gradient(moments)
 
         outputs, moments = recomputed(*present)
@@ -116,67 +96,50 @@ def _compiled(kind: SegmentKind, remat: bool, jit_compile: bool) -> "CompiledSeg
 
 
 class CompiledSegment:
-    """One kind of segment compiled for calls from eager TensorFlow: its forward and its pullback.
+    """One kind of segment compiled for eager calls: its forward and its pullback.
 
     The pullback is one function that computes the forward again. With `remat` all of it, so that
-    between the two only the segment's inputs are kept; without, the forward hands over the tensors
+    between the two only the segment's inputs are kept; without, the forward returns the tensors
     that `backend.keep` marks, and what leads to those alone is pruned from the pullback.
 
     Args:
-        kind: `SegmentKind`.
+        kind: The kind.
         remat: Whether nothing but the inputs is kept.
         jit_compile: Whether XLA compiles both.
+
+    Attributes:
+        functions: Name -> compiled function: "inference", "forward", "weights" and "architecture";
+            whoever compiles them ahead of time puts the executables in their place.
     """
 
     def __init__(self, kind: SegmentKind, remat: bool, jit_compile: bool) -> None:
-        self._kind = kind
         self._remat = remat
+        self._input_gradients = kind.input_gradients
         self._compute = functools.partial(_compute, kind, jit_compile)
-
-        def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
-            # Outside XLA the flag must be absent: False would forbid a surrounding XLA function.
-            return tf.function(
-                functools.partial(function, *arguments),
-                autograph=False,
-                jit_compile=jit_compile or None,
-            )
-
-        self._forward = {
-            training: compiled(self._trace_forward, training) for training in (False, True)
+        traced = {
+            "inference": functools.partial(self._trace_forward, False),
+            "forward": functools.partial(self._trace_forward, True),
+            "weights": functools.partial(self._trace_pullback, "weights"),
+            "architecture": functools.partial(self._trace_pullback, "architecture"),
         }
-        self._pullback = {
-            wrt: compiled(self._trace_pullback, wrt) for wrt in ("weights", "architecture")
-        }
+        self.functions = {name: _jit(function, jit_compile) for name, function in traced.items()}
 
-    @property
-    def functions(self) -> dict[str, Any]:
-        """The compiled functions: "inference", "forward", "weights" and "architecture"."""
-        return {
-            "inference": self._forward[False],
-            "forward": self._forward[True],
-            **self._pullback,
-        }
+    def forward(self, arguments: Arguments, training: bool) -> Any:
+        """Computes the segment.
 
-    def forward(
-        self,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        training: bool,
-    ) -> Any:
-        """See `runner`."""
-        return self._forward[training](kernels, affine, moving, architecture, inputs)
+        Args:
+            arguments: See `SegmentKind.compute`.
+            training: Whether batch normalisation takes the statistics of the batch.
+
+        Returns:
+            (outputs, moments, residuals): as `SegmentKind.compute`; the tensors for `pullback`.
+        """
+        return self.functions["forward" if training else "inference"](arguments)
 
     def pullback(
         self,
         wrt: str,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
+        arguments: Arguments,
         residuals: Sequence[Tensor],
         upstream: Sequence[Tensor],
     ) -> Any:
@@ -185,19 +148,14 @@ class CompiledSegment:
         Args:
             wrt: "weights": the parameters are (kernels, affine); "architecture": those of
                 `architecture`.
-            kernels: See `SegmentKind.compute`.
-            affine: See `SegmentKind.compute`.
-            moving: See `SegmentKind.compute`.
-            architecture: See `SegmentKind.compute`.
-            inputs: See `SegmentKind.compute`.
+            arguments: Those of `forward`.
             residuals: Of `forward`.
             upstream: The gradients of the outputs.
         """
-        arguments = (kernels, affine, moving, architecture, inputs)
-        return self._pullback[wrt](*arguments, residuals, upstream)
+        return self.functions[wrt](arguments, residuals, upstream)
 
     def _trace_forward(
-        self, training: bool, *arguments: Any
+        self, training: bool, arguments: Arguments
     ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
         kept: list[Tensor] = []
 
@@ -207,166 +165,83 @@ class CompiledSegment:
 
         saves = training and not self._remat
         with backend.keeping(save) if saves else contextlib.nullcontext():
-            outputs, moments = self._compute(*arguments, training=training)
+            outputs, moments = self._compute(arguments, training=training)
         return outputs, moments, tuple(kept)
 
     def _trace_pullback(
         self,
         wrt: str,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
+        arguments: Arguments,
         residuals: Sequence[Tensor],
         upstream: Sequence[Tensor],
     ) -> Any:
-        parameters = (kernels, affine) if wrt == "weights" else architecture
-        sources = (parameters, inputs if self._kind.input_gradients else ())
-        present = [source for source in tf.nest.flatten(sources) if source is not None]
-        saved = iter(residuals)
+        def compute(parameters: Any, inputs: Sequence[Tensor] = arguments.inputs) -> Any:
+            given = arguments._replace(inputs=inputs)
+            if wrt == "weights":
+                given = given._replace(kernels=parameters[0], affine=parameters[1])
+            else:
+                given = given._replace(architecture=parameters)
+            with contextlib.nullcontext() if self._remat else _replacing(iter(residuals)):
+                return self._compute(given, training=True)[0]
+
+        weights = (arguments.kernels, arguments.affine)
+        parameters = weights if wrt == "weights" else arguments.architecture
+        if self._input_gradients:
+            return _pull_back(compute, (parameters, arguments.inputs), upstream)
+        return (*_pull_back(compute, (parameters,), upstream), ())
+
+
+def _replacing(saved: Iterator[Tensor]) -> Any:
+    """Returns the context in which the tensors that `backend.keep` marks are the saved ones."""
+    return backend.keeping(lambda tensor: _with_value(tensor, next(saved)))
+
+
+# Of each backend: `_jit` compiles a function; `_pull_back` returns the gradients of a function's
+# arguments for those of its results; `_with_value` returns `value`, which equals `tensor`, and
+# sends the gradient to `tensor`.
+if _TENSORFLOW:
+
+    def _jit(function: Callable[..., Any], jit_compile: bool) -> Any:
+        # Outside XLA the flag must be absent: False would forbid a surrounding XLA function.
+        return tf.function(function, autograph=False, jit_compile=jit_compile or None)
+
+    def _pull_back(function: Callable[..., Any], values: Any, upstream: Any) -> Any:
+        present = [value for value in tf.nest.flatten(values) if value is not None]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(present)
-            with (
-                contextlib.nullcontext()
-                if self._remat
-                else backend.keeping(lambda tensor: _with_value(tensor, next(saved)))
-            ):
-                outputs, _ = self._compute(
-                    kernels, affine, moving, architecture, inputs, training=True
-                )
-        gradients = iter(
-            tape.gradient(
-                outputs,
-                present,
-                output_gradients=upstream,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
+            outputs = function(*values)
+        gradients = tape.gradient(
+            outputs,
+            present,
+            output_gradients=upstream,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
+        return _with_leaves(values, gradients)
+
+    def _with_leaves(structure: Any, leaves: Iterable[Tensor]) -> Any:
+        """Returns the structure with other tensors in place of its own; None stays."""
+        rest = iter(leaves)
         return tf.nest.map_structure(
-            lambda source: None if source is None else next(gradients), sources
+            lambda source: None if source is None else next(rest), structure
         )
 
+    def _with_value(tensor: Tensor, value: Tensor) -> Tensor:
+        @tf.custom_gradient
+        def replace(_: Tensor) -> Any:
+            return tf.identity(value), lambda upstream: upstream
 
-def _with_value(tensor: Tensor, value: Tensor) -> Tensor:
-    """Returns `value`, which equals `tensor`; the gradient goes to `tensor`."""
+        return replace(tensor)
 
-    @tf.custom_gradient
-    def replace(_: Tensor) -> Any:
-        return tf.identity(value), lambda upstream: upstream
+elif _JAX:
 
-    return replace(tensor)
+    def _jit(function: Callable[..., Any], jit_compile: bool) -> Any:
+        return jax.jit(function)
 
+    def _pull_back(function: Callable[..., Any], values: Any, upstream: Any) -> Any:
+        return jax.vjp(function, *values)[1](upstream)
 
-@functools.lru_cache(maxsize=128)
-def _jax_compiled(kind: SegmentKind, remat: bool) -> "JaxSegment":
-    return JaxSegment(kind, remat)
+    _replaced = jax.custom_vjp(lambda tensor, value: value)
+    _replaced.defvjp(lambda tensor, value: (value, None), lambda _, upstream: (upstream, None))
 
-
-class JaxSegment:
-    """One kind of segment compiled for calls from JAX, as `CompiledSegment` is for TensorFlow.
-
-    Args:
-        kind: `SegmentKind`.
-        remat: Whether nothing but the inputs is kept; else what `backend.keep` marks.
-
-    Attributes:
-        functions: name -> `jax.jit` function: "inference", "forward", "weights" and
-            "architecture"; whoever compiles them ahead of time puts the executables in their place.
-    """
-
-    def __init__(self, kind: SegmentKind, remat: bool) -> None:
-        self._kind = kind
-        self._remat = remat
-        self.functions = {
-            "inference": jax.jit(functools.partial(self._forward, False)),
-            "forward": jax.jit(functools.partial(self._forward, True)),
-            "weights": jax.jit(functools.partial(self._pullback, "weights")),
-            "architecture": jax.jit(functools.partial(self._pullback, "architecture")),
-        }
-
-    def forward(
-        self,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        training: bool,
-    ) -> Any:
-        """See `runner`."""
-        function = self.functions["forward" if training else "inference"]
-        return function(kernels, affine, moving, architecture, inputs)
-
-    def pullback(
-        self,
-        wrt: str,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        residuals: Sequence[Tensor],
-        upstream: Sequence[Tensor],
-    ) -> Any:
-        """See `CompiledSegment.pullback`."""
-        arguments = (kernels, affine, moving, architecture, inputs)
-        return self.functions[wrt](*arguments, residuals, upstream)
-
-    def _forward(
-        self, training: bool, *arguments: Any
-    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
-        kept: list[Tensor] = []
-
-        def save(tensor: Tensor) -> Tensor:
-            kept.append(tensor)
-            return tensor
-
-        saves = training and not self._remat
-        with backend.keeping(save) if saves else contextlib.nullcontext():
-            outputs, moments = _compute(self._kind, True, *arguments, training=training)
-        return outputs, moments, tuple(kept)
-
-    def _pullback(
-        self,
-        wrt: str,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        residuals: Sequence[Tensor],
-        upstream: Sequence[Tensor],
-    ) -> Any:
-        def compute(parameters: Any, inputs: Sequence[Tensor]) -> Any:
-            values = (
-                (*parameters, architecture) if wrt == "weights" else (kernels, affine, parameters)
-            )
-            saved = iter(residuals)
-            with (
-                contextlib.nullcontext()
-                if self._remat
-                else backend.keeping(lambda tensor: _with_residual(tensor, next(saved)))
-            ):
-                outputs, _ = _compute(
-                    self._kind, True, *values[:2], moving, values[2], inputs, training=True
-                )
-            return outputs
-
-        parameters = (kernels, affine) if wrt == "weights" else architecture
-        if self._kind.input_gradients:
-            return jax.vjp(compute, parameters, inputs)[1](upstream)
-        (gradients,) = jax.vjp(lambda parameters: compute(parameters, inputs), parameters)[1](
-            upstream
-        )
-        return gradients, ()
-
-
-if _JAX:
-
-    @jax.custom_vjp
-    def _with_residual(tensor: Tensor, value: Tensor) -> Tensor:
-        """Returns `value`, which equals `tensor`; the gradient goes to `tensor`."""
-        return value
-
-    _with_residual.defvjp(lambda tensor, value: (value, None), lambda _, upstream: (upstream, None))
+    def _with_value(tensor: Tensor, value: Tensor) -> Tensor:
+        return _replaced(tensor, value)

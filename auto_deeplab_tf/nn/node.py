@@ -42,6 +42,7 @@ from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.operations import operation_layer_class
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
+    Arguments,
     BatchStatistics,
     Layout,
     SegmentKind,
@@ -263,15 +264,7 @@ class NodeKind(SegmentKind):
         """The edges that leave the first source of a group; the others lead to the same blocks."""
         return dict(self.sources)[sources[0]]
 
-    def compute(
-        self,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        training: bool,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def compute(self, arguments: Arguments, training: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `SegmentKind.compute`.
 
         architecture: (alpha [num_edges, num_ops], beta [predecessors]), with partial channels also
@@ -279,6 +272,7 @@ class NodeKind(SegmentKind):
         inputs: (one H^{l-1} for each predecessor, ..., H^{l-2}).
         outputs: one map [N, h, w, B * filters].
         """
+        kernels, _, moving, architecture, inputs = arguments
         alpha, beta, *edge_weights = architecture
         kernels = self.unpack(ops.cast(kernels, inputs[0].dtype))
         statistics = BatchStatistics(moving, training)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 from keras import ops
 
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.backend import Tensor
-from auto_deeplab_tf.nn.segments import SegmentKind
+from auto_deeplab_tf.nn.segments import Arguments, SegmentKind
 from auto_deeplab_tf.search_space import NUM_LEVELS, NUM_MOVES, Transition, move_mask
 
 # A finite stand-in for -inf: its softmax is exactly 0, and so is its gradient, never NaN.
@@ -37,15 +36,7 @@ class RelaxKind(SegmentKind):
 
     input_gradients = False
 
-    def compute(
-        self,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        training: bool,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def compute(self, arguments: Arguments, training: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `SegmentKind.compute`.
 
         architecture: (alpha_logits [num_edges, num_ops], beta_logits [L, 4, 3]), with partial
@@ -55,10 +46,10 @@ class RelaxKind(SegmentKind):
             channels the edges' weights [num_edges], then with sampled paths live [num_nodes]: 1.0
             for a node on one of the paths, else 0.0.
         """
-        alpha_logits, beta_logits, *edge_logits = architecture
+        alpha_logits, beta_logits, *edge_logits = arguments.architecture
         masked = ops.where(move_mask(beta_logits.shape[0]), beta_logits, _NEVER)
         if self.sampled_paths and training:
-            beta, visits = sample_moves(masked, *inputs)
+            beta, visits = sample_moves(masked, *arguments.inputs)
         else:
             beta, visits = ops.softmax(masked, axis=-1), None
         # One product with a 0/1 matrix picks them all: 105 slices would be a graph of their own.

@@ -7,7 +7,7 @@ stand inline where a whole step is traced.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -147,6 +147,24 @@ def spread(values: Tensor, axis: int, count: int) -> Tensor:
     return repeat(values)
 
 
+class Arguments(NamedTuple):
+    """What a segment is computed with.
+
+    Attributes:
+        kernels: float32 [kernels.size]; None where that is 0; likewise:
+        affine: float32 [affine.size].
+        moving: float32 [2, num_normalized].
+        architecture: The alpha / beta tensors that the segment reads; may be empty.
+        inputs: Feature maps.
+    """
+
+    kernels: Tensor
+    affine: Tensor
+    moving: Tensor
+    architecture: Sequence[Tensor]
+    inputs: Sequence[Tensor]
+
+
 class SegmentKind:
     """A pure function with the layout of its weights.
 
@@ -183,23 +201,11 @@ class SegmentKind:
         """How the trainable weights lie in their flat vectors: a `Layout` of each vector."""
         return self.kernels, self.affine
 
-    def compute(
-        self,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        training: bool,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def compute(self, arguments: Arguments, training: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         """Computes the outputs.
 
         Args:
-            kernels: float32 [kernels.size]; None where that is 0; likewise:
-            affine: float32 [affine.size].
-            moving: float32 [2, num_normalized].
-            architecture: The alpha / beta tensors that the segment reads; may be empty.
-            inputs: Feature maps.
+            arguments: The tensors.
             training: Static.
 
         Returns:
@@ -272,14 +278,16 @@ class Segment(keras.layers.Layer):
         )
         return kernels, affine, moving
 
-    def arguments(self, weights: Sequence[Tensor], states: Mapping[str, Tensor]) -> tuple[Any, ...]:
-        """Returns what the kind computes with: (kernels, affine, moving, architecture, inputs).
+    def arguments(
+        self, weights: tuple[Tensor, Tensor, Tensor], states: Mapping[str, Tensor]
+    ) -> Arguments:
+        """Returns what the kind computes with.
 
         Args:
             weights: Of `read`.
             states: Tensors by name.
         """
-        return (
+        return Arguments(
             *weights,
             tuple(states[name] for name in self.reads_architecture),
             tuple(states[name] for name in self.reads),

@@ -331,7 +331,7 @@ class Supernet(keras.Model):
                 segment_moments, kept = ops.zeros_like(of_segment[2]), ()
             else:
                 outputs, segment_moments, kept = runner(segment.kind, self.execution).forward(
-                    *segment.arguments(of_segment, states), training=training
+                    segment.arguments(of_segment, states), training=training
                 )
             states.update(zip(segment.writes, outputs, strict=True))
             moments.append(segment_moments)
@@ -461,7 +461,7 @@ class Supernet(keras.Model):
                 continue
             upstream = tuple(backend.sum_all(gradients.pop(name)) for name in segment.writes)
             parameters, inputs = runner(segment.kind, self.execution).pullback(
-                wrt, *segment.arguments(weights, states), residuals, upstream
+                wrt, segment.arguments(weights, states), residuals, upstream
             )
             if wrt == "architecture":
                 accumulate(segment.reads_architecture, parameters)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from auto_deeplab_tf.nn.atrous import atrous_conv
 from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.nn.segments import (
+    Arguments,
     BatchStatistics,
     Layout,
     SegmentKind,
@@ -61,23 +62,15 @@ class StemKind(SegmentKind):
         """See `SegmentKind`."""
         return tuple(enumerate(self.channels))
 
-    def compute(
-        self,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        training: bool,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def compute(self, arguments: Arguments, training: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `SegmentKind.compute`.
 
         inputs: (images float32 [N, H, W, len(mean)], 0..255); outputs: (stride 2, stride 4).
         """
-        (images,) = inputs
-        kernels = self.kernels.unpack(ops.cast(kernels, self.dtype))
-        affine = self.affine.unpack(affine)
-        statistics = BatchStatistics(moving, training)
+        (images,) = arguments.inputs
+        kernels = self.kernels.unpack(ops.cast(arguments.kernels, self.dtype))
+        affine = self.affine.unpack(arguments.affine)
+        statistics = BatchStatistics(arguments.moving, training)
         mean, std = (np.asarray(values, "float32") for values in (self.mean, self.std))
         features = ops.cast((images - mean) / std, self.dtype)
         outputs = []
@@ -135,23 +128,15 @@ class HeadKind(SegmentKind):
         """See `SegmentKind`."""
         return tuple((branch, self.channels) for branch in ("pointwise", "atrous", "pooling"))
 
-    def compute(
-        self,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        training: bool,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def compute(self, arguments: Arguments, training: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `SegmentKind.compute`.
 
         inputs: (map [N, h, w, channels],); outputs: (logits [N, h, w, classes],).
         """
-        (features,) = inputs
-        kernels = self.kernels.unpack(ops.cast(kernels, features.dtype))
-        affine = self.affine.unpack(affine)
-        statistics = BatchStatistics(moving, training)
+        (features,) = arguments.inputs
+        kernels = self.kernels.unpack(ops.cast(arguments.kernels, features.dtype))
+        affine = self.affine.unpack(arguments.affine)
+        statistics = BatchStatistics(arguments.moving, training)
         features = ops.relu(features)
         pooled = ops.mean(ops.cast(features, "float32"), axis=(1, 2), keepdims=True)
         pooled = ops.cast(pooled, features.dtype)
@@ -177,15 +162,7 @@ class LogitsKind(SegmentKind):
     Where paths are sampled, only those of the levels that a path ends on count.
     """
 
-    def compute(
-        self,
-        kernels: Tensor,
-        affine: Tensor,
-        moving: Tensor,
-        architecture: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        training: bool,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def compute(self, arguments: Arguments, training: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `SegmentKind.compute`.
 
         architecture: (), or where paths are sampled (live float32 [num_nodes],), the nodes of the
@@ -193,14 +170,12 @@ class LogitsKind(SegmentKind):
         inputs: (images [N, H, W, C], then the logits of each level).
         outputs: (logits float32 [N, H, W, classes],).
         """
-        images, *predictions = inputs
+        images, *predictions = arguments.inputs
         size = tuple(images.shape[1:3])
         resized = [resize_bilinear(ops.cast(logits, "float32"), size) for logits in predictions]
-        if architecture:
-            resized = [
-                logits * architecture[0][index - len(resized)]
-                for index, logits in enumerate(resized)
-            ]
+        if arguments.architecture:
+            (live,) = arguments.architecture
+            resized = [logits * live[index - len(resized)] for index, logits in enumerate(resized)]
         return (sum(resized[1:], resized[0]),), None
 
 

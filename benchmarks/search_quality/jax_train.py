@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import csv
 import json
 import os
 import pathlib
@@ -23,18 +22,16 @@ import sys
 import time
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-COLUMNS = (
-    "kind architecture random_seed levels filter_multiplier multi_adds params cell_share seed "
-    "steps miou loss_1_8 loss_1_4 loss_1_2 miou_1_8 miou_1_4 miou_1_2 seconds_compile "
-    "seconds_train device"
-).split()
+from benchmarks import jax_common
+
 BATCH = 8
 CHUNK = 25  # steps of one call
 LEARNING_RATE, POWER, WEIGHT_DECAY = 0.004, 0.9, 4e-5
 SCALES = (0.75, 1.5)
-IGNORE = 255
 
 
 def main() -> None:
@@ -69,9 +66,8 @@ def train_all(options: argparse.Namespace) -> None:
         f"--{name}={getattr(options, name)}"
         for name in ("data", "split", "steps", "training_seeds")
     ]
-    output = pathlib.Path(options.output)
-    with open(output, "w", newline="") as file:
-        csv.DictWriter(file, COLUMNS).writeheader()
+    pathlib.Path(options.output).unlink(missing_ok=True)
+    rows = jax_common.Rows(options.output)
 
     def run(name: str) -> None:
         left = end - time.monotonic()
@@ -84,8 +80,7 @@ def train_all(options: argparse.Namespace) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("{"):
-                with open(output, "a", newline="") as file:
-                    csv.DictWriter(file, COLUMNS).writerow(json.loads(line))
+                rows.add(**json.loads(line))
         process.wait()
 
     with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
@@ -94,8 +89,6 @@ def train_all(options: argparse.Namespace) -> None:
 
 def train_one(options: argparse.Namespace) -> None:
     """Trains one network for every number of steps and seed; prints a JSON row for each."""
-    import jax
-
     from auto_deeplab_tf.architecture import Architecture
     from auto_deeplab_tf.sampling import random_architecture
     from benchmarks.search_quality import population
@@ -137,8 +130,6 @@ class Trainer:
     """
 
     def __init__(self, architecture: Any, multiplier: int, data: dict[str, Any]) -> None:
-        import jax
-
         from auto_deeplab_tf.nn.network import build_network
         from benchmarks.search_quality import population
 
@@ -154,8 +145,6 @@ class Trainer:
 
     def train(self, seed: int, steps: int, end: float) -> dict[str, Any] | None:
         """Trains from new weights; None where the deadline `end` comes first."""
-        import jax
-        import jax.numpy as jnp
         import keras
 
         keras.utils.set_random_seed(seed)
@@ -192,23 +181,15 @@ class Trainer:
         }
 
     def _train_chunk(self, state, steps, total, key):
-        import jax
-        import jax.numpy as jnp
-
         data = self._data
 
         def one_step(state, step):
             weights, moving, first, second = state
-            images, labels = draw_batch(data, jax.random.fold_in(key, step))
+            images, labels = self.draw_batch(jax.random.fold_in(key, step))
 
             def loss_of(weights):
                 logits, moved = self._network.stateless_call(weights, moving, images, training=True)
-                log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-                classes = jnp.where(labels == IGNORE, 0, labels)
-                picked = jnp.take_along_axis(log_probs, classes[..., None], axis=-1)[..., 0]
-                valid = labels != IGNORE
-                costs = jnp.where(valid, -picked * data["class_weights"][classes], 0.0)
-                return jnp.sum(costs) / jnp.maximum(jnp.sum(valid), 1), moved
+                return jax_common.mean_loss(logits, labels, data["class_weights"]), moved
 
             (loss, moving), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights)
             gradients = [
@@ -229,82 +210,23 @@ class Trainer:
 
         return jax.lax.scan(one_step, state, steps)
 
-    def _count_pixels(self, weights, moving, images, labels):
-        import jax.numpy as jnp
+    def draw_batch(self, key: Any) -> tuple[Any, Any]:
+        """Draws a batch of whole images, each of another scale; see `jax_common.draw_batch`."""
+        images, labels = self._data["train_images"], self._data["train_labels"]
+        size = images.shape[1:3]
+        return jax_common.draw_batch(images, labels, key, BATCH, size, SCALES, self._data["mean"])
 
+    def _count_pixels(self, weights, moving, images, labels):
         logits, _ = self._network.stateless_call(weights, moving, images, training=False)
-        num_classes = logits.shape[-1]
-        # What is ignored lands in a bin of its own, behind the matrix.
-        index = labels * num_classes + jnp.argmax(logits, axis=-1)
-        index = jnp.where(labels == IGNORE, num_classes**2, index)
-        return jnp.bincount(index.ravel(), length=num_classes**2 + 1)[:-1]
+        return jax_common.count_pixels(logits, labels)
 
     def _miou(self, state) -> float:
         data, counts = self._data, 0
         for start in range(0, len(data["val_images"]), BATCH):
             images = data["val_images"][start : start + BATCH].astype("float32")
-            labels = data["val_labels"][start : start + BATCH].astype("int32")
+            labels = data["val_labels"][start : start + BATCH]
             counts = counts + np.asarray(self._score(state[0], state[1], images, labels))
-        matrix = np.asarray(counts).reshape(int(np.sqrt(np.size(counts))), -1)
-        union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
-        return float(np.mean(np.diag(matrix)[union > 0] / union[union > 0]))
-
-
-def draw_batch(data: dict[str, Any], key: Any) -> tuple[Any, Any]:
-    """Draws a batch: random images, scale, window and flip, computed on the device.
-
-    Args:
-        data: Of `load`, on the device.
-        key: Of this step.
-
-    Returns:
-        (images, labels): float32 [BATCH, H, W, 3], 0..255; int32 [BATCH, H, W].
-    """
-    import jax
-    import jax.numpy as jnp
-
-    images, labels = data["train_images"], data["train_labels"]
-    count, height, width, _ = images.shape
-    keys = jax.random.split(key, 4)
-    chosen = jax.random.randint(keys[0], [BATCH], 0, count)
-    scales = jax.random.uniform(keys[1], [BATCH], minval=SCALES[0], maxval=SCALES[1])
-    places = jax.random.uniform(keys[2], [BATCH, 2])
-    flips = jax.random.bernoulli(keys[3], 0.5, [BATCH])
-
-    def axis(extent, scale, place):
-        scaled = jnp.round(extent * scale)
-        room = scaled - extent
-        offset = jnp.floor(place * (jnp.abs(room) + 1.0)) + jnp.minimum(room, 0.0)
-        position = jnp.arange(extent) + offset
-        inside = (position >= 0) & (position < scaled)
-        return (position + 0.5) / scaled * extent - 0.5, inside
-
-    def one(index, scale, place, flip):
-        rows, rows_inside = axis(height, scale, place[0])
-        columns, columns_inside = axis(width, scale, place[1])
-        columns = jnp.where(flip, columns[::-1], columns)
-        columns_inside = jnp.where(flip, columns_inside[::-1], columns_inside)
-        inside = rows_inside[:, None] & columns_inside[None, :]
-
-        def rows_at(tensor, places):
-            return tensor[jnp.clip(places, 0, height - 1)]
-
-        def columns_at(tensor, places):
-            return tensor[:, jnp.clip(places, 0, width - 1)]
-
-        label = columns_at(
-            rows_at(labels[index], jnp.floor(rows + 0.5).astype("int32")),
-            jnp.floor(columns + 0.5).astype("int32"),
-        ).astype("int32")
-        top, left = jnp.floor(rows).astype("int32"), jnp.floor(columns).astype("int32")
-        down, right = (rows - top)[:, None, None], (columns - left)[None, :, None]
-        image = images[index].astype("float32")
-        image = rows_at(image, top) * (1 - down) + rows_at(image, top + 1) * down
-        image = columns_at(image, left) * (1 - right) + columns_at(image, left + 1) * right
-        image = jnp.where(inside[..., None], image, data["mean"])
-        return image, jnp.where(inside, label, IGNORE)
-
-    return jax.vmap(one)(chosen, scales, places, flips)
+        return jax_common.mean_iou(counts)
 
 
 def load(path: str, split: str) -> dict[str, np.ndarray]:
@@ -324,14 +246,14 @@ def load(path: str, split: str) -> dict[str, np.ndarray]:
     present = [(labels == c).any(axis=(1, 2)) for c in range(11)]
     pixels = [np.count_nonzero(labels == c) for c in range(11)]
     # Pixels of a class among those of the images that show it (Eigen and Fergus).
-    total = [max(1, np.count_nonzero(labels[images] != IGNORE)) for images in present]
+    total = [max(1, np.count_nonzero(labels[images] != jax_common.IGNORE)) for images in present]
     shares = np.array(pixels) / np.array(total)
     weights = np.where(shares > 0, np.sqrt(np.median(shares[shares > 0]) / shares.clip(1e-9)), 1)
     return {
         "train_images": arrays["train_images"][kept],
         "train_labels": labels,
         "val_images": _whole_batches(arrays[f"{scored}_images"][taken], 0),
-        "val_labels": _whole_batches(arrays[f"{scored}_labels"][taken], IGNORE),
+        "val_labels": _whole_batches(arrays[f"{scored}_labels"][taken], jax_common.IGNORE),
         "class_weights": weights.astype("float32"),
         "mean": np.array([105.0, 108.4, 110.3], "float32"),
     }

@@ -109,7 +109,7 @@ def test_no_kernel_that_xla_lacks_or_runs_slowly_is_in_what_it_compiles():
     images = {"stem_2": tf.zeros((1, 25, 35, 64)), "stem_4": tf.zeros((1, 13, 18, 128))}
     states = {**images, "alpha": tf.zeros((2, 8)), "beta_0": tf.ones(1)}
     function = runner(segment.kind, Execution(jit_compile=True)).functions["forward"]
-    graph = function.get_concrete_function(*segment.arguments(segment.read(), states)).graph
+    graph = function.get_concrete_function(segment.arguments(segment.read(), states)).graph
     types = {op.type for op in graph.get_operations()}
     assert "DepthwiseConv2dNative" in types
     assert not types & {"MaxPool", "FusedBatchNormV3", "SpaceToBatchND"}
