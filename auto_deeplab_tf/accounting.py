@@ -18,15 +18,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.config import NetworkSizesConfig
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.search_space import (
     ASPP_EXTENTS,
     INPUT_CHANNELS,
     MINIMUM_SIZE,
-    STEM_CHANNELS,
     STEM_STRIDES,
     ConvUnit,
-    checked_stem_channels,
     operation,
     operation_units,
     stride,
@@ -69,39 +68,30 @@ class Count:
 
 def count(
     architecture: Architecture,
+    settings: NetworkSizesConfig | None = None,
     *,
     num_classes: int,
-    filter_multiplier: int,
     input_size: tuple[int, int],
-    head_channels: int = 256,
-    decoder_channels: int = 48,
-    stem_channels: Sequence[int] = STEM_CHANNELS,
     input_channels: int = 3,
+    **keywords: Any,
 ) -> Count:
     """Counts the parameters and Multi-Adds of an architecture's network, layer by layer.
 
     Args:
         architecture: The decoded architecture.
+        settings: The channels of the network, or the fields as keywords: `filter_multiplier`,
+            `stem_channels`, `head_channels`, `decoder_channels`.
         num_classes: Classes predicted, 1 or more.
-        filter_multiplier: F: blocks at level k have F * 2**k channels.
         input_size: (height, width) of the image, each 32 or more.
-        head_channels: Channels of the ASPP and the decoder.
-        decoder_channels: Channels of the projected low-level feature.
-        stem_channels: Channels of the three convolutions of the stem.
         input_channels: Channels of the images: 1, 3 or 4.
+        **keywords: See `settings`.
 
     Raises:
         ValueError: for a setting out of its range.
     """
-    for name, value in (
-        ("num_classes", num_classes),
-        ("filter_multiplier", filter_multiplier),
-        ("head_channels", head_channels),
-        ("decoder_channels", decoder_channels),
-    ):
-        _check_integer(name, value, minimum=1)
-    num_classes, filter_multiplier = int(num_classes), int(filter_multiplier)
-    head_channels, decoder_channels = int(head_channels), int(decoder_channels)
+    sizes, _ = NetworkSizesConfig.given(settings, keywords)
+    head, decoder = sizes.head_channels, sizes.decoder_channels
+    _check_integer("num_classes", num_classes, minimum=1)
     if input_channels not in INPUT_CHANNELS:
         raise UserError(f"input_channels must be 1, 3 or 4. Received: {input_channels!r}.")
     if len(input_size) != 2:
@@ -110,10 +100,10 @@ def count(
         _check_integer(f"the {name} of input_size", value, minimum=MINIMUM_SIZE)
 
     rows = _Rows(input_size)
-    channels = [*_stem(rows, int(input_channels), checked_stem_channels(stem_channels))]
+    channels = _stem(rows, int(input_channels), sizes.stem_channels)
     before = 0
     for index, level in enumerate(architecture.levels):
-        filters = filter_multiplier * 2**level
+        filters = sizes.filter_multiplier * 2**level
         # The projections run where the cell reads: at its own stride or the finer one of `prev`.
         reads = stride(min(before, level))
         rows.convolve(f"cell_{index}/prev", channels[-1], filters, reads)
@@ -131,20 +121,19 @@ def count(
         rows.close(f"cell_{index}", channels[-1], stride(level))
         before = level
 
-    _aspp(rows, channels[-1], head_channels, stride(before))
+    _aspp(rows, channels[-1], head, stride(before))
     # Behind the stem's two tensors come the cells' outputs: the stem's last is number -1.
     low_level = channels[2 + architecture.low_level_index]
-    rows.convolve("decoder/low_level", low_level, decoder_channels, 4)
-    joined = head_channels + decoder_channels
-    rows.convolve("decoder/conv_0", joined, head_channels, 4, [ConvUnit(3)])
-    rows.convolve("decoder/conv_1", head_channels, head_channels, 4, [ConvUnit(3)])
+    rows.convolve("decoder/low_level", low_level, decoder, 4)
+    rows.convolve("decoder/conv_0", head + decoder, head, 4, [ConvUnit(3)])
+    rows.convolve("decoder/conv_1", head, head, 4, [ConvUnit(3)])
     # A bias in place of BN's two vectors.
-    rows.convolve("decoder/classes", head_channels, num_classes, 4, vectors=1)
-    rows.close("decoder", num_classes, 4)
+    rows.convolve("decoder/classes", head, int(num_classes), 4, vectors=1)
+    rows.close("decoder", int(num_classes), 4)
     return rows.total()
 
 
-def _stem(rows: _Rows, channels: int, stem: tuple[int, int, int]) -> tuple[int, int]:
+def _stem(rows: _Rows, channels: int, stem: Sequence[int]) -> list[int]:
     """Adds the stem and returns the channels of the two tensors that the first cell reads."""
     at = 1
     for index, (filters, step) in enumerate(zip(stem, STEM_STRIDES, strict=True)):
@@ -152,7 +141,7 @@ def _stem(rows: _Rows, channels: int, stem: tuple[int, int, int]) -> tuple[int, 
         rows.convolve(f"stem/unit_{index}", channels, filters, at, [ConvUnit(3)])
         channels = filters
     rows.close("stem", channels, at)
-    return stem[1], stem[2]
+    return [*stem[1:]]
 
 
 def _aspp(rows: _Rows, channels: int, filters: int, at: int) -> None:

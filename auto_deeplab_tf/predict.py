@@ -44,7 +44,7 @@ def predict(options: config.PredictConfig) -> dict[str, Any]:
     """Segments as the command does; returns what it wrote, and the images that failed."""
     paths = find_images(options.image)
     _check_names(paths, Path(options.output_dir))
-    from auto_deeplab_tf.segmenter import load_segmenter
+    from auto_deeplab_tf.served import load_segmenter
 
     model = load_segmenter(options.model)
     output_dir = Path(options.output_dir)

@@ -14,6 +14,7 @@ from typing import Any
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.errors import RunError
+from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
 
 cli.define(config.SearchConfig)
 
@@ -213,8 +214,8 @@ def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:
     search = ArchitectureSearch(
         train.info.num_classes,
         options.part(config.ArchitectureSearchConfig),
-        mean=(127.5,) * train.info.channels,
-        std=(127.5,) * train.info.channels,
+        mean=PLAIN_MEAN[:1] * train.info.channels,
+        std=PLAIN_STD[:1] * train.info.channels,
         ignore_label=train.info.ignore_label,
         class_weights=losses.class_weights(frequencies, options.class_weights),
         path_temperature=keras.optimizers.schedules.PolynomialDecay(

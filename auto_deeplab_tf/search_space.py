@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from auto_deeplab_tf.errors import FieldError, UserError
+from auto_deeplab_tf.errors import UserError
 
 MINIMUM_SIZE = 32
 # How many channels the images of a network may have: grey, RGB, RGB and one more.
@@ -21,6 +21,10 @@ INPUT_CHANNELS = (1, 3, 4)
 # Channels of its three convolutions as published; a network of few filters wants fewer.
 STEM_CHANNELS = (64, 64, 128)
 STEM_STRIDES = (2, 1, 2)
+# Of its two tensors that the first cell reads, behind the second and the third convolution.
+STEM_OUTPUT_STRIDES = (2, 4)
+# Images are normalised (x - PLAIN_MEAN) / PLAIN_STD per channel unless told otherwise: to -1..1.
+PLAIN_MEAN = PLAIN_STD = (127.5, 127.5, 127.5)
 # ASPP's rates at stride s are these divided by s: 6, 12, 18 at stride 16.
 ASPP_EXTENTS = (96, 192, 288)
 NUM_LEVELS = 4
@@ -137,17 +141,6 @@ def operation(name: str) -> Operation:
 def stride(level: int) -> int:
     """Returns the stride of a level: 4 * 2**level."""
     return 4 * 2**level
-
-
-def checked_stem_channels(channels: Sequence[int]) -> tuple[int, int, int]:
-    """Returns the channels of the stem's three convolutions as a tuple, or says what is wrong."""
-    integers = [int(c) for c in channels if isinstance(c, (int, np.integer)) and int(c) > 0]
-    if len(channels) != len(STEM_STRIDES) or len(integers) != len(STEM_STRIDES):
-        raise FieldError(
-            f"stem_channels must be {len(STEM_STRIDES)} integers of 1 or more. "
-            f"Received: {channels!r}."
-        )
-    return integers[0], integers[1], integers[2]
 
 
 def block_sources(block: int) -> tuple[str, ...]:

@@ -1,12 +1,10 @@
 """`Segmenter`: a segmentation network as a Keras model that trains, predicts and is handed over."""
 
 import dataclasses
-import itertools
-import math
+import functools
 import os
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,15 +13,14 @@ import tensorflow as tf
 
 from auto_deeplab_tf import baselines
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.config import LossConfig, SegmenterConfig
 from auto_deeplab_tf.data.resizing import resize_image
-from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.backend import require_tensorflow
-from auto_deeplab_tf.nn.network import build_network
-from auto_deeplab_tf.nn.resize import resize_bilinear
-from auto_deeplab_tf.search_space import STEM_CHANNELS
+from auto_deeplab_tf.nn.network import Network
 from auto_deeplab_tf.training import inputs, loop, losses, whole_images
 from auto_deeplab_tf.training.checkpoints import Checkpoints
-from auto_deeplab_tf.training.keras_data import KerasData
+from auto_deeplab_tf.training.keras_data import KerasData, split_off, validation
 from auto_deeplab_tf.training.metrics import ConfusionMatrix, MatrixScore, score
 from auto_deeplab_tf.training.optimizers import default_optimizer, with_loss_scaling
 
@@ -55,27 +52,18 @@ class Segmenter(keras.Model):
         architecture: An `Architecture`, the name of a preset or an architecture file; or a network
             that exists already: a Keras model from images to logits.
         num_classes: Number of classes; may be left out where a network is given.
-        filter_multiplier: F, filters of a block at stride 4.
-        stem_channels: Channels of the stem's three convolutions.
-        head_channels: Channels of the ASPP and the decoder.
-        decoder_channels: Channels of the low-level feature in the decoder.
-        mean: What the network subtracts from its images, for each of their channels: 1, 3 (red,
-            green and blue) or 4.
-        std: What it then divides by, for each channel.
-        drop_path_keep: Probability, at the end of training, of keeping a path; 1: no drop path.
-        drop_path_seed: Seed of the paths dropped.
-        batch_norm_decay: Decay of the moving statistics of batch normalisation.
+        settings: The network's settings and those of its loss, or their fields as keywords
+            (`filter_multiplier=8, weight_decay=0, ...`). Of a network that exists already only the
+            loss is set.
         class_names: One name per class.
         palette: uint8 [num_classes, 3], the colour of each class.
         ignore_label: Label of the pixels that count nowhere.
         class_weights: Weight of each class in the loss (see `training.losses.class_weights`).
-        label_smoothing: Label smoothing of the loss, in [0, 1).
-        hardest_fraction: Fraction of each image's pixels, hardest first, that the loss counts.
-        weight_decay: L2 weight decay on the kernels.
         image_size: (height, width) of the whole images that the training crops were cut from: a
             note for commands that bring images to it. The network itself takes any size.
-        dtype: Dtype policy of the network, such as "mixed_bfloat16"; logits are always float32.
         name: Name of the model.
+        **keywords: The fields of `settings`, and `mean`, `std`, `drop_path_seed` and `dtype` of
+            `nn.network.Network`.
 
     Call arguments:
         images: [N, H, W, C], 0..255, integers or floats; any H and W; C = len(mean).
@@ -93,27 +81,19 @@ class Segmenter(keras.Model):
         self,
         architecture: Architecture | str | os.PathLike | keras.Model,
         num_classes: int | None = None,
+        settings: SegmenterConfig | None = None,
         *,
-        filter_multiplier: int = 20,
-        stem_channels: Sequence[int] = STEM_CHANNELS,
-        head_channels: int = 256,
-        decoder_channels: int = 48,
-        mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
-        drop_path_keep: float = 1.0,
-        drop_path_seed: int = 0,
-        batch_norm_decay: float = 0.9997,
         class_names: Sequence[str] | None = None,
         palette: Any = None,
         ignore_label: int = 255,
         class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
-        hardest_fraction: float = 1.0,
-        weight_decay: float = 4e-5,
         image_size: tuple[int, int] | None = None,
-        dtype: Any = None,
         name: str | None = None,
+        **keywords: Any,
     ):
+        settings, of_network = SegmenterConfig.given(
+            settings, keywords, ("mean", "std", "drop_path_seed")
+        )
         if isinstance(architecture, keras.Model):
             network = architecture
         else:
@@ -121,20 +101,7 @@ class Segmenter(keras.Model):
                 raise UserError("num_classes must be given with an architecture. Received: None")
             if not isinstance(architecture, Architecture):
                 architecture = Architecture.from_argument(os.fspath(architecture))
-            network = build_network(
-                architecture,
-                num_classes,
-                filter_multiplier,
-                stem_channels=stem_channels,
-                head_channels=head_channels,
-                decoder_channels=decoder_channels,
-                mean=mean,
-                std=std,
-                drop_path_keep=drop_path_keep,
-                drop_path_seed=drop_path_seed,
-                batch_norm_decay=batch_norm_decay,
-                dtype=dtype,
-            )
+            network = Network(architecture, num_classes, settings, **of_network)
         if num_classes is not None and num_classes != network.num_classes:
             raise UserError(
                 f"num_classes must be that of the network ({network.num_classes}). "
@@ -145,11 +112,11 @@ class Segmenter(keras.Model):
         super().__init__(dtype="float32", name=name)
         self.network = network
         self.num_classes = network.num_classes
-        self._loss_settings = losses.LossSettings(
-            ignore_label, class_weights, label_smoothing, hardest_fraction, weight_decay
-        )
-        self.class_names = _checked_class_names(class_names, self.num_classes)
-        self.palette = _checked_palette(palette, self.num_classes)
+        self.settings = settings.part(LossConfig)
+        self.ignore_label = ignore_label
+        self.class_weights = None if class_weights is None else tuple(map(float, class_weights))
+        self.class_names = inputs.checked_class_names(class_names, self.num_classes)
+        self.palette = inputs.checked_palette(palette, self.num_classes)
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         self.total_steps: int | None = None
         self.completed_steps = tf.Variable(
@@ -160,8 +127,6 @@ class Segmenter(keras.Model):
         )
         self._confusion = ConfusionMatrix(self.num_classes, ignore_label)
         self._saves_optimizer = True
-        self._class_ids_function: tuple[Any, Any] = (None, None)
-        self._logits_function: Any = None
         self.built = True
         self.compile()
 
@@ -172,16 +137,6 @@ class Segmenter(keras.Model):
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """Returns the shape of the logits."""
         return (*input_shape[:-1], self.num_classes)
-
-    @property
-    def ignore_label(self) -> int:
-        """Label of the pixels that count nowhere."""
-        return self._loss_settings.ignore_label
-
-    @property
-    def class_weights(self) -> Sequence[float] | None:
-        """Weight of each class in the loss; None: 1 each."""
-        return self._loss_settings.class_weights
 
     @property
     def input_channels(self) -> int:
@@ -208,7 +163,8 @@ class Segmenter(keras.Model):
         mean, std = np.asarray(self.network.mean), np.asarray(self.network.std)
         self.network.mean, self.network.std = (0.0,) * len(mean), (1.0,) * len(mean)
         self.traced_step = self.test_function = self.predict_function = None
-        self._class_ids_function, self._logits_function = (None, None), None
+        for name in ("_class_ids_function", "_logits_function"):
+            self.__dict__.pop(name, None)
         return keras.layers.Rescaling((1 / std).tolist(), (-mean / std).tolist())
 
     def command_input_size(
@@ -222,7 +178,7 @@ class Segmenter(keras.Model):
         """
         if input_size is not None:
             return input_size
-        return size if self.image_size is None else with_area_of(size, self.image_size)
+        return size if self.image_size is None else whole_images.with_area_of(size, self.image_size)
 
     # ---- training
 
@@ -260,7 +216,11 @@ class Segmenter(keras.Model):
                 f"Received: {loss!r}"
             )
         self._loss_function: Callable[[tf.Tensor, tf.Tensor], losses.SumAndWeight] = (
-            self._loss_settings.function(self.num_classes) if isinstance(loss, str) else loss
+            losses.segmentation_loss(
+                self.num_classes, self.ignore_label, self.class_weights, self.settings
+            )
+            if isinstance(loss, str)
+            else loss
         )
         self._further_metrics = metrics
         self.traced_step = None
@@ -328,9 +288,9 @@ class Segmenter(keras.Model):
                 the learning rate needs it.
             RunError: If the loss is not finite.
         """
-        _refuse_weights(class_weight=class_weight, sample_weight=sample_weight)
+        inputs.refuse_weights(class_weight=class_weight, sample_weight=sample_weight)
         if validation_split and validation_data is None:
-            x, y, validation_data = _split_off(x, y, validation_split)
+            x, y, validation_data = split_off(x, y, validation_split)
         if y is not None:
             pixels = inputs.check_arrays(
                 x, y, self.input_channels, self.num_classes, self.ignore_label
@@ -359,7 +319,8 @@ class Segmenter(keras.Model):
             container = loop.callback_list(
                 self, callbacks or (), epochs, steps, 1 if verbose == "auto" else int(verbose)
             )
-            validate = self._validation(
+            validate = validation(
+                self.evaluate,
                 validation_data,
                 validation_freq,
                 batch_size=validation_batch_size or batch_size,
@@ -418,7 +379,7 @@ class Segmenter(keras.Model):
             As in Keras: loss, miou, pixel_accuracy and further metrics; scores are NaN where every
             pixel is ignored.
         """
-        _refuse_weights(sample_weight=sample_weight)
+        inputs.refuse_weights(sample_weight=sample_weight)
         if y is not None:
             inputs.check_form(np.asarray(x), np.asarray(y), self.input_channels)
         if self.distribute_strategy.num_replicas_in_sync > 1:
@@ -438,8 +399,8 @@ class Segmenter(keras.Model):
     def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """Computes logits as `keras.Model.predict` does.
 
-        Arrays may have any number of images on any number of devices: a last batch that would leave
-        a device without an image is filled up, and the result cut.
+        Batches may have any number of images on any number of devices: those that the devices
+        cannot share equally are filled, and the result is cut.
 
         Args:
             x: Images [N, H, W, C], 0..255, or what Keras takes besides.
@@ -450,12 +411,18 @@ class Segmenter(keras.Model):
         Returns:
             float32 [N, H, W, num_classes].
         """
-        missing = 0
-        if isinstance(x, np.ndarray) and self.distribute_strategy.num_replicas_in_sync > 1:
-            missing = -len(x) % (batch_size or 32)
-            x = np.concatenate([x, np.repeat(x[:1], missing, axis=0)])
-        logits = super().predict(x, batch_size, *args, **kwargs)
-        return logits[: len(logits) - missing]
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return super().predict(x, batch_size, *args, **kwargs)
+        with self.distribute_strategy.scope():
+            data = KerasData(x, None, batch_size, shuffle=False, predicts=True)
+        logits, given = super().predict(data.dataset, None, *args, **kwargs)
+        return logits[given == 1]
+
+    def predict_step(self, data: Any) -> Any:
+        """Returns the logits of a batch; on several devices beside them which images were given."""
+        logits = super().predict_step(data)
+        _, given, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return logits if given is None or self._num_replicas() == 1 else (logits, given)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes one step on a batch, or this replica's share of it; returns the metrics so far."""
@@ -471,7 +438,7 @@ class Segmenter(keras.Model):
             loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(loss, variables)
         # Each replica adds its share: the optimizer sums the gradients of all of them.
-        weight_decay = self._loss_settings.weight_decay / self._num_replicas()
+        weight_decay = self.settings.weight_decay / self._num_replicas()
         decay = self.optimizer.scale_loss(tf.constant(weight_decay))
         gradients = [
             _with_decay(gradient, variable, decay)
@@ -502,10 +469,6 @@ class Segmenter(keras.Model):
         Raises:
             UserError: If every pixel is ignored.
         """
-        if self._logits_function is None:
-            self._logits_function = tf.function(
-                self._logits, autograph=False, reduce_retracing=True
-            )
         loss, matrix = score(
             self._logits_function,
             batches,
@@ -522,30 +485,6 @@ class Segmenter(keras.Model):
 
     def _prepared(self, optimizer):
         return with_loss_scaling(optimizer, self.network.compute_dtype)
-
-    def _validation(self, data, freq, **arguments):
-        """A function epoch -> logs of the validation, empty in an epoch that has none."""
-
-        def is_due(epoch):
-            return (epoch + 1) % freq == 0 if isinstance(freq, int) else epoch + 1 in freq
-
-        if data is None:
-            return lambda epoch: {}
-        if callable(data):
-            return lambda epoch: data(epoch) if is_due(epoch) else {}
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-        iterates = isinstance(x, Iterator)
-        steps = arguments["steps"]
-
-        def validate(epoch):
-            if not is_due(epoch):
-                return {}
-            # A generator is read on from epoch to epoch; Keras would take some batches ahead.
-            part = (batch for batch in itertools.islice(x, steps)) if iterates else x
-            logs = self.evaluate(part, y, return_dict=True, **arguments)
-            return {f"val_{name}": value for name, value in logs.items()}
-
-        return validate
 
     def _watched(self, batches):
         """The batches of an epoch; the images of the first one are looked at."""
@@ -569,7 +508,7 @@ class Segmenter(keras.Model):
     def _unpacked(self, data):
         """(images, labels int32 [N, H, W]) of a batch, checked."""
         images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        _refuse_weights(sample_weight=sample_weight)
+        inputs.refuse_weights(sample_weight=sample_weight)
         if labels is None:
             raise UserError("Segmenter takes (images, masks). Received: images alone")
         images, labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
@@ -581,7 +520,7 @@ class Segmenter(keras.Model):
 
     def _update_drop_path(self):
         """Tells the network how far the training is: step / steps."""
-        if self.network.drop_path_keep == 1.0:
+        if getattr(self.network, "progress", None) is None:
             return
         if self.total_steps is None:
             raise UserError(
@@ -591,6 +530,14 @@ class Segmenter(keras.Model):
         self.network.progress.assign(tf.minimum(step / self.total_steps, 1.0))
 
     # ---- inference
+
+    @functools.cached_property
+    def _logits_function(self):
+        return tf.function(self._logits, autograph=False, reduce_retracing=True)
+
+    @functools.cached_property
+    def _class_ids_function(self):
+        return tf.function(self.class_ids, autograph=False, reduce_retracing=True)
 
     def _logits(self, images):
         """float32 [N, H, W, num_classes] of whole images of any size, in inference."""
@@ -620,24 +567,7 @@ class Segmenter(keras.Model):
         Returns:
             int32 [N, height, width].
         """
-        images = tf.cast(images, tf.float32)
-        own_size = whole_images.size_of(images)
-        predictions = []
-        for scale in scales:
-            scaled = images
-            if scale != 1.0:
-                scaled = resize_bilinear(images, tuple(_scaled(side, scale) for side in own_size))
-            for mirror in (False, True) if flip else (False,):
-                logits = self._logits(tf.reverse(scaled, [2]) if mirror else scaled)
-                logits = tf.reverse(logits, [2]) if mirror else logits
-                if scale != 1.0 or size is not None:
-                    logits = resize_bilinear(logits, size or own_size)
-                predictions.append(logits)
-        if len(predictions) == 1:
-            # Without the softmax, which can round the two best to a tie.
-            return tf.argmax(predictions[0], axis=-1, output_type=tf.int32)
-        mean = tf.add_n([tf.nn.softmax(logits) for logits in predictions])
-        return tf.argmax(mean, axis=-1, output_type=tf.int32)
+        return whole_images.class_ids(self._logits, tf.cast(images, tf.float32), size, scales, flip)
 
     def predict_class_ids(
         self,
@@ -677,25 +607,13 @@ class Segmenter(keras.Model):
         for start in range(0, len(images), _PREDICT_BATCH_SIZE):
             batch = images[start : start + _PREDICT_BATCH_SIZE]
             part = slice(start, start + len(batch))
-            if input_size is None or input_size == size:
-                result[part] = self._run_class_ids(batch, None, scales, flip)
+            if input_size in (None, size):
+                found = self._class_ids_function(tf.constant(batch), None, tuple(scales), flip)
             else:
-                seen = np.stack([resize_image(image, input_size) for image in batch])
-                result[part] = self._run_class_ids(seen, size, scales, flip)
+                seen = tf.stack([resize_image(image, input_size) for image in batch])
+                found = self._class_ids_function(seen, tf.constant(size), tuple(scales), flip)
+            result[part] = found.numpy()
         return result
-
-    def _run_class_ids(self, images, size, scales, flip):
-        """Runs `class_ids` compiled for these options; the last ones stay compiled."""
-        options = (size is None, tuple(scales), flip)
-        if self._class_ids_function[0] != options:
-
-            def run(images, size):
-                size = None if size is None else (size[0], size[1])
-                return self.class_ids(images, size, scales, flip)
-
-            self._class_ids_function = (options, tf.function(run, reduce_retracing=True))
-        size = None if size is None else tf.constant(size)
-        return self._class_ids_function[1](tf.constant(images), size).numpy()
 
     # ---- the hand-over file
 
@@ -706,7 +624,9 @@ class Segmenter(keras.Model):
             "architecture": keras.saving.serialize_keras_object(self.network),
             "class_names": None if self.class_names is None else list(self.class_names),
             "palette": None if self.palette is None else self.palette.tolist(),
-            **dataclasses.asdict(self._loss_settings),
+            "ignore_label": self.ignore_label,
+            "class_weights": self.class_weights,
+            **dataclasses.asdict(self.settings),
             "image_size": self.image_size,
         }
 
@@ -791,99 +711,8 @@ class Segmenter(keras.Model):
         super().export(os.fspath(filepath), format, verbose, input_signature, **kwargs)
 
 
-def with_area_of(size: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    """Returns the size with the proportions of the first and as many pixels as the second."""
-    factor = (math.prod(other) / math.prod(size)) ** 0.5
-    return round(size[0] * factor) or 1, round(size[1] * factor) or 1
-
-
-def load_segmenter(path: str | os.PathLike[str], name: str = "model") -> Segmenter:
-    """Reads a model file: that of a `Segmenter`, or of a bare network (`build_network(...).save`).
-
-    Args:
-        path: The .keras file.
-        name: What the file is called in errors: the setting that names it.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        UserError: If it is no .keras file of a segmentation network, or is damaged.
-    """
-    rule = "give the model.keras that `python -m auto_deeplab_tf.train` or Segmenter.save wrote"
-    if not os.path.isfile(path):
-        raise MissingFileError(f"{name}={path}: no such file; {rule}")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{name}={path} is no .keras file; {rule}")
-    baselines.register_classes()
-    try:
-        model = keras.saving.load_model(path)
-    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{name}={path} cannot be read: {reason}") from error
-    if isinstance(model, Segmenter):
-        return model
-    if not all(hasattr(model, attribute) for attribute in ("num_classes", "mean", "std")):
-        raise UserError(f"{name}={path} holds a {type(model).__name__}, not a Segmenter; {rule}")
-    return Segmenter(model)
-
-
-def _refuse_weights(**weights):
-    for name, value in weights.items():
-        if value is not None:
-            raise UserError(
-                f"Segmenter takes (images, masks) without {name}: weigh classes by "
-                "Segmenter(class_weights=...), leave pixels out by the ignore label"
-            )
-
-
-def _split_off(x, y, share):
-    """(x, y, (val_x, val_y)): the last images of arrays, as Keras' `validation_split` does."""
-    if not hasattr(x, "shape") or not 0.0 < share < 1.0:
-        raise UserError(
-            "validation_split must lie between 0 and 1, and takes images and masks as arrays. "
-            f"Received: {share} of {type(x).__name__}"
-        )
-    first = math.floor(len(x) * (1.0 - share))
-    if not 0 < first < len(x):
-        raise UserError(
-            f"validation_split={share} of {len(x)} images leaves no image to train or to validate"
-        )
-    return x[:first], y[:first], (x[first:], y[first:])
-
-
 def _with_decay(gradient, variable, decay):
     """Adds decay * variable to the gradient of a kernel: a variable with more than one axis."""
     if gradient is None or len(variable.shape) < 2:
         return gradient
     return gradient + tf.cast(decay, gradient.dtype) * tf.convert_to_tensor(variable)
-
-
-def _scaled(side, scale):
-    """A side times `scale`, corners aligned: as many whole steps of 1 / scale as lie within it."""
-    if isinstance(side, int):
-        return round((side - 1) * scale) + 1
-    return tf.cast(tf.round(tf.cast(side - 1, tf.float32) * scale), tf.int32) + 1
-
-
-def _checked_class_names(class_names, num_classes):
-    if class_names is None:
-        return None
-    names = tuple(str(name) for name in class_names)
-    if len(names) != num_classes:
-        raise UserError(
-            f"class_names must be one name per class ({num_classes}). Received: {len(names)} names"
-        )
-    if len(set(names)) != len(names):
-        raise UserError(f"class_names must differ from one another. Received: {names}")
-    return names
-
-
-def _checked_palette(palette, num_classes):
-    if palette is None:
-        return None
-    palette = np.asarray(palette)
-    if palette.shape != (num_classes, 3) or not np.all((palette >= 0) & (palette <= 255)):
-        raise UserError(
-            f"palette must be one colour (red, green, blue), 0..255, per class ({num_classes}). "
-            f"Received: {palette.tolist()}"
-        )
-    return palette.astype("uint8")

@@ -5,16 +5,20 @@ The SavedModel may be one of `export.saved_model`, or any other with the same si
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf import baselines
 from auto_deeplab_tf.data.resizing import resize_image
-from auto_deeplab_tf.errors import FieldError, UserError
+from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
 from auto_deeplab_tf.files import LiteralPath
-from auto_deeplab_tf.segmenter import load_segmenter, with_area_of
+from auto_deeplab_tf.segmenter import Segmenter
+from auto_deeplab_tf.training.whole_images import with_area_of
 
 _NEEDED = "serving_default: images float32 [N, H, W, C] -> class_ids int32 [N, H, W]"
 
@@ -163,6 +167,35 @@ class ServedModel:
                 f"outside of 0..{'' if limit is None else limit - 1}"
             )
         return class_ids
+
+
+def load_segmenter(path: str | os.PathLike[str], name: str = "model") -> Segmenter:
+    """Reads a model file: that of a `Segmenter`, or of a bare network (`build_network(...).save`).
+
+    Args:
+        path: The .keras file.
+        name: What the file is called in errors: the setting that names it.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If it is no .keras file of a segmentation network, or is damaged.
+    """
+    rule = "give the model.keras that `python -m auto_deeplab_tf.train` or Segmenter.save wrote"
+    if not os.path.isfile(path):
+        raise MissingFileError(f"{name}={path}: no such file; {rule}")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{name}={path} is no .keras file; {rule}")
+    baselines.register_classes()
+    try:
+        model = keras.saving.load_model(path)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}={path} cannot be read: {reason}") from error
+    if isinstance(model, Segmenter):
+        return model
+    if not all(hasattr(model, attribute) for attribute in ("num_classes", "mean", "std")):
+        raise UserError(f"{name}={path} holds a {type(model).__name__}, not a Segmenter; {rule}")
+    return Segmenter(model)
 
 
 def load_model(path: str | os.PathLike) -> Any:

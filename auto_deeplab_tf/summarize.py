@@ -6,8 +6,6 @@ every layer is listed.
 
 from __future__ import annotations
 
-import dataclasses
-
 from auto_deeplab_tf import accounting, cli, config
 from auto_deeplab_tf.architecture import Architecture
 
@@ -36,9 +34,9 @@ def _count(options: config.SummarizeConfig) -> accounting.Count:
         return count_network(network, options.input_size)
     return accounting.count(
         Architecture.from_argument(str(options.architecture)),
+        options,
         num_classes=options.num_classes,
         input_size=options.input_size,
-        **dataclasses.asdict(options.part(config.NetworkSizesConfig)),
     )
 
 

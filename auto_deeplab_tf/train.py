@@ -6,7 +6,6 @@ checkpoints/, logs/ for TensorBoard, and with --init_from init.json (which weigh
 are new). The same command resumes from the last checkpoint; on a finished run it changes nothing.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -17,6 +16,7 @@ from typing import Any
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.files import write_text
+from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
 
 cli.define(config.TrainConfig)
 
@@ -33,7 +33,6 @@ ARCHITECTURE_FILE = "architecture.json"
 MODEL_FILE = "model.keras"
 LAST_MODEL_FILE = "last.keras"
 INIT_FILE = "init.json"
-_PLAIN = 127.5  # x / 127.5 - 1, in every channel
 
 
 def main() -> None:
@@ -164,7 +163,7 @@ class _Training:
 
     def _start_from(self, model: Any) -> dict[str, Any] | None:
         """Takes the weights of --init_from; None where there is none, or the run has begun."""
-        from auto_deeplab_tf.segmenter import load_segmenter
+        from auto_deeplab_tf.served import load_segmenter
         from auto_deeplab_tf.training import transfer
 
         path = self._options.init_from
@@ -205,38 +204,32 @@ class _Training:
         import keras
 
         from auto_deeplab_tf.baselines import build_baseline
-        from auto_deeplab_tf.nn.network import build_network
         from auto_deeplab_tf.segmenter import Segmenter
         from auto_deeplab_tf.training import losses
         from auto_deeplab_tf.training.schedules import Poly
 
         options, info = self._options, self._train.info
-        plain = (_PLAIN,) * info.channels
-        mean, std = (plain, plain) if options.normalization == "plain" else (info.mean, info.std)
-        settings = {
-            "num_classes": info.num_classes,
-            "mean": mean,
-            "std": std,
-            "dtype": options.dtype_policy,
-        }
-        if options.network is not None:
-            settings["batch_norm_decay"] = options.batch_norm_decay
-            network = build_baseline(options.network, **settings)
-        else:
-            settings |= dataclasses.asdict(options.part(config.NetworkConfig))
-            seed = options.seed % 2**31
-            network = build_network(self._architecture, drop_path_seed=seed, **settings)
+        plain = PLAIN_MEAN[:1] * info.channels, PLAIN_STD[:1] * info.channels
+        mean, std = plain if options.normalization == "plain" else (info.mean, info.std)
+        of_network = {"mean": mean, "std": std, "dtype": options.dtype_policy}
+        network = self._architecture or build_baseline(
+            str(options.network),
+            info.num_classes,
+            batch_norm_decay=options.batch_norm_decay,
+            **of_network,
+        )
         frequencies = losses.class_frequencies(self._train.class_pixels, self._train.present_pixels)
         model = Segmenter(
             network,
+            info.num_classes,
+            options,
             class_names=info.class_names,
             palette=info.palette,
             ignore_label=info.ignore_label,
             class_weights=losses.class_weights(frequencies, options.class_weights),
-            label_smoothing=options.label_smoothing,
-            hardest_fraction=options.hardest_fraction,
-            weight_decay=options.weight_decay,
             image_size=options.image_size,
+            drop_path_seed=options.seed % 2**31,
+            **of_network,
         )
         schedule = Poly(options.learning_rate, self._total_steps, options.power)
         model.compile(

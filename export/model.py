@@ -16,7 +16,8 @@ import auto_deeplab_tf
 from auto_deeplab_tf.data import resizing
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.segmentation_network import CHANNEL_NAMES
-from auto_deeplab_tf.segmenter import Segmenter, load_segmenter
+from auto_deeplab_tf.segmenter import Segmenter
+from auto_deeplab_tf.served import load_segmenter
 from export import common
 
 

@@ -18,7 +18,7 @@ from auto_deeplab_tf import baselines
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.decoding import decode, load_logits
 from auto_deeplab_tf.nn.supernet import Supernet
-from auto_deeplab_tf.segmenter import load_segmenter
+from auto_deeplab_tf.served import load_segmenter
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures/0.1.0"
 SMALL_BASELINES = (

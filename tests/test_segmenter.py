@@ -14,7 +14,8 @@ import tensorflow as tf
 import auto_deeplab_tf
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.errors import RunError
-from auto_deeplab_tf.segmenter import Segmenter, load_segmenter
+from auto_deeplab_tf.segmenter import Segmenter
+from auto_deeplab_tf.served import load_segmenter
 from auto_deeplab_tf.training import loop
 
 SIZE = (32, 48)
@@ -437,9 +438,15 @@ def test_two_devices_share_a_last_batch_of_one_image(mirrored):
         ).history
         assert model.confusion_matrix.sum() == (masks != 255).sum()
         found.append(history)
+        unlike = tf.data.Dataset.from_generator(
+            lambda: (images[part] for part in (slice(1), slice(1, 4), slice(4, 5))),
+            output_signature=tf.TensorSpec((None, *images.shape[1:])),
+        )
         logits.append(model.predict(images, batch_size=4, verbose=0))
+        logits += [model.predict(x, verbose=0) for x in (unlike, batches(images, masks))]
     assert logits[0].shape == (*masks.shape, 3)
-    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-5)
+    for other in logits[1:]:
+        np.testing.assert_allclose(other, logits[0], rtol=1e-4, atol=1e-5)
     assert found[0].keys() == found[1].keys()
     for name, values in found[0].items():
         np.testing.assert_allclose(found[1][name], values, rtol=1e-5, err_msg=name)
@@ -550,7 +557,7 @@ def test_wrong_masks_of_a_dataset_are_refused():
         ({"class_weights": (1.0, 1.0)}, r"one number per class \(3\)"),
         ({"ignore_label": 1}, "must not be one of the classes"),
         ({"hardest_fraction": 0.0}, "hardest_fraction"),
-        ({"weight_decay": -1.0}, "weight_decay must be >= 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: must be at least 0"),
         ({"num_classes": None}, "num_classes must be given"),
     ],
 )

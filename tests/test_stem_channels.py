@@ -27,7 +27,7 @@ def test_a_network_has_the_channels_it_is_counted_with_and_saves_them(tmp_path):
     assert counted.params < wide.params and counted.multi_adds < wide.multi_adds
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert loaded.network.stem_channels == STEM
+    assert loaded.network.settings.stem_channels == STEM
     np.testing.assert_array_equal(model.predict(IMAGES), loaded.predict(IMAGES))
 
 

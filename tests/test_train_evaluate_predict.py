@@ -14,7 +14,7 @@ from PIL import Image
 from auto_deeplab_tf import cli, config, evaluate, overlay, predict, train
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.data import sets
-from auto_deeplab_tf.segmenter import load_segmenter
+from auto_deeplab_tf.served import load_segmenter
 
 ARCHITECTURE = Architecture(
     levels=(1, 1),

@@ -12,11 +12,12 @@ import dataclasses
 import difflib
 import filecmp
 import math
+import numbers
 import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 from auto_deeplab_tf.errors import FieldError, UserError
@@ -301,8 +302,9 @@ def _check_type(name: str, kind: Kind, value: Any) -> Any:
     def element(item: Any) -> Any:
         if kind.element is str and isinstance(item, os.PathLike):
             item = os.fspath(item)
-        if kind.element is float and isinstance(item, int) and not isinstance(item, bool):
-            return float(item)
+        number = {int: numbers.Integral, float: numbers.Real}.get(kind.element, type(None))
+        if isinstance(item, number) and not isinstance(item, bool):
+            item = kind.element(item)  # also of NumPy's numbers
         if type(item) is not kind.element:
             raise FieldError(f"{name} takes {kind.metavar}. Received: {value!r}")
         return item
@@ -395,3 +397,27 @@ class Config:
         """Returns the settings of a class that this one has all fields of, as that class."""
         names = [field.name for field in dataclasses.fields(config_class)]
         return config_class(**{name: getattr(self, name) for name in names})
+
+    @classmethod
+    def given(
+        cls, settings: Config | None, keywords: Mapping[str, Any], others: Iterable[str] = ()
+    ) -> tuple[Self, dict[str, Any]]:
+        """Returns settings that an object was given, whole or as keywords, and other keywords.
+
+        Args:
+            settings: This class, or one that has all of its fields; None: as keywords.
+            keywords: The keywords.
+            others: Names that are no settings, beside `name`, `trainable` and `dtype` of Keras.
+
+        Raises:
+            TypeError: For a keyword that is neither, with the nearest setting, and for settings
+                that are given in both ways.
+        """
+        others = {*others, "name", "trainable", "dtype"}
+        rest = {name: value for name, value in keywords.items() if name in others}
+        fields = {name: value for name, value in keywords.items() if name not in others}
+        if settings is None:
+            return cls(**fields), rest
+        if fields:
+            raise TypeError(f"settings are given whole or as keywords. Received: {[*fields]}")
+        return settings.part(cls), rest

@@ -16,11 +16,12 @@ from auto_deeplab_tf.search_space import (
     ATROUS_KINDS,
     MINIMUM_SIZE,
     STEM_CHANNELS,
-    checked_stem_channels,
+    STEM_STRIDES,
 )
 
 # The limit of Pillow: 2 GiB as float32 RGB.
 MAX_IMAGE_PIXELS = 178_956_970
+CLASS_WEIGHT_SCHEMES = ("none", "median_frequency", "sqrt_median_frequency")
 _FAST_MODES = "fast modes: not the exact search"
 _data = functools.partial(flag, group="data")
 _network = functools.partial(flag, group="network")
@@ -75,7 +76,7 @@ class StemAndHeadConfig(Config):
 
     def _check(self) -> None:
         super()._check()
-        checked_stem_channels(self.stem_channels)
+        _check_stem(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,19 +163,23 @@ class SupernetConfig(Config):
                 f"sampled_paths={self.sampled_paths} needs formulation=fused: the plain "
                 "formulation computes all paths."
             )
-        checked_stem_channels(self.stem_channels)
+        _check_stem(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig(Config):
-    """The loss of a network's weights."""
+    """The loss of a network that is trained on labelled images."""
 
-    class_weights: str = _optimisation(
-        "none",
-        "weights of the classes in the loss, from their frequencies",
-        choices=("none", "sqrt_median_frequency", "median_frequency"),
-    )
     weight_decay: float = _optimisation(4e-5, "L2 weight decay of the kernels", minimum=0)
+    hardest_fraction: float = _optimisation(
+        1.0, "fraction of the pixels, hardest first, that count in the loss", above=0, maximum=1
+    )
+    label_smoothing: float = _optimisation(0.0, "label smoothing in the loss", minimum=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmenterConfig(NetworkConfig, LossConfig):
+    """What `Segmenter` configures: a decoded network and its loss."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,16 +197,6 @@ class BilevelConfig(Config):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArchitectureSearchConfig(SupernetConfig, BilevelConfig):
     """What `ArchitectureSearch` configures: the search network and its updates."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SupervisedLossConfig(LossConfig):
-    """The loss of a network that is trained on labelled images."""
-
-    hardest_fraction: float = _optimisation(
-        1.0, "fraction of the pixels, hardest first, that count in the loss", above=0, maximum=1
-    )
-    label_smoothing: float = _optimisation(0.0, "label smoothing in the loss", minimum=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -302,7 +297,7 @@ class DataConfig(DatasetConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(DataConfig, LossConfig, OutputConfig):
+class RunConfig(DataConfig, OutputConfig):
     """A run folder, its checkpoints, its validation and its devices."""
 
     run_dir: str = flag(
@@ -345,6 +340,11 @@ class RunConfig(DataConfig, LossConfig, OutputConfig):
     dry_run: bool = _output(
         False, "run and measure two steps, print memory, time and parameters, then exit"
     )
+    class_weights: str = _optimisation(
+        "none",
+        "weights of the classes in the loss, from their frequencies",
+        choices=CLASS_WEIGHT_SCHEMES,
+    )
     learning_rate: float = _optimisation(0.05, "learning rate of the weights at the start", above=0)
     momentum: float = _optimisation(0.9, "momentum of SGD", minimum=0, below=1)
 
@@ -382,6 +382,14 @@ def _check_order(options: Any, low: str, high: str, reason: str = "") -> None:
     if values[0] > values[1]:
         raise FieldError(
             f"{low}={values[0]} must not be greater than {high}={values[1]}{reason}", low, high
+        )
+
+
+def _check_stem(options: Any) -> None:
+    if len(options.stem_channels) != len(STEM_STRIDES):
+        raise FieldError(
+            f"stem_channels must be {len(STEM_STRIDES)} integers of 1 or more. "
+            f"Received: {options.stem_channels}"
         )
 
 
@@ -517,11 +525,6 @@ class DecodeConfig(StemAndHeadConfig, OutputConfig):
     )
     num_classes: int = _budget(19, "classes of the network counted", minimum=2)
     input_size: Size = _budget((1024, 2048), "image size for the count", minimum=MINIMUM_SIZE)
-    stem_channels: tuple[int, ...] = changed(
-        StemAndHeadConfig, "stem_channels", STEM_CHANNELS, group="budget"
-    )
-    head_channels: int = changed(StemAndHeadConfig, "head_channels", 256, group="budget")
-    decoder_channels: int = changed(StemAndHeadConfig, "decoder_channels", 48, group="budget")
 
     def _check(self) -> None:
         super()._check()
@@ -540,7 +543,7 @@ class DecodeConfig(StemAndHeadConfig, OutputConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig, NetworkChoiceConfig, NetworkConfig, SupervisedLossConfig):
+class TrainConfig(RunConfig, NetworkChoiceConfig, SegmenterConfig):
     """Settings of the training of one network; the defaults are the paper's (sec. 4.2)."""
 
     crop_size: Size = changed(DataConfig, "crop_size", (769, 769))

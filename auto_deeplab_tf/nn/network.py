@@ -5,13 +5,15 @@ Nothing depends on the image size but the resizing, so the weights serve every s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.config import NetworkConfig
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
 from auto_deeplab_tf.nn.backend import Tensor
@@ -19,19 +21,16 @@ from auto_deeplab_tf.nn.cell import Cell
 from auto_deeplab_tf.nn.drop_path import ScheduledDropPath
 from auto_deeplab_tf.nn.layer import Shape
 from auto_deeplab_tf.nn.resize import resize_bilinear
-from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_count
+from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork
 from auto_deeplab_tf.nn.serialization import register
 from auto_deeplab_tf.nn.stem import Stem
-from auto_deeplab_tf.search_space import STEM_CHANNELS, checked_stem_channels, stride
-
-# Strides of the two tensors that the first cell reads.
-_STEM_STRIDES = (2, 4)
+from auto_deeplab_tf.search_space import STEM_OUTPUT_STRIDES, stride
 
 
 def build_network(
     architecture: Architecture | str,
     num_classes: int = 19,
-    filter_multiplier: int = 20,
+    filter_multiplier: int = NetworkConfig.filter_multiplier,
     input_size: tuple[int, int] | None = None,
     **settings: Any,
 ) -> Network:
@@ -39,7 +38,8 @@ def build_network(
 
     >>> build_network("auto_deeplab", filter_multiplier=20).count_params()  # doctest: +SKIP
     """
-    return Network(architecture, num_classes, filter_multiplier, input_size, **settings)
+    settings |= {"filter_multiplier": filter_multiplier, "input_size": input_size}
+    return Network(architecture, num_classes, **settings)
 
 
 @register
@@ -54,14 +54,13 @@ class Network(SegmentationNetwork):
     Args:
         architecture: An `Architecture`, or the name of a preset.
         num_classes: See `SegmentationNetwork`.
-        filter_multiplier: F: blocks at level k have F * 2**k channels.
-        head_channels: Channels of the ASPP and the decoder.
-        decoder_channels: Channels of the projected low-level feature.
-        stem_channels: Channels of the three convolutions of the stem.
-        drop_path_keep: ScheduledDropPath's keep probability of the last cell at the end of the
-            training, in (0, 1]; 1 drops nothing.
-        drop_path_seed: Its seed.
-        **kwargs: See `SegmentationNetwork`: `mean`, `std`, `batch_norm_decay`, `dtype`, `name`.
+        settings: The network's sizes and regularisation, or its fields as keywords. Blocks at
+            level k have filter_multiplier * 2**k channels; the ASPP and the decoder have
+            `head_channels`, the projected low-level feature `decoder_channels`, the convolutions of
+            the stem `stem_channels`. `drop_path_keep` is ScheduledDropPath's keep probability of
+            the last cell at the end of the training, in (0, 1]; 1 drops nothing.
+        drop_path_seed: Seed of the paths dropped.
+        **kwargs: See `SegmentationNetwork`: `input_size`, `mean`, `std`, `dtype`, `name`.
 
     Input shape, output shape: see `SegmentationNetwork`.
 
@@ -83,36 +82,28 @@ class Network(SegmentationNetwork):
         self,
         architecture: Architecture | str,
         num_classes: int = 19,
-        filter_multiplier: int = 20,
-        input_size: tuple[int, int] | None = None,
+        settings: NetworkConfig | None = None,
         *,
-        head_channels: int = 256,
-        decoder_channels: int = 48,
-        stem_channels: Sequence[int] = STEM_CHANNELS,
-        drop_path_keep: float = 1.0,
         drop_path_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, input_size, **kwargs)
+        settings, others = NetworkConfig.given(settings, kwargs, ("input_size", "mean", "std"))
+        super().__init__(num_classes, batch_norm_decay=settings.batch_norm_decay, **others)
         self.architecture = _checked_architecture(architecture)
-        self.filter_multiplier = checked_count("filter_multiplier", filter_multiplier)
-        self.head_channels = checked_count("head_channels", head_channels)
-        self.decoder_channels = checked_count("decoder_channels", decoder_channels)
-        self.stem_channels = checked_stem_channels(stem_channels)
-        self.drop_path_keep = float(drop_path_keep)
-        self.drop_path_seed = int(drop_path_seed)
+        self.settings = settings
+        self.drop_path_seed = drop_path_seed
         self._add_layers()
         self.build(self.static_input_shape)
 
     def _add_layers(self) -> None:
-        shared = self.shared
+        shared, settings = self.shared, self.settings
         levels = self.architecture.levels
         self.low_level_index = self.architecture.low_level_index
         self.output_stride = stride(levels[-1])
-        self.stem = Stem(self.stem_channels, name="stem", **shared)
+        self.stem = Stem(settings.stem_channels, name="stem", **shared)
         self.cells = [
             Cell(
-                self.filter_multiplier * 2**level,
+                settings.filter_multiplier * 2**level,
                 self.architecture.cell,
                 stride=2 if level > before else 1,
                 atrous=self.architecture.atrous,
@@ -121,11 +112,11 @@ class Network(SegmentationNetwork):
             )
             for index, (before, level) in enumerate(zip((0, *levels[:-1]), levels, strict=True))
         ]
-        self.aspp = ASPP(self.output_stride, self.head_channels, name="aspp", **shared)
+        self.aspp = ASPP(self.output_stride, settings.head_channels, name="aspp", **shared)
         self.decoder = Decoder(
             self.num_classes,
-            self.head_channels,
-            self.decoder_channels,
+            settings.head_channels,
+            settings.decoder_channels,
             upsample=levels[-1] > 0,
             name="decoder",
             **shared,
@@ -133,16 +124,16 @@ class Network(SegmentationNetwork):
         self.drop_path = ScheduledDropPath(
             len(self.cells),
             self.cells[0].num_droppable,
-            self.drop_path_keep,
+            settings.drop_path_keep,
             seed=self.drop_path_seed,
             name="drop_path",
             dtype=self.dtype_policy,
         )
 
     @property
-    def progress(self) -> keras.Variable:
+    def progress(self) -> keras.Variable | None:
         """The training's progress in 0..1, with which `drop_path` drops more and more."""
-        return self.drop_path.progress
+        return self.drop_path.progress if self.settings.drop_path_keep < 1 else None
 
     @property
     def class_layer(self) -> keras.layers.Layer:
@@ -152,31 +143,32 @@ class Network(SegmentationNetwork):
     def build(self, input_shape: Shape) -> None:
         """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""
         self.stem.build(input_shape)
-        shapes: list[Shape] = [(None, None, None, channels) for channels in self.stem_channels[1:]]
+        shapes: list[Shape] = [(None, None, None, c) for c in self.settings.stem_channels[1:]]
         for cell in self.cells:
             cell.build(shapes[-1], shapes[-2])
             shapes.append((None, None, None, len(cell.blocks) * cell.filters))
         self.aspp.build(shapes[-1])
         # Behind the stem's two tensors come the cells' outputs: the last of the stem is number -1.
         low_level = shapes[2 + self.low_level_index]
-        self.decoder.build((*low_level[:-1], self.head_channels), low_level)
+        self.decoder.build((*low_level[:-1], self.settings.head_channels), low_level)
 
     def compute_logits(self, images: Tensor, training: bool | None = None) -> Tensor:
         """Computes the logits at stride 4; see `SegmentationNetwork`."""
-        sizes = _sizes_by_stride(ops.shape(images)[1:3])
+        size = ops.shape(images)[1:3]
         factors = None
-        if training and self.drop_path_keep < 1:
+        if training and self.settings.drop_path_keep < 1:
             factors = self.drop_path(images)
 
         states = list(self.stem(images, training=training))
-        strides = list(_STEM_STRIDES)
+        strides = list(STEM_OUTPUT_STRIDES)
         for index, (cell, level) in enumerate(
             zip(self.cells, self.architecture.levels, strict=True)
         ):
             # The stride at which the cell reads its inputs: its own, or the finer one of `prev`.
             reads = min(strides[-1], stride(level))
+            read_size = [(extent + reads - 1) // reads for extent in size]
             prev_prev, prev = (
-                state if at == reads else resize_bilinear(state, sizes[reads])
+                state if at == reads else resize_bilinear(state, read_size)
                 for state, at in zip(states[-2:], strides[-2:], strict=True)
             )
             states.append(
@@ -189,15 +181,20 @@ class Network(SegmentationNetwork):
             )
             strides.append(stride(level))
         features = self.aspp(ops.relu(states[-1]), training=training)
-        low_level = states[len(_STEM_STRIDES) + self.low_level_index]
+        low_level = states[len(STEM_OUTPUT_STRIDES) + self.low_level_index]
         return self.decoder(features, low_level, training=training)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments; the architecture as JSON content, with its fingerprint."""
-        return super().get_config() | {
-            "architecture": self.architecture.to_dict(),
-            "fingerprint": self.architecture.fingerprint,
-        }
+        """Returns the arguments: settings one by one, the architecture as JSON content."""
+        config = super().get_config()
+        return (
+            config
+            | dataclasses.asdict(config.pop("settings"))
+            | {
+                "architecture": self.architecture.to_dict(),
+                "fingerprint": self.architecture.fingerprint,
+            }
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Network:
@@ -217,12 +214,6 @@ class Network(SegmentationNetwork):
             )
         network: Network = super().from_config(config | {"architecture": architecture})
         return network
-
-
-def _sizes_by_stride(size: tuple[Any, Any]) -> dict[int, tuple[Any, Any]]:
-    """Returns {stride: (ceil(H / stride), ceil(W / stride))}; ints where H and W are ints."""
-    height, width = size
-    return {s: ((height + s - 1) // s, (width + s - 1) // s) for s in (4, 8, 16, 32)}
 
 
 def _checked_architecture(architecture: Any) -> Architecture:

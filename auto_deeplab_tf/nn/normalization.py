@@ -10,12 +10,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from auto_deeplab_tf.config import NetworkConfig
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.serialization import Configured, register
 
 BATCH_NORM_EPSILON = 1e-3
-BATCH_NORM_DECAY = 0.9997
+BATCH_NORM_DECAY: float = NetworkConfig.batch_norm_decay
 
 _updates: contextvars.ContextVar[Any] = contextvars.ContextVar("updates", default=None)
 

@@ -15,7 +15,7 @@ from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.layer import Normalized, Shape
 from auto_deeplab_tf.nn.normalization import BATCH_NORM_DECAY, Normalization, counted_updates
 from auto_deeplab_tf.nn.resize import resize_bilinear
-from auto_deeplab_tf.search_space import INPUT_CHANNELS, MINIMUM_SIZE
+from auto_deeplab_tf.search_space import INPUT_CHANNELS, MINIMUM_SIZE, PLAIN_MEAN, PLAIN_STD
 
 # The number of updates that moving statistics have had where a file of an earlier version does not
 # say it: their decay stays at its limit, as it was there.
@@ -54,23 +54,19 @@ class SegmentationNetwork(Normalized, keras.Model):
     Output shape: float32 [N, H, W, num_classes], logits, also in mixed precision.
 
     Attributes:
-        drop_path_keep: ScheduledDropPath's keep probability at the end of the training; 1 where
-            the network drops nothing.
         updates: int32 variable: how often the moving statistics were updated.
 
     Raises:
         ValueError: For a setting out of its range, or images that do not fit.
     """
 
-    drop_path_keep: float = 1.0
-
     def __init__(
         self,
         num_classes: int = 19,
         input_size: tuple[int, int] | None = None,
         *,
-        mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
+        mean: Sequence[float] = PLAIN_MEAN,
+        std: Sequence[float] = PLAIN_STD,
         batch_norm_decay: float = BATCH_NORM_DECAY,
         **kwargs: Any,
     ) -> None:

@@ -5,14 +5,14 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from auto_deeplab_tf import method
-from auto_deeplab_tf.config import RETIRED, Config, SupernetConfig, is_retired
+from auto_deeplab_tf.config import RETIRED, SupernetConfig, is_retired
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn import backend, plain
 from auto_deeplab_tf.nn.backend import Tensor
@@ -30,6 +30,8 @@ from auto_deeplab_tf.search_space import (
     MINIMUM_SIZE,
     NUM_LEVELS,
     OPERATIONS,
+    PLAIN_MEAN,
+    PLAIN_STD,
     Transition,
     block_sources,
     reachable_levels,
@@ -39,8 +41,6 @@ from auto_deeplab_tf.search_space import (
 )
 
 ARCHITECTURE_INITIAL_DEVIATION = 1e-3
-_KERAS_ARGUMENTS = ("name", "trainable", "dtype")
-_ConfigT = TypeVar("_ConfigT", bound=Config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Supernet(keras.Model):
         num_classes: int = 19,
         settings: SupernetConfig | None = None,
         *,
-        mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
+        mean: Sequence[float] = PLAIN_MEAN,
+        std: Sequence[float] = PLAIN_STD,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -512,8 +512,8 @@ class Supernet(keras.Model):
         for name in RETIRED:
             if name in config:
                 is_retired(name, str(config.pop(name)).lower())
-        settings, others = split_settings(
-            SupernetConfig, config, ("num_classes", "mean", "std", "seed")
+        settings, others = SupernetConfig.given(
+            None, config, ("num_classes", "mean", "std", "seed")
         )
         supernet = cls(settings=settings, **others)
         if layout is None:
@@ -531,28 +531,6 @@ class Supernet(keras.Model):
         return supernet
 
 
-def split_settings(
-    config_class: type[_ConfigT], keywords: Mapping[str, Any], others: Iterable[str] = ()
-) -> tuple[_ConfigT, dict[str, Any]]:
-    """Splits keywords into settings and those of Keras.
-
-    Args:
-        config_class: The class of the settings.
-        keywords: The keywords.
-        others: Names that are no settings, beside `name`, `trainable` and `dtype`.
-
-    Returns:
-        (settings, other keywords).
-
-    Raises:
-        TypeError: For a keyword that is neither, with the nearest setting.
-    """
-    others = {*_KERAS_ARGUMENTS, *others}
-    settings = {name: value for name, value in keywords.items() if name not in others}
-    rest = {name: value for name, value in keywords.items() if name in others}
-    return config_class(**settings), rest
-
-
 def _digest(layouts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(layouts).encode()).hexdigest()
 
@@ -564,8 +542,8 @@ def build_supernet(
     filter_multiplier: int = 8,
     input_size: tuple[int, int] = (321, 321),
     *,
-    mean: Sequence[float] = (127.5, 127.5, 127.5),
-    std: Sequence[float] = (127.5, 127.5, 127.5),
+    mean: Sequence[float] = PLAIN_MEAN,
+    std: Sequence[float] = PLAIN_STD,
     seed: int = 0,
     **kwargs: Any,
 ) -> Supernet:
@@ -597,5 +575,5 @@ def build_supernet(
         "num_blocks": num_blocks,
         "filter_multiplier": filter_multiplier,
     }
-    settings, others = split_settings(SupernetConfig, sizes | kwargs)
+    settings, others = SupernetConfig.given(None, sizes | kwargs)
     return Supernet(num_classes, settings, mean=mean, std=std, seed=seed, **others)

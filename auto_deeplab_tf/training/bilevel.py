@@ -12,7 +12,7 @@ from auto_deeplab_tf.config import BilevelConfig
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.normalization import update_weights
-from auto_deeplab_tf.nn.supernet import Supernet, split_settings
+from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.training import losses, whole_images
 from auto_deeplab_tf.training.metrics import score, scores
 
@@ -58,9 +58,9 @@ class BilevelModel(keras.Model):
         path_temperature: Any = 1.0,
         **kwargs: Any,
     ):
-        found, others = split_settings(BilevelConfig, kwargs)
+        settings, others = BilevelConfig.given(settings, kwargs)
         super().__init__(autocast=False, **others)
-        self.settings = settings.part(BilevelConfig) if settings else found
+        self.settings = settings
         self.supernet = supernet
         self.ignore_label = ignore_label
         self.class_weights = None if class_weights is None else [float(w) for w in class_weights]

@@ -162,6 +162,45 @@ def warn_of_small_values(images: Any, mean: Sequence[float], std: Sequence[float
     return True
 
 
+def refuse_weights(**weights: Any) -> None:
+    """Refuses weights of pixels and classes, which Keras' `fit` would take."""
+    for name, value in weights.items():
+        if value is not None:
+            raise UserError(
+                f"Segmenter takes (images, masks) without {name}: weigh classes by "
+                "Segmenter(class_weights=...), leave pixels out by the ignore label"
+            )
+
+
+def checked_class_names(
+    class_names: Sequence[str] | None, num_classes: int
+) -> tuple[str, ...] | None:
+    """Returns the names of the classes, all different; None stays None."""
+    if class_names is None:
+        return None
+    names = tuple(str(name) for name in class_names)
+    if len(names) != num_classes:
+        raise UserError(
+            f"class_names must be one name per class ({num_classes}). Received: {len(names)} names"
+        )
+    if len(set(names)) != len(names):
+        raise UserError(f"class_names must differ from one another. Received: {names}")
+    return names
+
+
+def checked_palette(palette: Any, num_classes: int) -> np.ndarray | None:
+    """Returns a palette as uint8 [num_classes, 3]; None stays None."""
+    if palette is None:
+        return None
+    palette = np.asarray(palette)
+    if palette.shape != (num_classes, 3) or not np.all((palette >= 0) & (palette <= 255)):
+        raise UserError(
+            f"palette must be one colour (red, green, blue), 0..255, per class ({num_classes}). "
+            f"Received: {palette.tolist()}"
+        )
+    return palette.astype("uint8")
+
+
 def _shape(value):
     """The static shape as a list, None for an unknown rank."""
     shape = value.shape

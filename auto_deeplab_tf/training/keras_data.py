@@ -4,11 +4,16 @@ Arrays, `tf.data.Dataset`, `keras.utils.PyDataset` and generators are read by Ke
 which have no public name; this file is the only one that uses them.
 """
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras.src.trainers import data_adapters
+
+from auto_deeplab_tf.errors import UserError
 
 
 class KerasData:
@@ -25,6 +30,8 @@ class KerasData:
         shuffle: Whether arrays and `PyDataset`s are shuffled in every epoch.
         ignore_label: Label of the pixels that count nowhere. On several devices a batch that they
             cannot share equally is filled by repeating its first image under this label.
+        predicts: On several devices, replace the masks by int32 [N], 0 for an image that a batch
+            was filled with, else 1.
 
     Attributes:
         dataset: The batches of one pass.
@@ -39,6 +46,7 @@ class KerasData:
         steps_per_epoch: int | None = None,
         shuffle: bool = True,
         ignore_label: int = 255,
+        predicts: bool = False,
     ):
         self._once = isinstance(x, Iterator)
         finite = hasattr(x, "shape") or getattr(x, "num_batches", None) is not None
@@ -52,6 +60,11 @@ class KerasData:
         strategy = tf.distribute.get_strategy()
         replicas = strategy.num_replicas_in_sync
         if replicas > 1 and isinstance(self.dataset, tf.data.Dataset):
+            if predicts:
+                ignore_label = 0
+                self.dataset = self.dataset.map(
+                    lambda images, *_: (images, tf.ones(tf.shape(images)[:1], tf.int32))
+                )
             filled = self.dataset.map(lambda *batch: _filled(batch, replicas, ignore_label))
             self.dataset = strategy.experimental_distribute_dataset(filled)
 
@@ -84,3 +97,55 @@ def _filled(batch, replicas, ignore_label):
     images = tf.concat([images, tf.repeat(images[:1], missing, axis=0)], axis=0)
     ignored = tf.fill(tf.shape(masks[:1]), tf.cast(ignore_label, masks.dtype))
     return images, tf.concat([masks, tf.repeat(ignored, missing, axis=0)], axis=0)
+
+
+def split_off(x: Any, y: Any, share: float) -> tuple[Any, Any, tuple[Any, Any]]:
+    """(x, y, (val_x, val_y)): the last images of arrays, as Keras' `validation_split` does."""
+    if not hasattr(x, "shape") or not 0.0 < share < 1.0:
+        raise UserError(
+            "validation_split must lie between 0 and 1, and takes images and masks as arrays. "
+            f"Received: {share} of {type(x).__name__}"
+        )
+    first = math.floor(len(x) * (1.0 - share))
+    if not 0 < first < len(x):
+        raise UserError(
+            f"validation_split={share} of {len(x)} images leaves no image to train or to validate"
+        )
+    return x[:first], y[:first], (x[first:], y[first:])
+
+
+def validation(
+    evaluate: Callable[..., dict[str, float]],
+    data: Any,
+    freq: int | Sequence[int],
+    **arguments: Any,
+) -> Callable[[int], dict[str, Any]]:
+    """Returns a function epoch -> logs of the validation, empty in an epoch that has none.
+
+    Args:
+        evaluate: `keras.Model.evaluate` of the model.
+        data: `validation_data` of `keras.Model.fit`, or such a function.
+        freq: Its `validation_freq`.
+        **arguments: Of `evaluate`; `steps` among them.
+    """
+
+    def is_due(epoch):
+        return (epoch + 1) % freq == 0 if isinstance(freq, int) else epoch + 1 in freq
+
+    if data is None:
+        return lambda epoch: {}
+    if callable(data):
+        return lambda epoch: data(epoch) if is_due(epoch) else {}
+    x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+    iterates = isinstance(x, Iterator)
+    steps = arguments["steps"]
+
+    def validate(epoch):
+        if not is_due(epoch):
+            return {}
+        # A generator is read on from epoch to epoch; Keras would take some batches ahead.
+        part = (batch for batch in itertools.islice(x, steps)) if iterates else x
+        logs = evaluate(part, y, return_dict=True, **arguments)
+        return {f"val_{name}": value for name, value in logs.items()}
+
+    return validate

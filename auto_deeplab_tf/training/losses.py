@@ -1,14 +1,12 @@
 """The segmentation loss, as a sum and a weight that replicas can add up, and the class weights."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf.config import CLASS_WEIGHT_SCHEMES, LossConfig
 from auto_deeplab_tf.errors import UserError
-
-CLASS_WEIGHT_SCHEMES = ("none", "median_frequency", "sqrt_median_frequency")
 
 SumAndWeight = tuple[tf.Tensor, tf.Tensor]
 
@@ -77,47 +75,11 @@ def class_weights(
     return tuple(float(weight) for weight in weights)
 
 
-@dataclasses.dataclass(frozen=True)
-class LossSettings:
-    """The loss of a network's weights, and the weight decay beside it.
-
-    Args:
-        ignore_label: Label of the pixels that count nowhere.
-        class_weights: Weight of each class, or None for 1 each.
-        label_smoothing: Label smoothing, in [0, 1).
-        hardest_fraction: Fraction of each image's pixels, hardest first, that count.
-        weight_decay: L2 weight decay on the kernels, >= 0.
-    """
-
-    ignore_label: int = 255
-    class_weights: Sequence[float] | None = None
-    label_smoothing: float = 0.0
-    hardest_fraction: float = 1.0
-    weight_decay: float = 4e-5
-
-    def __post_init__(self) -> None:
-        if not self.weight_decay >= 0.0:
-            raise UserError(f"weight_decay must be >= 0. Received: {self.weight_decay}")
-        if self.class_weights is not None:
-            object.__setattr__(self, "class_weights", tuple(map(float, self.class_weights)))
-
-    def function(self, num_classes: int) -> Callable[[tf.Tensor, tf.Tensor], SumAndWeight]:
-        """Returns the `segmentation_loss` of these settings."""
-        return segmentation_loss(
-            num_classes,
-            self.ignore_label,
-            self.class_weights,
-            self.label_smoothing,
-            self.hardest_fraction,
-        )
-
-
 def segmentation_loss(
     num_classes: int,
     ignore_label: int = 255,
     class_weights: Sequence[float] | None = None,
-    label_smoothing: float = 0.0,
-    hardest_fraction: float = 1.0,
+    settings: LossConfig | None = None,
 ) -> Callable[[tf.Tensor, tf.Tensor], SumAndWeight]:
     """Builds the loss of tf-models-official in a form that replicas can add up.
 
@@ -140,8 +102,8 @@ def segmentation_loss(
         num_classes: C, the classes of the logits.
         ignore_label: The label that costs nothing: any integer that is not a class.
         class_weights: The weights w, one number >= 0 per class; None for 1 each.
-        label_smoothing: The smoothing s, in [0, 1).
-        hardest_fraction: In (0, 1]; 1 takes every pixel.
+        settings: `label_smoothing` is s; a `hardest_fraction` of 1 takes every pixel. Default: s 0,
+            every pixel.
 
     Returns:
         A function (labels, logits) -> (loss_sum, weight_sum): labels integers [N, H, W], logits
@@ -152,9 +114,10 @@ def segmentation_loss(
     Raises:
         UserError: For a value outside the ranges above.
     """
-    _check(num_classes, ignore_label, class_weights, label_smoothing, hardest_fraction)
+    _check(num_classes, ignore_label, class_weights)
+    settings = settings or LossConfig()
     weights = [1.0] * num_classes if class_weights is None else [float(w) for w in class_weights]
-    official = _official_loss(num_classes, ignore_label, weights, label_smoothing, hardest_fraction)
+    official = _official_loss(ignore_label, weights, settings)
     # The small constant that the official loss adds to its divisor.
     epsilon = official.divisor_epsilon
 
@@ -171,7 +134,7 @@ def segmentation_loss(
             batch_size=batch_size,
         )
         valid = tf.cast(tf.reshape(labels, [batch_size, -1]) != ignore_label, tf.float32)
-        if hardest_fraction < 1.0:
+        if settings.hardest_fraction < 1.0:
             kept = tf.cast(official.kept_pixels(tf.shape(valid)[1]), tf.float32)
             return mean, tf.reduce_sum(tf.minimum(tf.reduce_sum(valid, axis=1), kept))
         num_valid = tf.reduce_sum(valid)
@@ -193,7 +156,7 @@ def normalized(loss_sum: tf.Tensor, weight_sum: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(loss_sum, tf.stop_gradient(weight_sum))
 
 
-def _official_loss(num_classes, ignore_label, weights, label_smoothing, hardest_fraction):
+def _official_loss(ignore_label, weights, settings):
     # Imported here: it takes about 2 s (tf_keras), which only training has to pay.
     from official.vision.losses import segmentation_losses
 
@@ -207,7 +170,7 @@ def _official_loss(num_classes, ignore_label, weights, label_smoothing, hardest_
             return super().__call__(logits, labels)
 
         def kept_pixels(self, pixels):
-            share = tf.constant(hardest_fraction, tf.float64) * tf.cast(pixels, tf.float64)
+            share = tf.constant(settings.hardest_fraction, tf.float64) * tf.cast(pixels, tf.float64)
             # The margin keeps 0.29 * 100 at 29; at least one pixel stays whatever the fraction.
             return tf.maximum(tf.cast(tf.floor(share + 1e-6), tf.int32), 1)
 
@@ -219,15 +182,15 @@ def _official_loss(num_classes, ignore_label, weights, label_smoothing, hardest_
             return tf.reduce_sum(hardest)
 
     return HardestOfEachImage(
-        label_smoothing=label_smoothing,
+        label_smoothing=settings.label_smoothing,
         class_weights=weights,
         ignore_label=ignore_label,
         use_groundtruth_dimension=False,
-        top_k_percent_pixels=hardest_fraction,
+        top_k_percent_pixels=settings.hardest_fraction,
     )
 
 
-def _check(num_classes, ignore_label, class_weights, label_smoothing, hardest_fraction):
+def _check(num_classes, ignore_label, class_weights):
     if num_classes < 2:
         raise UserError(f"num_classes must be at least 2. Received: {num_classes}")
     if 0 <= ignore_label < num_classes:
@@ -244,10 +207,6 @@ def _check(num_classes, ignore_label, class_weights, label_smoothing, hardest_fr
             )
         if not np.all(np.isfinite(weights)) or np.any(weights < 0):
             raise UserError(f"class_weights must be finite and >= 0. Received: {class_weights}")
-    if not 0.0 <= label_smoothing < 1.0:
-        raise UserError(f"label_smoothing must lie in [0, 1). Received: {label_smoothing}")
-    if not 0.0 < hardest_fraction <= 1.0:
-        raise UserError(f"hardest_fraction must lie in (0, 1]. Received: {hardest_fraction}")
 
 
 def _check_shapes(labels, logits, num_classes):

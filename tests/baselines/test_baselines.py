@@ -141,7 +141,7 @@ def test_a_file_is_read_where_nothing_was_imported(tmp_path):
     model.save(tmp_path / "model.keras")
     program = f"""
 import numpy as np
-from auto_deeplab_tf.segmenter import load_segmenter
+from auto_deeplab_tf.served import load_segmenter
 model = load_segmenter(r"{tmp_path}/model.keras")
 expected = np.load(r"{tmp_path}/expected.npy")
 np.testing.assert_array_equal(model(np.load(r"{tmp_path}/images.npy")), expected)

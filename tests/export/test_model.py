@@ -66,9 +66,9 @@ def test_mixed_precision_becomes_float32_with_the_same_weights(segmenter, answer
     network = build_network(
         own.architecture,
         own.num_classes,
-        own.filter_multiplier,
-        head_channels=own.head_channels,
-        decoder_channels=own.decoder_channels,
+        own.settings.filter_multiplier,
+        head_channels=own.settings.head_channels,
+        decoder_channels=own.settings.decoder_channels,
         dtype="mixed_bfloat16",
     )
     mixed = Segmenter(network)

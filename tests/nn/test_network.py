@@ -272,7 +272,7 @@ def test_a_saved_network_comes_back(tmp_path):
     # A file from before the stem had a setting holds none: the published one is meant.
     config = small_network(random_architecture(3)).get_config()
     del config["stem_channels"]
-    assert Network.from_config(config).stem_channels == (64, 64, 128)
+    assert Network.from_config(config).settings.stem_channels == (64, 64, 128)
     # Batch statistics and their decay came along: a training step continues alike.
     np.testing.assert_array_equal(again(x, training=True), network(x, training=True))
     np.testing.assert_array_equal(again(x), network(x))
@@ -340,16 +340,17 @@ np.savez(r"{tmp_path}/out.npz", *logits)
     ("changed", "message"),
     [
         ({"num_classes": 0}, "num_classes must be an integer of 1 or more. Received: 0."),
-        ({"filter_multiplier": 1.5}, "filter_multiplier must be an integer of 1 or more"),
-        ({"head_channels": 0}, "head_channels must be an integer of 1 or more"),
-        ({"stem_channels": (8, 8, 0)}, "stem_channels must be 3 integers of 1 or more"),
-        ({"decoder_channels": -3}, "decoder_channels must be an integer of 1 or more"),
+        ({"filter_multiplier": 1.5}, "filter_multiplier takes N. Received: 1.5"),
+        ({"head_channels": 0}, "head_channels=0: must be at least 1"),
+        ({"stem_channels": (8, 8, 0)}, "stem_channels=8,8,0: must be at least 1"),
+        ({"stem_channels": (8, 8)}, "stem_channels must be 3 integers of 1 or more"),
+        ({"decoder_channels": -3}, "decoder_channels=-3: must be at least 1"),
         ({"input_size": (31, 64)}, "input_size must be (height, width), each 32 pixels or more"),
         ({"mean": (1.0, 2.0)}, "mean must hold a value for each channel of the images: 1, 3"),
         ({"mean": (1.0,)}, "std must hold as many values as mean, 1. Received: 3 values"),
         ({"std": (1, 0, 1)}, "std must be above 0 for each channel"),
-        ({"drop_path_keep": 0}, "drop_path_keep must be above 0 and at most 1"),
-        ({"batch_norm_decay": 1}, "batch_norm_decay must be at least 0 and below 1"),
+        ({"drop_path_keep": 0}, "drop_path_keep=0.0: must be greater than 0"),
+        ({"batch_norm_decay": 1}, "batch_norm_decay=1.0: must be smaller than 1"),
         ({"architecture": "deeplab"}, "unknown architecture 'deeplab': the presets are auto_"),
         ({"architecture": 3}, "architecture must be an Architecture"),
     ],
