@@ -6,6 +6,9 @@ messages name settings as Python does, `batch_size=3`; the command line writes `
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class UserError(ValueError):
     """Something that the user can fix: a value, a file's content, a combination of settings."""
@@ -30,6 +33,28 @@ class MissingFileError(FileNotFoundError):
 
 class StorageError(OSError):
     """A file that could not be written: no space left, or no permission."""
+
+    @classmethod
+    def of(
+        cls,
+        path: str | os.PathLike[str],
+        error: Exception,
+        remedy: str,
+        num_bytes: int | None = None,
+    ) -> StorageError:
+        """Returns the error in one line: the file, the reason, the bytes needed, what to do.
+
+        Args:
+            path: The file or folder.
+            error: What writing it raised, of Python, TensorFlow or HDF5.
+            remedy: What to do, without a full stop.
+            num_bytes: The size of the file, where it is known.
+        """
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())
+        full = os.strerror(errno.ENOSPC)
+        reason = full if full.lower() in text.lower() else text[:200]
+        needs = "" if num_bytes is None else f"; it needs {num_bytes:,} bytes"
+        return cls(f"{path} cannot be written ({reason}{needs}): {remedy}")
 
 
 class MissingExtraError(ImportError):

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
 from pathlib import Path
 
+from auto_deeplab_tf.errors import StorageError
+
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file that holds its old content or the new at any moment; makes its folder."""
+    """Writes a file that holds its old content or the new at any moment; makes its folder.
+
+    Raises:
+        StorageError: Where it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not longer than the file's own name, which may be as long as the file system allows.
     partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.errno is not None:
-            error.filename = str(path)  # the file that the caller knows; a full disk names none
-        raise
+        remedy = "make room there, or name another folder"
+        raise StorageError.of(path, error, remedy, len(content)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
-from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
 
 cli.define(config.PredictConfig)
 
@@ -130,9 +130,10 @@ def _check_names(paths: Sequence[Path], output_dir: Path) -> None:
     for stem in by_stem:
         for result in _results(output_dir, stem):
             if result.resolve() in inputs:
-                raise UserError(
+                raise FieldError(
                     f"{result} is one of the images and would be overwritten: name another "
-                    "--output_dir"
+                    "output_dir",
+                    "output_dir",
                 )
 
 

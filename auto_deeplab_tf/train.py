@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from auto_deeplab_tf import cli, config
-from auto_deeplab_tf.errors import RunError, UserError
+from auto_deeplab_tf.errors import StorageError, UserError
 from auto_deeplab_tf.files import write_text
 from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
 
@@ -57,6 +57,7 @@ def train(options: config.TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: If the settings, the data or the run folder do not fit.
         RunError: If the run had to stop.
+        StorageError: If a file of the run cannot be written.
     """
     from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.training.run_dir import RunDir
@@ -369,11 +370,8 @@ def _save(model: Any, path: Any) -> None:
         model.save(temporary, include_optimizer=False)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise RunError(
-            f"{path} cannot be written ({' '.join(str(error).split())[:200]}): it needs about "
-            f"{4 * model.count_params():,} bytes. Make room and give the same command again, which "
-            "resumes from the last checkpoint"
-        ) from error
+        resumes = "make room, and the same command resumes from the last checkpoint"
+        raise StorageError.of(path, error, resumes, 4 * model.count_params()) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -659,8 +659,9 @@ def test_predict_refuses_what_it_cannot_do(finished, pictures, tmp_path):
     with pytest.raises(ValueError, match="would both be written as photo_mask.png"):
         predict.predict(prediction(finished, folder, output))
     Image.fromarray(rgb).save(folder / "rgb_mask.png")
-    with pytest.raises(ValueError, match="rgb_mask.png is one of the images"):
+    with pytest.raises(ValueError, match="rgb_mask.png is one of the images") as error:
         predict.predict(prediction(finished, folder / "rgb*.png", folder))
+    assert error.value.names == ("output_dir",)
     assert not output.exists()
     (tmp_path / "empty").mkdir()
     check_refused(

@@ -7,7 +7,6 @@ resumes from them.
 
 import concurrent.futures
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -40,7 +39,7 @@ def prepared(raw: RawDataset, cache: Path, settings: records.Settings) -> Path:
 
     Raises:
         UserError: for data that break a rule; for records that were made with other settings.
-        OSError: where the records cannot be written.
+        StorageError: where the records cannot be written.
     """
     raw.raise_defects()
     _check_format(raw, settings)
@@ -79,19 +78,9 @@ def _prepare(
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     except (OSError, tf.errors.OpError) as error:
-        raise _stopped(error, unfinished, name) from error
-
-
-def _stopped(error: Exception, unfinished: Path, name: str) -> StorageError:
-    """The one line for a preparation that could not write, and that resumes when run again."""
-    reason = getattr(error, "message", None) or str(error)
-    if os.strerror(errno.ENOSPC) in str(error):
-        reason = "no space left on device"
-    finished = len(list(unfinished.glob("*.tfrecord")))
-    return StorageError(
-        f"preparing {name} in {unfinished} stopped: {reason}. Finished shards stay ({finished} of "
-        "them): fix this, and the same command resumes from there"
-    )
+        finished = len(list(unfinished.glob("*.tfrecord")))
+        remedy = f"fix this, and the same command resumes from its {finished} finished shards"
+        raise StorageError.of(unfinished, error, remedy) from error
 
 
 def _check_format(raw: RawDataset, settings: records.Settings) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from auto_deeplab_tf.errors import RunError, UserError
+from auto_deeplab_tf.errors import StorageError, UserError
 from auto_deeplab_tf.files import LiteralPath
 
 
@@ -64,7 +64,7 @@ class Checkpoints:
         """Writes a checkpoint of that step and returns its path.
 
         Raises:
-            RunError: If it cannot be written, as on a full disk; nothing of it is left.
+            StorageError: If it cannot be written, as on a full disk; nothing of it is left.
         """
         path = self._directory / f"step-{step}"
         try:
@@ -73,11 +73,8 @@ class Checkpoints:
             for left in self._directory.iterdir():
                 if left.name.startswith((f"{path.name}.", f"{path.name}_")):
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
-            raise RunError(
-                f"{path} cannot be written ({' '.join(str(error).split())[:200]}): a checkpoint "
-                f"needs {self._num_bytes:,} bytes. Make room and give the same command again, "
-                f"which resumes from {self.latest or 'the start'}"
-            ) from error
+            resumes = f"make room, and the same command resumes from {self.latest or 'the start'}"
+            raise StorageError.of(path, error, resumes, self._num_bytes) from error
         return str(path)
 
     def restore(self) -> bool:

@@ -134,8 +134,9 @@ def test_no_space_left_on_the_device(make_camvid, tmp_path):
         done = _run(root, cache)
         assert done.returncode == 1 and done.stdout == ""
         *_, line = done.stderr.strip().splitlines()
-        assert line.startswith("error: preparing camvid in ") and "Traceback" not in done.stderr
-        assert "stopped: no space left on device. Finished shards stay (2 of them)" in line
+        assert line.startswith(f"error: {cache}/camvid") and "Traceback" not in done.stderr
+        assert "cannot be written (No space left on device): fix this, and the same" in line
+        assert line.endswith("resumes from its 2 finished shards")
         shard, _ = sorted(cache.glob("*.unfinished/*.tfrecord"))
         time_of_shard = shard.stat().st_mtime_ns
         assert not list(cache.glob("*.unfinished/*.part"))

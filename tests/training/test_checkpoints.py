@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from auto_deeplab_tf.errors import RunError
+from auto_deeplab_tf.errors import StorageError
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 
 NAMES = ["plain", "run [F=2]", "a*b?", "100 % [x] \\ y"]
@@ -57,7 +57,8 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
     checkpoints.save(1)
     before = sorted(path.name for path in tmp_path.iterdir())
     with no_file_above(20_000):
-        with pytest.raises(RunError, match=r"step-2 cannot be written .* needs 80,008 bytes") as e:
+        rule = r"step-2 cannot be written \(.*; it needs 80,008 bytes\): make room"
+        with pytest.raises(StorageError, match=rule) as e:
             checkpoints.save(2)
     assert str(tmp_path / "step-2") in str(e.value) and "\n" not in str(e.value)
     assert str(e.value).endswith(f"resumes from {tmp_path / 'step-1'}")
