@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from auto_deeplab_tf.files import write_text
 from benchmarks import process
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,7 +76,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(text.getvalue(), encoding="utf-8")
+    write_text(path, text.getvalue())
 
 
 def put(path: Path, row: dict[str, Any], key: str = "command") -> None:

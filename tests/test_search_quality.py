@@ -1,5 +1,6 @@
-"""The search-quality benchmark: networks of equal cost, and the training on JAX's CPU build."""
+"""The search-quality benchmark: its networks, trainings and report; training on JAX's CPU build."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from auto_deeplab_tf import accounting
+from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.sampling import random_architecture
-from benchmarks.search_quality import jax_train, population
+from auto_deeplab_tf.training import metrics
+from benchmarks.search_quality import jax_train, population, report, trainings
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -36,7 +39,7 @@ def test_drives_are_held_back_for_tuning(tmp_path):
         train_images=np.zeros((3, 4, 4, 3), np.uint8)
         + np.arange(3, dtype=np.uint8)[:, None, None, None],
         train_labels=labels,
-        train_ids=np.array(["0001TP_1", "0006R0_1", "0016E5_1"]),
+        train_ids=np.array(["0006R0_1", "0001TP_1", "0016E5_1"]),
         val_images=np.full((9, 4, 4, 3), 9, np.uint8),
         val_labels=labels[[0] * 9],
     )
@@ -55,7 +58,8 @@ import sys, types, time
 sys.modules["tensorflow"] = None  # the device has none
 import numpy as np, jax
 from auto_deeplab_tf.sampling import random_architecture
-from benchmarks.search_quality import jax_train, population
+from auto_deeplab_tf.training import metrics
+from benchmarks.search_quality import jax_train, population, report, trainings
 population.SETTINGS.update(num_classes=11)
 generator = np.random.default_rng(0)
 labels = (generator.uniform(size=(24, 6, 8)) < 0.5).astype(np.uint8).repeat(8, 1).repeat(8, 2)
@@ -86,3 +90,113 @@ def test_a_network_learns_on_jax(tmp_path):
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "data.npz")]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+def _row(kind, name, seed, val_miou, split="reported", steps=600, **changes):
+    numbers = {f"{score}_{part}": 0.5 for score in ("val_miou", "loss") for part in PARTS}
+    columns = ("params", "num_skips", "num_pools", "depth")
+    row = dict.fromkeys(columns, 1) | numbers | {"multi_adds": 160e6, "filter_multiplier": 18}
+    row |= {"kind": kind, "name": name, "architecture": name, "seed": seed, "split": split}
+    row |= {"steps": steps, "val_miou": val_miou, "val_miou_low": 0, "val_miou_high": 1}
+    return {key: str(int(v) if key == "multi_adds" else v) for key, v in (row | changes).items()}
+
+
+PARTS = ("1_8", "1_4", "1_2")
+
+
+def _population(searched, random_search=0.45):
+    """20 random networks between 0.40 and 0.49, three searches and random searches, 3 seeds."""
+    rows = [_row("random", f"r{n}", 0, 0.40 + 0.005 * n) for n in range(20)]
+    for n, seed in itertools.product(range(3), range(3)):
+        rows.append(_row("searched", f"s{n}", seed, searched + 0.001 * seed))
+        rows.append(_row("random_search", f"o{n}", seed, random_search + 0.001 * seed))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("searched", "percentile", "shown"), [(0.6, 100, True), (0.4526, 55, False), (0.3, 0, False)]
+)
+def test_report_says_where_the_searched_networks_stand(searched, percentile, shown):
+    text = report.report(_population(searched))
+    line = next(line for line in text.splitlines() if line.startswith("searched (3)"))
+    assert f"percentile {percentile}," in line
+    assert ("not shown" in line) != shown
+    difference = searched + 0.001 - np.mean([0.40 + 0.005 * n for n in range(20)])
+    assert f"difference to the random mean {difference:+.4f}" in text
+    # The deviation of seeds is that of 0.000, 0.001, 0.002.
+    other = next(line for line in text.splitlines() if line.startswith("searched minus"))
+    assert f"{(searched - 0.45) / 0.001:+.1f} deviations of seeds (0.0010)" in other
+    assert ("not shown" in other) == (searched < 0.45)
+
+
+def test_report_says_whether_ranks_hold_and_whose_opinion_agrees():
+    def trial(n, steps, miou):
+        loss = 2 - 0.1 * n
+        return _row("trial", f"n{n}", 0, miou, "tuning", steps, loss_1_8=loss, num_pools=-n)
+
+    rows = [trial(n, 600, 0.1 * n) for n in range(6)]
+    rows += [trial(n, 1800, 0.1 * n + (0.15 if n == 0 else 0)) for n in range(6)]
+    text = report.report(rows)
+    assert "600 against 1800 steps, 6 networks: tau 0.87, ranks hold" in text
+    # A low loss is a good opinion, so its sign is turned; one pair of 15 is in the other order.
+    assert "-loss_1_8      +0.87" in text and "  num_pools      -0.87" in text
+    swapped = [row | {"val_miou": str(-float(row["val_miou"]))} for row in rows[6:]]
+    assert "not shown to hold" in report.report(rows[:6] + swapped)
+
+
+def test_report_without_rows_claims_nothing():
+    assert "shown" not in report.report([])
+    assert "searched (" not in report.report(_population(0.6)[:20])
+
+
+def test_bootstrap_brackets_the_score_and_narrows_with_images():
+    generator = np.random.default_rng(0)
+    matrices = generator.integers(0, 50, (40, 3, 3)) + 100 * np.eye(3, dtype=int)
+    widths = []
+    for images in (matrices[:5], matrices):
+        low, high = trainings.bootstrap(images)
+        assert low < metrics.scores(images.sum(0))["miou"] < high
+        widths.append(high - low)
+    assert widths[1] < widths[0]
+    # Images that are all alike: no matter which are drawn.
+    assert np.ptp(trainings.bootstrap(matrices[[0] * 7])) < 1e-12
+
+
+def test_tuning_holds_back_a_drive_and_pending_trainings_have_no_row(tmp_path):
+    for kind, suffix in (("train", ".jpg"), ("trainannot", ".png")):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for name in ("0001TP_1", "0006R0_1", "0016E5_1"):
+            (tmp_path / "data" / kind / (name + suffix)).write_text(name)
+    for _ in range(2):
+        folder = trainings.split_folder("tuning", tmp_path / "data", tmp_path / "work")
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*_1.*"))
+    train = [
+        f"{kind}/{name}_1.{suffix}"
+        for kind, suffix in (("train", "jpg"), ("trainannot", "png"))
+        for name in ("0001TP", "0016E5")
+    ]
+    assert files == [*train, "val/0006R0_1.jpg", "valannot/0006R0_1.png"]
+    assert trainings.split_folder("reported", tmp_path / "data", tmp_path) == tmp_path / "data"
+
+    one, two = (
+        trainings.Training("trial", "random_0", "tuning", random_architecture(0), seed, 600)
+        for seed in (0, 1)
+    )
+    done = _row("trial", "random_0", 0, 0.5, "tuning")
+    assert trainings.pending([one, two], [done]) == [two]
+    assert trainings.pending([one, two], [done | {"steps": "1800"}]) == [one, two]
+
+
+def test_depth_of_a_cell_counts_blocks_in_a_row():
+    edges = [("prev", "prev_prev"), ("prev", "block_0"), ("prev", "block_1"), ("prev", "block_0")]
+    cell = tuple(tuple(Edge(s, "sep_3x3") for s in pair) for pair in edges)
+    assert trainings.cell_depth(Architecture((0,), cell, "separable")) == 3
+
+
+def test_a_failing_command_is_named_and_its_seconds_add_up(tmp_path):
+    log = tmp_path / "a.seconds"
+    spin = ["python", "-c", "import time\nwhile time.process_time() < 0.3: pass"]
+    first = trainings.run(spin, log, 0)
+    assert trainings.run(spin, log, None) >= first + 0.3 >= 0.6
+    with pytest.raises(RuntimeError, match=r"sys.exit\(3\).* 3\nsay"):
+        trainings.run(["python", "-c", "print('say', flush=True); import sys; sys.exit(3)"], log, 0)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import jax_common
+from benchmarks.search_quality import population
 
 BATCH = 8
 CHUNK = 25  # steps of one call
@@ -91,7 +92,6 @@ def train_one(options: argparse.Namespace) -> None:
     """Trains one network for every number of steps and seed; prints a JSON row for each."""
     from auto_deeplab_tf.architecture import Architecture
     from auto_deeplab_tf.sampling import random_architecture
-    from benchmarks.search_quality import population
 
     end = time.monotonic() + options.deadline_seconds
     if options.one == "published":
@@ -131,7 +131,6 @@ class Trainer:
 
     def __init__(self, architecture: Any, multiplier: int, data: dict[str, Any]) -> None:
         from auto_deeplab_tf.nn.network import build_network
-        from benchmarks.search_quality import population
 
         settings = {k: v for k, v in population.SETTINGS.items() if k != "input_size"}
         self._build = lambda: build_network(
@@ -234,11 +233,12 @@ def load(path: str, split: str) -> dict[str, np.ndarray]:
 
     Args:
         path: Written by `make_data`.
-        split: "tuning": trained without drive 0001TP and scored on it; "reported": train and val.
+        split: "tuning": trained without `population.TUNING_DRIVE` and scored on it; "reported":
+            train and val.
     """
     with np.load(path) as file:
         arrays = dict(file)
-    drive = np.array([name.startswith("0001TP") for name in arrays["train_ids"]])
+    drive = np.array([name.startswith(population.TUNING_DRIVE) for name in arrays["train_ids"]])
     kept = ~drive if split == "tuning" else np.ones(len(drive), bool)
     scored = "train" if split == "tuning" else "val"
     taken = drive if split == "tuning" else np.ones(len(arrays["val_images"]), bool)

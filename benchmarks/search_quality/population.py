@@ -7,6 +7,8 @@ import functools
 from auto_deeplab_tf import accounting
 from auto_deeplab_tf.architecture import Architecture
 
+# The drive of train that settings are tuned on: held back from the training, then scored.
+TUNING_DRIVE = "0006R0"
 # Of the whole network at 120x160, for one image.
 MULTI_ADDS = 160_000_000
 SETTINGS = {

@@ -1,0 +1,115 @@
+"""Runs what PROTOCOL.md asks for, or what is left of it, and reports from results.csv.
+
+    python -m benchmarks.search_quality --data_dir=/path/to/CamVid --work_dir=DIR --stage=length
+    python -m benchmarks.search_quality --report
+
+Every training is a process of its own, bound to a core; `--cores=0,1` runs two at a time. The same
+command after a kill resumes. Stages: length (tuning split: six random networks at 600 and 1,800
+steps), population (reported split: 20 random networks, the published one, more seeds for the best,
+the median and the worst).
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import pathlib
+import queue
+
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.sampling import random_architecture
+from benchmarks import rows
+from benchmarks.search_quality.report import report
+from benchmarks.search_quality.trainings import Training, pending, train
+
+RESULTS = pathlib.Path(__file__).with_name("results.csv")
+LENGTHS = (600, 1800)
+TUNING_NETWORKS = range(100, 106)
+REPORTED_NETWORKS = range(20)
+SEEDS = range(3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--report", action="store_true", help="print what results.csv says")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--data_dir", type=pathlib.Path, help="CamVid")
+    parser.add_argument("--work_dir", type=pathlib.Path, help="run folders and records")
+    parser.add_argument("--stage", choices=STAGES, default="length")
+    parser.add_argument("--steps", type=int, help="length of the reported trainings")
+    parser.add_argument("--cores", default="0", help="cores, comma-separated; a training on each")
+    options = parser.parse_args()
+    if options.report:
+        print(report(rows.read(options.results)))
+        return
+    if options.data_dir is None or options.work_dir is None:
+        parser.error("--data_dir and --work_dir are needed, or --report")
+    if options.stage != "length" and options.steps is None:
+        parser.error("--steps is needed: what --stage=length has shown to be enough")
+    # What comes next can depend on what was found: best, median and worst get more seeds.
+    while left := pending(STAGES[options.stage](options), rows.read(options.results)):
+        run_all(left, options)
+
+
+def run_all(trainings: list[Training], options: argparse.Namespace) -> None:
+    """Runs trainings, one on each core at a time, and writes each row when it is there."""
+    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in options.cores.split(","):
+        cores.put(int(core))
+
+    def one(training: Training) -> dict[str, object]:
+        core = cores.get()
+        try:
+            return train(training, options.data_dir, options.work_dir, core)
+        finally:
+            cores.put(core)
+
+    pool = concurrent.futures.ThreadPoolExecutor(cores.qsize())
+    try:
+        for future in concurrent.futures.as_completed([pool.submit(one, t) for t in trainings]):
+            row = future.result()
+            rows.put(options.results, row)
+            print(row["kind"], row["name"], row["seed"], row["steps"], row["val_miou"], flush=True)
+    finally:
+        # Where one training fails, the others are not begun.
+        pool.shutdown(cancel_futures=True)
+
+
+def length(options: argparse.Namespace) -> list[Training]:
+    """Six random networks at two lengths, on the tuning split."""
+    return [
+        Training("trial", f"random_{n}", "tuning", random_architecture(n), 0, steps)
+        for steps in LENGTHS
+        for n in TUNING_NETWORKS
+    ]
+
+
+def population(options: argparse.Namespace) -> list[Training]:
+    """The random networks and the published one, on the reported split."""
+    drawn = {f"random_{n}": random_architecture(n) for n in REPORTED_NETWORKS}
+
+    def trainings(kind: str, name: str, architecture: Architecture, seeds: range) -> list[Training]:
+        return [
+            Training(kind, name, "reported", architecture, seed, options.steps) for seed in seeds
+        ]
+
+    planned = [t for name, a in drawn.items() for t in trainings("random", name, a, range(1))]
+    published = Architecture.preset("auto_deeplab")
+    planned += trainings("published", "auto_deeplab", published, SEEDS)
+    first = {
+        row["name"]: float(row["val_miou"])
+        for row in rows.read(options.results)
+        if (row["kind"], row["split"], row["seed"]) == ("random", "reported", "0")
+    }
+    if len(first) == len(drawn):
+        ranked = sorted(first, key=first.__getitem__)
+        for name in (ranked[-1], ranked[len(ranked) // 2], ranked[0]):
+            planned += trainings("random", name, drawn[name], SEEDS)
+    return planned
+
+
+STAGES = {"length": length, "population": population}
+
+
+if __name__ == "__main__":
+    main()

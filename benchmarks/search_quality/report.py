@@ -1,0 +1,178 @@
+"""What results.csv says, by the rules of PROTOCOL.md; nothing but the file is read."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import scipy.stats
+
+Rows = list[dict[str, str]]
+RESAMPLES = 10_000
+PERCENTILE = 90.0  # Searched networks have to lie above it, with the whole interval.
+KEPT_RANKS = 0.7  # Tau between two lengths of training at which the shorter one will do.
+LOWER_IS_BETTER = ("loss_1_8", "loss_1_4", "loss_1_2")
+OPINIONS = (
+    *LOWER_IS_BETTER,
+    "val_miou_1_8",
+    "val_miou_1_4",
+    "val_miou_1_2",
+    "multi_adds",
+    "params",
+    "num_skips",
+    "num_pools",
+    "depth",
+)
+
+
+def report(rows: Rows) -> str:
+    """Returns the page that `--report` prints."""
+    reported = [row for row in rows if row["split"] == "reported"]
+    parts = [
+        _networks(rows),
+        _lengths([row for row in rows if row["kind"] == "trial"]),
+        _percentile(reported),
+        _difference(reported),
+        _opinions("tuning", [row for row in rows if row["kind"] == "trial"]),
+        _opinions("reported", reported),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _networks(rows: Rows) -> str:
+    lines = [
+        "kind           network                 split     steps  F   Multi-Adds  mIoU of each seed"
+    ]
+    groups = _grouped(rows, lambda row: (row["split"], row["kind"], row["name"], int(row["steps"])))
+    for (split, kind, name, steps), group in sorted(groups.items()):
+        mious = "  ".join(
+            f"{float(row['val_miou']):.3f} [{float(row['val_miou_low']):.3f}, "
+            f"{float(row['val_miou_high']):.3f}]"
+            for row in group
+        )
+        row = group[0]
+        lines.append(
+            f"{kind:14} {name:23} {split:9} {steps:5}  {row['filter_multiplier']:3} "
+            f"{int(row['multi_adds']) / 1e6:7.0f} M    {mious}"
+        )
+    return "\n".join(lines)
+
+
+def _lengths(rows: Rows) -> str:
+    """Kendall's tau between the results of a training and of one three times as long."""
+    by_length = _grouped(rows, lambda row: int(row["steps"]))
+    lines = []
+    for short, long in itertools.pairwise(sorted(by_length)):
+        pairs = _paired(by_length[short], by_length[long])
+        if len(pairs) < 3:
+            continue
+        tau = scipy.stats.kendalltau(*zip(*pairs, strict=True)).statistic
+        verdict = "ranks hold" if tau >= KEPT_RANKS and len(pairs) >= 6 else "not shown to hold"
+        lines.append(
+            f"{short} against {long} steps, {len(pairs)} networks: tau {tau:.2f}, {verdict}"
+        )
+    return "\n".join(lines)
+
+
+def _paired(short: Rows, long: Rows) -> list[tuple[float, float]]:
+    later = {(row["architecture"], row["seed"]): float(row["val_miou"]) for row in long}
+    return [
+        (float(row["val_miou"]), later[row["architecture"], row["seed"]])
+        for row in short
+        if (row["architecture"], row["seed"]) in later
+    ]
+
+
+def _percentile(rows: Rows) -> str:
+    """Where the searched networks stand among the random ones, with a bootstrap interval.
+
+    Resampled are the searches, the seeds within each, and the random networks.
+    """
+    searched, random = _seeds(rows, "searched"), _seeds(rows, "random")
+    if not searched or len(random) < 2:
+        return ""
+    generator = np.random.default_rng(0)
+    found = percentile([np.mean(s) for s in searched], [np.mean(r) for r in random])
+    drawn = []
+    for _ in range(RESAMPLES):
+        chosen = [searched[i] for i in generator.integers(len(searched), size=len(searched))]
+        means = [np.mean(generator.choice(seeds, len(seeds))) for seeds in chosen]
+        others = [random[i] for i in generator.integers(len(random), size=len(random))]
+        drawn.append(
+            percentile(means, [np.mean(generator.choice(seeds, len(seeds))) for seeds in others])
+        )
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    mean, deviation = np.mean([np.mean(r) for r in random]), _seed_deviation([*random, *searched])
+    difference = np.mean([np.mean(s) for s in searched]) - mean
+    return (
+        f"searched ({len(searched)}) among random ({len(random)}): percentile {found:.0f}, 95 % "
+        f"interval {low:.0f} to {high:.0f}: {'shown' if low > PERCENTILE else 'not shown'} to be "
+        f"above {PERCENTILE:.0f}\ndifference to the random mean {difference:+.4f}"
+        + _in_deviations(difference, deviation)
+    )
+
+
+def percentile(values: Sequence[float], population: Sequence[float]) -> float:
+    """Returns the percentage of `population` below the mean of `values`; ties count half."""
+    return float(scipy.stats.percentileofscore(population, np.mean(values), kind="mean"))
+
+
+def _difference(rows: Rows) -> str:
+    searched, other = _seeds(rows, "searched"), _seeds(rows, "random_search")
+    if not searched or not other:
+        return ""
+    deviation = _seed_deviation([*searched, *other])
+    difference = np.mean([np.mean(s) for s in searched]) - np.mean([np.mean(s) for s in other])
+    shown = deviation is not None and difference > deviation
+    return (
+        f"searched minus random search {difference:+.4f}{_in_deviations(difference, deviation)}: "
+        f"{'shown' if shown else 'not shown'} to be better by more than the deviation of seeds"
+    )
+
+
+def _in_deviations(difference: float, deviation: float | None) -> str:
+    if deviation is None:
+        return " (deviation of seeds not known: no network has two)"
+    return f", {difference / deviation:+.1f} deviations of seeds ({deviation:.4f})"
+
+
+def _seed_deviation(networks: Iterable[Sequence[float]]) -> float | None:
+    """The pooled deviation of the seeds of one network; None where no network has two."""
+    several = [np.asarray(seeds) for seeds in networks if len(seeds) > 1]
+    freedom = sum(len(seeds) - 1 for seeds in several)
+    squares = sum(((seeds - seeds.mean()) ** 2).sum() for seeds in several)
+    return float(np.sqrt(squares / freedom)) if freedom else None
+
+
+def _opinions(title: str, rows: Rows) -> str:
+    """Kendall's tau between each cheap opinion and the final mIoU, seed 0, longest training."""
+    if not rows:
+        return ""
+    longest = str(max(int(row["steps"]) for row in rows))
+    rows = [row for row in rows if row["seed"] == "0" and row["steps"] == longest]
+    if len(rows) < 3:
+        return ""
+    lines = [f"Kendall's tau with the final mIoU, {title} split, {len(rows)} networks"]
+    final = [float(row["val_miou"]) for row in rows]
+    for name in OPINIONS:
+        sign = -1 if name in LOWER_IS_BETTER else 1
+        result = scipy.stats.kendalltau([sign * float(row[name]) for row in rows], final)
+        label = f"-{name}" if sign < 0 else name
+        tau = "the same for all" if np.isnan(result.statistic) else f"{result.statistic:+.2f}"
+        lines.append(f"  {label:14} {tau} (p {result.pvalue:.3f})")
+    return "\n".join(lines)
+
+
+def _seeds(rows: Rows, kind: str) -> list[list[float]]:
+    """The mIoU of each seed, for each network of a kind."""
+    groups = _grouped((row for row in rows if row["kind"] == kind), lambda row: row["name"])
+    return [[float(row["val_miou"]) for row in group] for group in groups.values()]
+
+
+def _grouped(rows: Iterable[dict[str, str]], key: Callable) -> dict:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return dict(groups)

@@ -1,0 +1,207 @@
+"""Full trainings of PROTOCOL.md: a process of `auto_deeplab_tf.train` and a row of results each.
+
+A training that was killed resumes from its checkpoint; one that has its row is not repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from auto_deeplab_tf.architecture import Architecture
+from benchmarks import rows
+from benchmarks.search_quality import population
+
+FOLDER = pathlib.Path(__file__).parent
+RESULTS = FOLDER / "results.csv"
+RECIPE = FOLDER / "recipe.flags"
+PARTS = 8  # Epochs of a training; after each, the mean training loss and val mIoU are on record.
+RESAMPLES = 1000
+
+_KEY = ("kind", "name", "split", "seed", "steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One full training.
+
+    Args:
+        kind: `random`, `searched`, `random_search`, `published`, or `trial` (tuning split only).
+        name: The network among those of its kind.
+        split: `tuning` or `reported`.
+        architecture: What is trained.
+        seed: Seed of weights, batches and augmentation.
+        steps: Number of steps, a multiple of `PARTS`.
+    """
+
+    kind: str
+    name: str
+    split: str
+    architecture: Architecture
+    seed: int
+    steps: int
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What a row of it is found by."""
+        return tuple(str(getattr(self, name)) for name in _KEY)
+
+
+def split_folder(split: str, data_dir: pathlib.Path, work_dir: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of a split of CamVid.
+
+    `tuning` is made of links: train without `population.TUNING_DRIVE`, and that drive as val.
+    """
+    if split == "reported":
+        return data_dir
+    folder = work_dir / split
+    for kind in ("", "annot"):
+        for file in sorted((data_dir / f"train{kind}").iterdir()):
+            part = "val" if file.name.startswith(population.TUNING_DRIVE) else "train"
+            link = folder / (part + kind) / file.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                link.symlink_to(file.resolve())
+    return folder
+
+
+def train(
+    training: Training, data_dir: pathlib.Path, work_dir: pathlib.Path, core: int | None
+) -> dict[str, Any]:
+    """Trains, or resumes, in a process of its own; returns the row.
+
+    Args:
+        training: What to train.
+        data_dir: CamVid.
+        work_dir: Where run folders, records and links lie.
+        core: The core that the process is bound to; None for all.
+    """
+    run_dir = work_dir / "runs" / "-".join(training.key)
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    file = work_dir / "architectures" / f"{training.architecture.fingerprint}.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        training.architecture.save(file)
+    cost = population.cost(training.architecture)
+    folder = split_folder(training.split, data_dir, work_dir)
+    command = [
+        "python",
+        "-m",
+        "auto_deeplab_tf.train",
+        f"--flagfile={RECIPE.relative_to(FOLDER.parents[1])}",
+        f"--architecture={file}",
+        f"--filter_multiplier={cost['filter_multiplier']}",
+        f"--seed={training.seed}",
+        f"--steps={training.steps}",
+        f"--steps_per_epoch={training.steps // PARTS}",
+        f"--data_dir={folder}",
+        f"--cache_dir={work_dir / 'cache'}",
+        f"--run_dir={run_dir}",
+    ]
+    log = work_dir / "runs" / f"{run_dir.name}.seconds"
+    seconds = run(command, log, core)
+    epochs = rows.read(run_dir / "metrics.csv")
+    losses = np.array([float(epoch["loss"]) for epoch in epochs])
+    mious = [float(epoch["val_miou"]) for epoch in epochs]
+    matrices = run_dir / "confusion.npy"
+    if not matrices.exists():
+        arguments = (run_dir / "last.keras", folder, work_dir / "cache", matrices)
+        module = "benchmarks.search_quality.image_matrices"
+        run(["python", "-m", module, *map(str, arguments)], log, core)
+    low, high = bootstrap(np.load(matrices))
+    parts = {"1_8": 1, "1_4": 2, "1_2": 4}
+    operations = Counter(edge.op for block in training.architecture.cell for edge in block)
+    row = {name: getattr(training, name) for name in _KEY}
+    row |= {"architecture": training.architecture.fingerprint, **cost}
+    row |= {
+        "levels": "".join(map(str, training.architecture.levels)),
+        "num_skips": operations["skip_connect"],
+        "num_pools": sum(n for name, n in operations.items() if "pool" in name),
+        "depth": cell_depth(training.architecture),
+        "val_miou": mious[-1],
+        "val_miou_low": low,
+        "val_miou_high": high,
+    }
+    row |= {f"val_miou_{name}": mious[n - 1] for name, n in parts.items()}
+    row |= {f"loss_{name}": losses[:n].mean() for name, n in parts.items()}
+    row |= {
+        "seconds": round(seconds),
+        "command": shlex.join(part.replace(str(work_dir), "WORK") for part in command),
+        "commit": rows.machine()["commit"],
+    }
+    return {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
+
+
+def cell_depth(architecture: Architecture) -> int:
+    """Returns the blocks on the longest way through a cell, from an input to a block's output."""
+    depth: dict[str, int] = {}
+    for index, block in enumerate(architecture.cell):
+        depth[f"block_{index}"] = 1 + max(depth.get(edge.source, 0) for edge in block)
+    return max(depth.values())
+
+
+def run(command: Sequence[str], log: pathlib.Path, core: int | None) -> float:
+    """Runs a command to its end; returns its CPU seconds, of all attempts together.
+
+    Raises:
+        RuntimeError: If it fails, with the end of what it wrote.
+    """
+
+    def bind() -> None:
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+
+    process = subprocess.Popen(
+        [sys.executable, *command[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=bind,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+        cwd=FOLDER.parents[1],
+    )
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    with log.open("a") as file:
+        file.write(f"{usage.ru_utime + usage.ru_stime:.3f}\n")
+    if process.returncode:
+        raise RuntimeError(
+            f"{shlex.join(command)} ended with {process.returncode}:\n{output[-2000:]}"
+        )
+    return sum(map(float, log.read_text().split()))
+
+
+def bootstrap(matrices: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Returns the 95 % interval of mIoU under resampling of the images.
+
+    Args:
+        matrices: int [images, C, C], a confusion matrix of each image.
+        seed: Seed of the resampling.
+    """
+    generator = np.random.default_rng(seed)
+    count = len(matrices)
+    weights = generator.multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    totals = np.einsum("ri,iyp->ryp", weights, matrices)
+    hits = np.diagonal(totals, axis1=1, axis2=2).astype("float64")
+    union = totals.sum(1) + totals.sum(2) - hits
+    iou = np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
+    low, high = np.quantile(np.nanmean(iou, 1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def pending(trainings: Iterable[Training], rows: Iterable[dict[str, str]]) -> list[Training]:
+    """Returns the trainings that have no row."""
+    done = {tuple(row[name] for name in _KEY) for row in rows}
+    return [training for training in trainings if training.key not in done]
