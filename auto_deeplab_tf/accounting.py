@@ -13,6 +13,7 @@ explanation yet.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -131,6 +132,36 @@ def count(
     rows.convolve("decoder/classes", head, int(num_classes), 4, vectors=1)
     rows.close("decoder", int(num_classes), 4)
     return rows.total()
+
+
+def largest_filter_multiplier(
+    architecture: Architecture,
+    *,
+    max_multi_adds: float | None = None,
+    max_params: float | None = None,
+    **network: Any,
+) -> int:
+    """Returns the largest F at which a network keeps a budget, 0 where F 1 is too large already.
+
+    Args:
+        architecture: The decoded architecture.
+        max_multi_adds: Most Multi-Adds for one image, None for any number; likewise:
+        max_params: Most trainable parameters.
+        **network: More arguments of `count`.
+
+    Raises:
+        TypeError: If there is no limit.
+    """
+    if max_multi_adds is None and max_params is None:
+        raise TypeError("max_multi_adds or max_params must be given")
+    limits = {"multi_adds": max_multi_adds, "params": max_params}
+    for multiplier in itertools.count(1):
+        counted = count(architecture, filter_multiplier=multiplier, **network)
+        if any(
+            limit is not None and getattr(counted, name) > limit for name, limit in limits.items()
+        ):
+            return multiplier - 1
+    raise AssertionError("unreachable: counts grow with F")
 
 
 def _stem(rows: _Rows, channels: int, stem: Sequence[int]) -> list[int]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.errors import RunError
-from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
 
 cli.define(config.SearchConfig)
 
@@ -92,7 +91,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
 
     from auto_deeplab_tf import decoding, visualize
     from auto_deeplab_tf.data import pipeline, source
-    from auto_deeplab_tf.searcher import METRICS
+    from auto_deeplab_tf.searcher import METRICS, from_options
     from auto_deeplab_tf.training import callbacks, collapse
     from auto_deeplab_tf.training.run_dir import METRICS_FILE, MetricsFile
 
@@ -110,7 +109,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         run.record("split.json", members)
         # An existing one is of a shorter run, which is resumed now.
         (run / "architecture.json").unlink(missing_ok=True)
-        search = _build(options, train, setup.total_steps)
+        search = from_options(options, train, setup.total_steps)
         if search.fast_modes:
             modes = ", ".join(f"{name}={value}" for name, value in search.fast_modes.items())
             print(f"fast modes (not the exact search): {modes}", file=sys.stderr, flush=True)
@@ -180,12 +179,13 @@ def _check_collapse(rows: Sequence[Mapping[str, str]], options: config.SearchCon
 
 def _dry_run(options: config.SearchConfig) -> dict[str, Any]:
     """Measures steps of both kinds; prepares the records of the data set where there are none."""
+    from auto_deeplab_tf.searcher import from_options
     from auto_deeplab_tf.training import dry_run
 
     timer = dry_run.StepTimer()
     setup = _Setup(options)
     with setup.strategy.scope():
-        search = _build(options, setup.train, setup.total_steps)
+        search = from_options(options, setup.train, setup.total_steps)
         search.fit(
             setup.batches,
             epochs=2,
@@ -201,43 +201,6 @@ def _dry_run(options: config.SearchConfig) -> dict[str, Any]:
         "step": (timer.epochs[1], setup.total_steps - weights_only),
     }
     return dry_run.needs(search.model.supernet, kinds)
-
-
-def _build(options: config.SearchConfig, train: Any, total_steps: int) -> Any:
-    import keras
-
-    from auto_deeplab_tf.searcher import ArchitectureSearch
-    from auto_deeplab_tf.training import losses
-    from auto_deeplab_tf.training.schedules import Cosine
-
-    frequencies = losses.class_frequencies(train.class_pixels, train.present_pixels)
-    search = ArchitectureSearch(
-        train.info.num_classes,
-        options.part(config.ArchitectureSearchConfig),
-        mean=PLAIN_MEAN[:1] * train.info.channels,
-        std=PLAIN_STD[:1] * train.info.channels,
-        ignore_label=train.info.ignore_label,
-        class_weights=losses.class_weights(frequencies, options.class_weights),
-        path_temperature=keras.optimizers.schedules.PolynomialDecay(
-            options.path_temperature, total_steps, options.min_path_temperature
-        ),
-        seed=options.seed,
-        dtype_policy=options.dtype_policy,
-    )
-    search.compile(
-        keras.optimizers.SGD(
-            Cosine(options.learning_rate, options.min_learning_rate, total_steps),
-            momentum=options.momentum,
-        ),
-        keras.optimizers.Adam(options.arch_learning_rate),
-        remat=_flag_or_auto(options.remat),
-        jit_compile=_flag_or_auto(options.jit_compile),
-    )
-    return search
-
-
-def _flag_or_auto(text: str) -> bool | None:
-    return None if text == "auto" else text == "true"
 
 
 def _result(run: Any, row: dict[str, str], seconds: float) -> dict[str, Any]:

@@ -9,14 +9,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from auto_deeplab_tf import decoding
+from auto_deeplab_tf import decoding, method
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.config import ArchitectureSearchConfig, BilevelConfig, SearchConfig
+from auto_deeplab_tf.data.source import Source
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
-from auto_deeplab_tf.training import inputs, loop
+from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
+from auto_deeplab_tf.training import inputs, loop, losses
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 from auto_deeplab_tf.training.schedules import Cosine
@@ -32,6 +34,7 @@ METRICS = (
     "val_decoded_miou",
     "alpha_entropy",
     "beta_entropy",
+    "expected_cost",
     "levels",
     "cell",
     "collapse",
@@ -280,14 +283,17 @@ class ArchitectureSearch:
     def report(self) -> dict[str, Any]:
         """Returns where the search stands.
 
-        Learning rate, entropies in nats, the architecture so far.
+        Learning rate, entropies in nats, expected cost of the cells (`nn.expected_cost`), the
+        architecture so far.
         """
         alpha, beta = self.logits
         architecture = self.decode()
+        relaxed = method.relax(*map(keras.ops.convert_to_tensor, (alpha, beta)))
         return {
             "learning_rate": float(self.model.optimizer.learning_rate),
             "alpha_entropy": decoding.alpha_entropy(alpha),
             "beta_entropy": decoding.beta_entropy(beta),
+            "expected_cost": float(self.model.expected_cost(*relaxed)),
             "levels": "-".join(map(str, architecture.levels)),
             "cell": " | ".join(
                 " + ".join(f"{edge.op}({edge.source})" for edge in block)
@@ -311,6 +317,44 @@ class ArchitectureSearch:
         """Returns the checkpoints of this search in a folder; the model must be compiled."""
         variables = loop.checkpointed_variables(self.model)
         return Checkpoints(directory, variables, self.fingerprint, keep)
+
+
+def from_options(options: SearchConfig, train: Source, total_steps: int) -> ArchitectureSearch:
+    """Builds and compiles the search that a command's options describe.
+
+    Args:
+        options: Of the command.
+        train: The training split: classes, channels, frequencies.
+        total_steps: Number of steps, which schedules end with.
+    """
+    frequencies = losses.class_frequencies(train.class_pixels, train.present_pixels)
+    search = ArchitectureSearch(
+        train.info.num_classes,
+        options.part(ArchitectureSearchConfig),
+        mean=PLAIN_MEAN[:1] * train.info.channels,
+        std=PLAIN_STD[:1] * train.info.channels,
+        ignore_label=train.info.ignore_label,
+        class_weights=losses.class_weights(frequencies, options.class_weights),
+        path_temperature=keras.optimizers.schedules.PolynomialDecay(
+            options.path_temperature, total_steps, options.min_path_temperature
+        ),
+        seed=options.seed,
+        dtype_policy=options.dtype_policy,
+    )
+    search.compile(
+        keras.optimizers.SGD(
+            Cosine(options.learning_rate, options.min_learning_rate, total_steps),
+            momentum=options.momentum,
+        ),
+        keras.optimizers.Adam(options.arch_learning_rate),
+        remat=_flag_or_auto(options.remat),
+        jit_compile=_flag_or_auto(options.jit_compile),
+    )
+    return search
+
+
+def _flag_or_auto(text: str) -> bool | None:
+    return None if text == "auto" else text == "true"
 
 
 def _as_function(

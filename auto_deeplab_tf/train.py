@@ -59,13 +59,16 @@ def train(options: config.TrainConfig) -> dict[str, Any]:
         RunError: If the run had to stop.
         StorageError: If a file of the run cannot be written.
     """
-    from auto_deeplab_tf.data import pipeline, source
+    from auto_deeplab_tf.data import hold_back, pipeline, source
     from auto_deeplab_tf.training.run_dir import RunDir
 
     run = RunDir(options.run_dir, options, options.resume)
     architecture = _architecture(options, run)
     split = source.open_for(options, "train")
-    validation = source.open_for(options, "val")
+    held_back = None
+    if options.hold_back or options.hold_back_groups:
+        held_back = hold_back.of_source(split, options.hold_back, options.hold_back_groups)
+    validation = split if held_back else source.open_for(options, "val")
     pipeline.check_crop_size(split, options.crop_size, options.scale_max)
     if not validation.class_pixels.any():
         raise UserError(
@@ -73,7 +76,7 @@ def train(options: config.TrainConfig) -> dict[str, Any]:
             f"{validation.info.ignore_label}, so no epoch could be scored. Look at the masks, or "
             "at the ids of the classes"
         )
-    training = _Training(options, architecture, split, validation, run)
+    training = _Training(options, architecture, split, validation, run, held_back)
     if options.dry_run:
         return training.needs()
     return training.finished() or training.run()
@@ -83,7 +86,13 @@ class _Training:
     """One training: what it is made of, and how far it is."""
 
     def __init__(
-        self, options: config.TrainConfig, architecture: Any, train: Any, val: Any, run: Any
+        self,
+        options: config.TrainConfig,
+        architecture: Any,
+        train: Any,
+        val: Any,
+        run: Any,
+        held_back: tuple[Any, Any] | None = None,
     ):
         from auto_deeplab_tf.training.run_dir import METRICS_FILE, MetricsFile
 
@@ -93,16 +102,27 @@ class _Training:
         self._val = val
         self._run = run
         self._metrics = MetricsFile(run / METRICS_FILE)
-        whole_set = max(1, train.num_examples // options.batch_size)
+        everything: tuple[Any, Any] = (range(train.num_examples), range(val.num_examples))
+        self._kept, self._scored = held_back or everything
+        whole_set = max(1, len(self._kept) // options.batch_size)
         self._steps_per_epoch = min(options.steps_per_epoch or whole_set, options.steps)
         self._epochs = math.ceil(options.steps / self._steps_per_epoch)
         self._total_steps = self._epochs * self._steps_per_epoch
+        wanted = min(options.stop_after_steps or self._total_steps, self._total_steps)
+        self._last_epoch = math.ceil(wanted / self._steps_per_epoch)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether this command trains up to the last step."""
+        return self._last_epoch == self._epochs
 
     def finished(self) -> dict[str, Any] | None:
         """The result of a run that has nothing left to do."""
         rows = self._metrics.rows()
         last = int(rows[-1]["step"]) if rows else 0
-        if last < self._total_steps or not (self._run / LAST_MODEL_FILE).exists():
+        if last < self._last_epoch * self._steps_per_epoch:
+            return None
+        if self._is_whole and not (self._run / LAST_MODEL_FILE).exists():
             return None
         return self._result(0.0)
 
@@ -131,7 +151,7 @@ class _Training:
         from auto_deeplab_tf.data import pipeline
 
         settings = pipeline.batch_options(self._options)
-        return pipeline.training_batches(self._train, start_step=step, **settings)
+        return pipeline.training_batches(self._train, self._kept, start_step=step, **settings)
 
     def run(self) -> dict[str, Any]:
         """Trains up to the last step."""
@@ -159,7 +179,8 @@ class _Training:
                 write_text(run / INIT_FILE, json.dumps(started_from, indent=1) + "\n")
             self._fit(model)
             # Last: where it exists, the run is complete.
-            _save(model, run / LAST_MODEL_FILE)
+            if self._is_whole:
+                _save(model, run / LAST_MODEL_FILE)
         return self._result(time.monotonic() - started)
 
     def _start_from(self, model: Any) -> dict[str, Any] | None:
@@ -192,7 +213,7 @@ class _Training:
         checkpoints.restore()
         model.fit(
             self._batches,
-            epochs=self._epochs,
+            epochs=self._last_epoch,
             steps_per_epoch=self._steps_per_epoch,
             validation_data=lambda epoch: self._validate(model, epoch),
             callbacks=self._callbacks(),
@@ -248,10 +269,10 @@ class _Training:
 
         options = self._options
         logs = {"learning_rate": float(model.optimizer.learning_rate)}
-        if (epoch + 1) % options.validation_every_epochs and epoch + 1 < self._epochs:
+        if (epoch + 1) % options.validation_every_epochs and epoch + 1 < self._last_epoch:
             return logs
         batches = pipeline.validation_batches(
-            self._val, options.batch_size, options.validation_images
+            self._val, options.batch_size, options.validation_images, self._scored
         )
         loss, matrix = model.score(batches)
         result = scores(matrix)
@@ -267,9 +288,10 @@ class _Training:
         from auto_deeplab_tf import overlay
         from auto_deeplab_tf.data import pipeline
 
-        indices = pipeline.spread(self._val.num_examples, self._options.overlays)
-        if not indices:
+        chosen = pipeline.spread(len(self._scored), self._options.overlays)
+        if not chosen:
             return
+        indices = [int(self._scored[place]) for place in chosen]
         examples = [[tensor.numpy() for tensor in self._val.example(index)] for index in indices]
         predictions = model.predict_class_ids([image for image, _ in examples])
         folder = self._run / "overlays"
@@ -324,8 +346,8 @@ class _Training:
             "val_miou": float(best["val_miou"]),
             "val_pixel_accuracy": float(best["val_pixel_accuracy"]),
             "best_epoch": int(best["epoch"]) + 1,
-            "epochs": self._epochs,
-            "steps": self._total_steps,
+            "epochs": self._last_epoch,
+            "steps": self._last_epoch * self._steps_per_epoch,
             "seconds": round(seconds, 1),
         }
 

@@ -68,6 +68,7 @@ COMMANDS = {
     "auto_deeplab_tf.search": config.SearchConfig,
     "auto_deeplab_tf.decode": config.DecodeConfig,
     "auto_deeplab_tf.train": config.TrainConfig,
+    "auto_deeplab_tf.select": config.SelectConfig,
     "auto_deeplab_tf.evaluate": config.EvaluateConfig,
     "auto_deeplab_tf.predict": config.PredictConfig,
     "auto_deeplab_tf.summarize": config.SummarizeConfig,
@@ -303,6 +304,7 @@ def test_a_run_is_repeated_from_its_flag_file(config_class, tmp_path):
             arguments.append(f"--{'no' if field.default else ''}{field.name}")
     arguments += {
         config.TrainConfig: ["--architecture=a.json"],
+        config.SelectConfig: ["--num_random=1"],
         config.SummarizeConfig: ["--architecture=a.json"],
         config.DecodeConfig: ["--run_dir=a", "--filter_multiplier=8,12"],
     }.get(config_class, [])

@@ -17,6 +17,7 @@ CONFIG_CLASSES = [
 NEEDED = {
     config.DecodeConfig: {"run_dir": "runs/a"},
     config.TrainConfig: {"architecture": "auto_deeplab"},
+    config.SelectConfig: {"num_random": 1},
     config.SummarizeConfig: {"architecture": "auto_deeplab"},
     config.NetworkChoiceConfig: {"architecture": "auto_deeplab"},
 }

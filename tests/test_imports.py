@@ -29,11 +29,13 @@ GROUPS = [
     "segmenter",
     "served",
     "searcher",
+    "selection",
     "cli",
 ]
 ENTRY_POINTS = {
     "auto_deeplab_tf.search",
     "auto_deeplab_tf.decode",
+    "auto_deeplab_tf.select",
     "auto_deeplab_tf.train",
     "auto_deeplab_tf.evaluate",
     "auto_deeplab_tf.predict",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from auto_deeplab_tf import cli, config, evaluate, overlay, predict, train
 from auto_deeplab_tf.architecture import Architecture, Edge
-from auto_deeplab_tf.data import sets
+from auto_deeplab_tf.data import pipeline, sets
 from auto_deeplab_tf.served import load_segmenter
 
 ARCHITECTURE = Architecture(
@@ -129,6 +129,44 @@ def test_a_training_killed_twice_ends_at_the_same_bits(finished, places, tmp_pat
         ours, theirs = (load_segmenter(folder / name).variables for folder in (path, finished))
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=f"{name} {a.path}")
+
+
+def test_a_training_that_stops_early_resumes_on_the_schedule_of_all_steps(
+    finished, places, tmp_path
+):
+    path = tmp_path / "stopped"
+    command = ("train", *SMALL, *flags(places), f"--run_dir={path}", "--json")
+    for _ in range(2):  # the same command again changes nothing
+        done = run(*command, "--stop_after_steps=5")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["steps"] == 8
+        assert not (path / "last.keras").exists()
+        assert metrics_of(path) == metrics_of(finished)[:2]
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert (path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+    ours, theirs = latest_variables(path), latest_variables(finished)
+    assert all(np.array_equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_part_of_train_is_held_back_and_validated_on(places, tmp_path, monkeypatch):
+    seen = {}
+    for name in ("training_batches", "validation_batches"):
+        called = getattr(pipeline, name)
+
+        def spy(*arguments, name=name, called=called, **keywords):
+            seen[name] = arguments
+            return called(*arguments, **keywords)
+
+        monkeypatch.setattr(pipeline, name, spy)
+    held = ("--hold_back=0.34", "--steps=1", "--steps_per_epoch=1")
+    train.train(options(places, tmp_path / "run", *held))
+    source, kept = seen["training_batches"]
+    scored_source, _, _, scored = seen["validation_batches"]
+    assert scored_source is source and source.split == "train"
+    assert sorted([*kept, *scored]) == list(range(6)) and len(scored) == 2
+    data = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert data["val"] == data["train"]
 
 
 def test_a_dry_run_measures_what_is_needed_and_leaves_nothing(places, tmp_path):

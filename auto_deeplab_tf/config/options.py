@@ -29,6 +29,8 @@ _space = functools.partial(flag, group="search space")
 _fast = functools.partial(flag, group=_FAST_MODES)
 _optimisation = functools.partial(flag, group="optimisation")
 _budget = functools.partial(flag, group="budget")
+_candidates = functools.partial(flag, group="candidates")
+_halving = functools.partial(flag, group="halving")
 _evaluation = functools.partial(flag, group="evaluation")
 _device = functools.partial(flag, group="device")
 _output = functools.partial(flag, group="output", on_resume="free")
@@ -188,6 +190,15 @@ class BilevelConfig(Config):
 
     weight_decay: float = changed(LossConfig, "weight_decay", 3e-4)
     arch_weight_decay: float = _optimisation(1e-3, "L2 weight decay of alpha and beta", minimum=0)
+    cost_weight: float = _optimisation(
+        0.0,
+        "W: add W log(C / C at the start) to the loss of alpha and beta, C the expected cost of "
+        "the decoded cells",
+        minimum=0,
+    )
+    cost: str = _optimisation(
+        "multi_adds", "what the cost of cells counts", choices=("multi_adds", "params")
+    )
     batch_norm_decay: float = changed(NetworkConfig, "batch_norm_decay", 0.99, group="search space")
     gradient_clip_norm: float | None = _optimisation(
         None, "maximum global norm of the weights' gradient (default: no clipping)", above=0
@@ -543,7 +554,23 @@ class DecodeConfig(StemAndHeadConfig, OutputConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig, NetworkChoiceConfig, SegmenterConfig):
+class HoldBackConfig(Config):
+    """The part of a training set that networks are chosen by, so that val stays unseen."""
+
+    hold_back: float = _data(
+        0.0,
+        "share of the training set that is held back: validation is on it, in place of val; whole "
+        "drives or cities where they come near the share",
+        minimum=0,
+        maximum=0.5,
+    )
+    hold_back_groups: tuple[str, ...] | None = _data(
+        None, "drives or cities that are held back, by name, in place of a share"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(HoldBackConfig, RunConfig, NetworkChoiceConfig, SegmenterConfig):
     """Settings of the training of one network; the defaults are the paper's (sec. 4.2)."""
 
     crop_size: Size = changed(DataConfig, "crop_size", (769, 769))
@@ -575,9 +602,98 @@ class TrainConfig(RunConfig, NetworkChoiceConfig, SegmenterConfig):
     momentum: float = changed(
         RunConfig, "momentum", 0.9, help="momentum of SGD, decay of Adam's mean"
     )
+    stop_after_steps: int | None = _budget(
+        None,
+        "end after the epoch of this step, with the schedule of all steps; without it, or with "
+        "more, the run resumes",
+        minimum=1,
+        on_resume="free",
+    )
     overlays: int = _output(
         4, "number of validation images drawn after every validation, always the same", minimum=0
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectConfig(HoldBackConfig, OutputConfig):
+    """Settings of the selection of one network among searched and random candidates."""
+
+    output_dir: str = flag(
+        help="folder of the selection; the same command again resumes it", metavar="DIR", path=True
+    )
+    train_flagfile: str = flag(
+        help="flag file of train, the recipe of the trainings: data, channels, steps, optimizer",
+        metavar="FILE",
+        path=True,
+        on_resume="free",  # its content is compared
+    )
+    hold_back: float = changed(HoldBackConfig, "hold_back", 0.2, above=0, minimum=None)
+    search_runs: tuple[str, ...] | None = _candidates(
+        None, "folders of searches of one search space", metavar="RUN,RUN,..."
+    )
+    paths_per_search: int = _candidates(
+        3, "most probable paths of each search, with its cell", minimum=1
+    )
+    num_random: int = _candidates(0, "number of architectures drawn at random", minimum=0)
+    random_seed: int = _candidates(0, "seed of the first one; the next have the next", minimum=0)
+    num_layers: int = changed(
+        SupernetConfig,
+        "num_layers",
+        12,
+        help="layers of the random ones, L (with searches: theirs)",
+        group="candidates",
+    )
+    num_blocks: int = changed(
+        SupernetConfig,
+        "num_blocks",
+        5,
+        help="blocks of a cell of the random ones, B (with searches: theirs)",
+        group="candidates",
+    )
+    atrous: str = changed(
+        SupernetConfig,
+        "atrous",
+        "separable",
+        help="convolution of the atrous operations of the random ones (with searches: theirs)",
+        group="candidates",
+    )
+    inherited_batches: int = _candidates(
+        4,
+        "training batches that estimate statistics for the scores with inherited weights (0: no "
+        "such scores)",
+        minimum=0,
+    )
+    max_multi_adds: int | None = _budget(None, "most Multi-Adds of a candidate", minimum=1)
+    max_params: int | None = _budget(None, "most parameters of a candidate", minimum=1)
+    fit_filter_multiplier: bool = _budget(
+        False, "give each candidate the largest filter multiplier that keeps the budget"
+    )
+    input_size: Size | None = _budget(
+        None,
+        "image size for the count (default: image_size of the recipe, else its crop_size)",
+        minimum=MINIMUM_SIZE,
+    )
+    rungs: int = _halving(
+        3, "number of rungs R; rung r compares after steps / reduction**(R + 1 - r)", minimum=1
+    )
+    reduction: int = _halving(2, "one candidate in so many goes to the next rung", minimum=2)
+    rank_by: str = _halving(
+        "loss",
+        "score of a rung: the sum of training losses, or mIoU on the part held back",
+        choices=("loss", "val_miou"),
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        if not self.search_runs and not self.num_random:
+            raise FieldError("search_runs or num_random is needed", "search_runs", "num_random")
+        if self.fit_filter_multiplier and not (self.max_multi_adds or self.max_params):
+            raise FieldError(
+                "fit_filter_multiplier needs max_multi_adds or max_params",
+                "fit_filter_multiplier",
+                "max_multi_adds",
+                "max_params",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -170,7 +170,10 @@ def evaluation_batches(
 
 
 def validation_batches(
-    source: Source, batch_size: int, number: int | None = None
+    source: Source,
+    batch_size: int,
+    number: int | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """`evaluation_batches` of some images of the split.
 
@@ -178,9 +181,11 @@ def validation_batches(
         source: the split.
         batch_size: images in a batch.
         number: how many images, evenly spread over the split; None for all.
+        indices: examples to choose from; None for all.
     """
-    count = source.num_examples
-    return evaluation_batches(source, batch_size, spread(count, number or count))
+    indices = _checked_indices(source, indices)
+    chosen = indices[spread(len(indices), number or len(indices))]
+    return evaluation_batches(source, batch_size, chosen)
 
 
 def spread(count: int, number: int) -> list[int]:

@@ -58,9 +58,8 @@ def halves(
         )
     _, codes = Texts.of(groups).coded()
     if frames_per_block is None:
-        # Two words of each hash tell any two ids apart.
-        ranks = np.frombuffer(b"".join(map(_digest, encoded.tolist())), ">u8").reshape(-1, 4)
-        order = np.lexsort((ranks[:, 1], ranks[:, 0], codes))
+        order = hash_order(ids)
+        order = order[np.argsort(codes[order], kind="stable")]
         sides = np.arange(len(ids)) % 2
     else:
         if frames_per_block < 1:
@@ -73,6 +72,14 @@ def halves(
 def source_halves(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Returns `halves` of a split, by the rule of its data set."""
     return halves(source.ids, source.groups, frames_per_block=source.info.frames_per_block)
+
+
+def hash_order(ids: Sequence[str]) -> np.ndarray:
+    """Returns the positions of ids in the order of their hashes: random, the same everywhere."""
+    # Two words of each hash tell any two ids apart.
+    hashes = b"".join(map(_digest, Texts.of(ids).encoded.tolist()))
+    ranks = np.frombuffer(hashes, ">u8").reshape(-1, 4)
+    return np.lexsort((ranks[:, 1], ranks[:, 0]))
 
 
 def _digest(encoded_id: bytes) -> bytes:

@@ -11,6 +11,7 @@ from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.config import BilevelConfig
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.execution import Execution
+from auto_deeplab_tf.nn.expected_cost import ExpectedCost
 from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.training import losses, whole_images
@@ -22,9 +23,11 @@ class BilevelModel(keras.Model):
     """The supernet with the two alternating updates of `method.bilevel_update`.
 
         1. w <- w - step(grad_w L_trainA(w, a) + weight_decay * w)
-        2. a <- a - step(grad_a L_trainB(w, a) + arch_weight_decay * a)
+        2. a <- a - step(grad_a (L_trainB(w, a) + cost_weight * log(C(a) / C(0)))
+                         + arch_weight_decay * a)
 
-    a stands for the logits of alpha and beta; step is what the optimizer makes of a gradient.
+    a stands for the logits of alpha and beta; step is what the optimizer makes of a gradient; C is
+    the `nn.expected_cost.ExpectedCost` of the decoded cells, and `cost_weight` is 0 by default.
 
     L is the mean over the pixels of the global batch that are not ignored. The second update sees
     the weights of the first, uses statistics of its own batch, and leaves the moving ones alone.
@@ -65,6 +68,7 @@ class BilevelModel(keras.Model):
         self.ignore_label = ignore_label
         self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
         self.path_temperature = path_temperature
+        self.expected_cost = ExpectedCost(supernet.settings, self.settings.cost)
         self.completed_steps = tf.Variable(
             0,
             trainable=False,
@@ -288,6 +292,13 @@ class BilevelModel(keras.Model):
             + share * scale * self.settings.arch_weight_decay * tf.convert_to_tensor(variable)
             for gradient, variable in zip(gradients, variables, strict=True)
         ]
+        if self.settings.cost_weight:
+            logits = [tf.convert_to_tensor(variable) for variable in variables[:2]]
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                penalty = self.settings.cost_weight * self.expected_cost.log_ratio(*logits)
+            for index, gradient in enumerate(tape.gradient(penalty, logits)):
+                gradients[index] += share * scale * gradient
         self.architecture_optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
     def score(self, batches: tf.data.Dataset) -> dict[str, float]:

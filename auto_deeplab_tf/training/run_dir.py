@@ -31,6 +31,7 @@ class RunDir:
         path: The folder.
         options: The run's config.
         resume: False refuses a folder that already holds a run.
+        setting: Name of the setting that names the folder.
 
     Raises:
         UserError: If the folder belongs to other options, holds a run and `resume` is False, or
@@ -38,30 +39,35 @@ class RunDir:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], options: config_lib.Config, resume: bool = True
+        self,
+        path: str | os.PathLike[str],
+        options: config_lib.Config,
+        resume: bool = True,
+        setting: str = "run_dir",
     ):
         self.path = Path(path)
+        self._setting = setting
         self._options = options
         self._lock: Any = None
         flags_file = self.path / FLAGS_FILE
         if self.path.exists() and not self.path.is_dir():
-            raise FieldError(f"run_dir must be a folder. Received: {self.path}, a file")
+            raise FieldError(f"{setting} must be a folder. Received: {self.path}, a file")
         if flags_file.exists():
             if not resume:
                 raise UserError(
-                    f"resume=false: {self.path} already holds a run; name another run_dir."
+                    f"resume=false: {self.path} already holds a run; name another {setting}."
                 )
             before = config_lib.from_flags_text(type(options), flags_file.read_text("utf-8"))
             conflicts = config_lib.resume_conflicts(before, options)
             if conflicts:
                 raise UserError(
                     f"{self.path} belongs to a run with other options: {'; '.join(conflicts)}. "
-                    "Name another run_dir, or give the options of that run."
+                    f"Name another {setting}, or give the options of that run."
                 )
         elif self.path.exists() and any(e.name != _LOCK_FILE for e in self.path.iterdir()):
             raise UserError(
                 f"{self.path} is not empty and holds no run (no {FLAGS_FILE}): "
-                "name an empty or a new folder as run_dir."
+                f"name an empty or a new folder as {setting}."
             )
 
     def __truediv__(self, name: str) -> Path:
@@ -75,7 +81,8 @@ class RunDir:
         except BlockingIOError:
             self._lock.close()
             raise UserError(
-                f"{self.path} is in use by another process: wait for it, or name another run_dir."
+                f"{self.path} is in use by another process: wait for it, or name another "
+                f"{self._setting}."
             ) from None
         write_text(self / FLAGS_FILE, config_lib.flags_text(self._options.with_absolute_paths()))
         return self

@@ -27,12 +27,12 @@ def filter_multiplier(architecture: Architecture) -> int:
     Raises:
         ValueError: where even F 1 costs more.
     """
-    below, above = 0, 1
-    while _multi_adds(architecture, above) < MULTI_ADDS:
-        below, above = above, above + 1
+    below = accounting.largest_filter_multiplier(
+        architecture, max_multi_adds=MULTI_ADDS, **SETTINGS
+    )
     if below == 0:
         raise ValueError(f"F 1 costs more than {MULTI_ADDS} Multi-Adds: {architecture.levels}")
-    distances = {f: abs(_multi_adds(architecture, f) - MULTI_ADDS) for f in (below, above)}
+    distances = {f: abs(_multi_adds(architecture, f) - MULTI_ADDS) for f in (below, below + 1)}
     return min(distances, key=lambda f: distances[f])
 
 

@@ -108,6 +108,27 @@ def test_the_decoded_score_is_that_of_its_own_statistics_and_changes_nothing(mod
     assert bilevel.score(batches[:1])["val_miou"] != pytest.approx(both, abs=1e-3)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_weight_of_the_cost_is_added_to_the_gradient_of_alpha_and_beta(traced):
+    gradients = {}
+    for weight in (0.0, 2.0):
+        bilevel = model(arch_weight_decay=0.0, cost_weight=weight, cost="params")
+        bilevel.compile(keras.optimizers.SGD(0.0), keras.optimizers.SGD(1.0))
+        before = architecture_of(bilevel)
+        step = tf.function(bilevel.train_step) if traced else bilevel.train_step
+        step(pair(0))
+        gradients[weight] = [a - b for a, b in zip(before, architecture_of(bilevel), strict=True)]
+    with tf.GradientTape() as tape:
+        logits = [tf.constant(values) for values in before]
+        tape.watch(logits)
+        ratio = bilevel.expected_cost.log_ratio(*logits)
+    for ours, without, cost in zip(
+        gradients[2.0], gradients[0.0], tape.gradient(ratio, logits), strict=True
+    ):
+        assert np.abs(cost).max() > 1e-3
+        np.testing.assert_allclose(ours, without + 2.0 * cost, atol=2e-5)
+
+
 def test_the_architecture_step_sees_the_weights_after_their_update():
     both, separate = model(), model()
     both.train_step(pair(0))

@@ -1,0 +1,270 @@
+"""Selects one network of many: by searches, random draws, and synchronous halving of trainings.
+
+Candidates are the best paths of searches (--search_runs) and random draws (--num_random), all
+within a budget. They are trained by the recipe in --train_flagfile without a part of the training
+set, on which they are scored; val is never read. After each rung one candidate in --reduction
+resumes its training, and the best of the last rung wins. With --num_random alone it is random
+search.
+
+Writes into --output_dir: candidates.csv (every candidate, every score), architecture.json (the
+winner), candidates/ (their architectures), runs/ (their trainings), flags.txt, train.flags. The
+same command resumes after a kill; on a finished folder it changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import ctypes
+import dataclasses
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from auto_deeplab_tf import cli, config, selection
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.errors import RunError, UserError
+from auto_deeplab_tf.files import write_text
+
+cli.define(config.SelectConfig)
+
+# What the selection decides for each training, or shows of it.
+_DECIDED = (
+    "architecture",
+    "network",
+    "filter_multiplier",
+    "run_dir",
+    "resume",
+    "dry_run",
+    "json",
+    "stop_after_steps",
+    "hold_back",
+    "hold_back_groups",
+)
+_DIVERGED = re.compile(r"loss became -?(nan|inf) at step")
+
+
+def main() -> None:
+    """Runs the command."""
+    options = cli.read(config.SelectConfig)
+    result = _Selection(options).run()
+    if options.json:
+        cli.print_json(result)
+    else:
+        _print(result, options)
+
+
+class _Selection:
+    """One selection: its candidates, its trainings, and how far it is."""
+
+    def __init__(self, options: config.SelectConfig):
+        from auto_deeplab_tf.training.run_dir import RunDir
+
+        self._options = options
+        self._training: config.TrainConfig = cli.parse(
+            config.TrainConfig,
+            [f"--flagfile={options.train_flagfile}", "--architecture=auto_deeplab", "--run_dir=."],
+        ).with_absolute_paths()
+        self._run = RunDir(options.output_dir, options, setting="output_dir")
+        self._check_recipe()
+        self._table = selection.Table(self._run.path)
+
+    def _check_recipe(self) -> None:
+        """Refuses to resume with another recipe of the trainings."""
+        lines = config.flags_text(self._training).splitlines(keepends=True)
+        self._recipe = "".join(line for line in lines if line[2:].partition("=")[0] not in _DECIDED)
+        file = self._run / "train.flags"
+        if file.exists() and file.read_text("utf-8") != self._recipe:
+            raise UserError(
+                f"{file} holds another recipe than train_flagfile={self._options.train_flagfile} "
+                "now: name another output_dir, or bring the old recipe back."
+            )
+
+    def run(self) -> dict[str, Any]:
+        """Selects, or resumes; returns what the command reports."""
+        winner_file = self._run / "architecture.json"
+        if not winner_file.exists():
+            with self._run:
+                write_text(self._run / "train.flags", self._recipe)
+                if not self._table.rows:
+                    self._table.begin(self._candidates(), self._options.rungs)
+                self._score_inherited()
+                self._save_winner(self._halve(), winner_file)
+        return self._result(winner_file)
+
+    def _candidates(self) -> list[selection.Candidate]:
+        from auto_deeplab_tf.data import hold_back, source
+
+        train = source.open_for(self._training, "train")
+        # A split that is too small is told before anything is trained.
+        hold_back.of_source(train, self._options.hold_back, self._options.hold_back_groups)
+        options, training = self._options, self._training
+        return selection.candidates(
+            options,
+            training.part(config.NetworkSizesConfig),
+            num_classes=train.info.num_classes,
+            input_channels=train.info.channels,
+            input_size=options.input_size or training.image_size or training.crop_size,
+        )
+
+    def _score_inherited(self) -> None:
+        if not self._options.inherited_batches:
+            return
+        rows = self._table.rows
+        for run in self._options.search_runs or ():
+            left = {
+                name: self._table.architecture(name)
+                for name, row in rows.items()
+                if row["source"] == run and row["inherited_miou"] == ""
+            }
+            if left:
+                scores = selection.inherited_scores(run, left, self._training, self._options)
+                for name, score in scores:
+                    self._table.set(name, inherited_miou=score)
+
+    def _halve(self) -> str:
+        """Trains rung by rung; returns the name of the winner."""
+        options, table = self._options, self._table
+        alive = list(table.rows)
+        for rung in range(1, options.rungs + 1):
+            steps = selection.steps_of_rung(
+                rung, options.rungs, options.reduction, self._training.steps
+            )
+            for name in alive:
+                if table.score(name, options.rank_by, rung) is None:
+                    self._train(name, rung, steps)
+            ranked = table.best(alive, options.rank_by, rung)
+            alive = selection.survivors(ranked, options.reduction)
+            self._say(f"rung {rung} of {options.rungs}, {steps} steps: {' '.join(ranked)}")
+        return alive[0]
+
+    def _train(self, name: str, rung: int, steps: int) -> None:
+        """Trains a candidate up to the steps of a rung, and notes its scores."""
+        run_dir = self._run / "runs" / name
+        row = self._table.rows[name]
+        self._table.architecture(name)  # checks that its file is the one of the table
+        options = self._options
+        command = [
+            sys.executable,
+            "-m",
+            "auto_deeplab_tf.train",
+            f"--flagfile={self._run / 'train.flags'}",
+            f"--architecture={self._table.architecture_file(name)}",
+            f"--filter_multiplier={row['filter_multiplier']}",
+            f"--run_dir={run_dir}",
+            f"--stop_after_steps={steps}",
+            f"--hold_back={options.hold_back!r}",
+            f"--hold_back_groups={','.join(options.hold_back_groups or ())}",
+            "--progress=none",
+        ]
+        code, cpu_seconds, output = _run(command)
+        spent = float(row["cpu_seconds"] or 0.0) + cpu_seconds
+        last_line = output.strip().splitlines()[-1] if output.strip() else "no message"
+        if code and _DIVERGED.search(last_line):
+            self._table.set_diverged(name, rung, steps)
+        elif code:
+            raise RunError(
+                f"the training of {name} ended with {code}: {last_line.removeprefix('error: ')}"
+            )
+        else:
+            self._table.set(name, **_scores(run_dir / "metrics.csv", rung))
+        self._table.set(name, cpu_seconds=f"{spent:.1f}")
+
+    def _save_winner(self, name: str, file: Path) -> None:
+        row = self._table.rows[name]
+        architecture = self._table.architecture(name)
+        counted = ("filter_multiplier", "params", "multi_adds")
+        decided = {
+            "candidate": name,
+            "rank_by": self._options.rank_by,
+            "num_candidates": len(self._table.rows),
+            **{key: int(row[key]) for key in counted},
+            **{
+                score: self._table.score(name, score, self._options.rungs)
+                for score in selection.SCORES
+            },
+        }
+        decided = {
+            key: value if not isinstance(value, float) or math.isfinite(value) else None
+            for key, value in decided.items()
+        }
+        provenance = {**architecture.provenance, "select": decided}
+        # Last: where it exists, the selection is complete.
+        dataclasses.replace(architecture, provenance=provenance).save(file)
+
+    def _result(self, winner_file: Path) -> dict[str, Any]:
+        return {
+            "output_dir": str(self._run.path),
+            "architecture": str(winner_file),
+            "candidates": str(self._table.path),
+            **Architecture.load(winner_file).provenance["select"],
+        }
+
+    def _say(self, text: str) -> None:
+        if not self._options.json:
+            print(text, flush=True)
+
+
+def _scores(metrics: Path, rung: int) -> dict[str, Any]:
+    """The scores of a rung: mean training loss of all steps so far, mIoU on the part held back."""
+    with open(metrics, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    ends = [0, *(int(row["step"]) for row in rows)]
+    losses = [
+        float(row["loss"]) * (ends[index + 1] - ends[index]) for index, row in enumerate(rows)
+    ]
+    return {
+        f"steps_{rung}": ends[-1],
+        f"loss_{rung}": sum(losses) / ends[-1],
+        f"val_miou_{rung}": float(rows[-1]["val_miou"]),
+    }
+
+
+def _run(command: list[str]) -> tuple[int, float, str]:
+    """Runs a command; returns (exit code, CPU seconds, what it wrote to stderr)."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_end_with_parent,
+    ) as process:
+        assert process.stderr is not None
+        output = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_utime + usage.ru_stime, output
+
+
+def _end_with_parent() -> None:
+    """Has Linux kill this process when its parent ends, however that ends.
+
+    A training that went on alone would hold its run folder when the selection is started again. It
+    resumes from its last checkpoint.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _print(result: dict[str, Any], options: config.SelectConfig) -> None:
+    print(f"winner        {result['candidate']} of {result['num_candidates']} candidates")
+    print(
+        f"network       F {result['filter_multiplier']}, {result['params']:,} parameters, "
+        f"{result['multi_adds']:,} Multi-Adds"
+    )
+    print(
+        f"last rung     loss {result['loss']}, mIoU {result['val_miou']} on the part held back "
+        f"(ranked by {options.rank_by})"
+    )
+    print(f"architecture  {result['architecture']}")
+    print(f"candidates    {result['candidates']}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,338 @@
+"""Candidates of a selection: found within a budget, scored, halved; the table that says how far."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from auto_deeplab_tf import accounting, config, decoding, sampling
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
+from auto_deeplab_tf.files import write_text
+
+# Of paths of one search, or of random draws, that are counted to find those within the budget.
+MAX_TRIES = 10_000
+SCORES = ("loss", "val_miou")
+_WORST = {"loss": math.inf, "val_miou": 0.0}
+_WORDS = {"multi_adds": "Multi-Adds", "params": "parameters"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A network that a selection may choose.
+
+    Attributes:
+        name: Unique in the selection; the name of its files.
+        kind: "searched" or "random".
+        source: Folder of the search, or the seed of the draw.
+        architecture: Its architecture.
+        filter_multiplier: F of its trainings.
+        params: Trainable parameters at that F; likewise:
+        multi_adds: Multi-Adds for one image.
+        log_prob: Of the path under beta, None of a random one.
+    """
+
+    name: str
+    kind: str
+    source: str
+    architecture: Architecture
+    filter_multiplier: int = 0
+    params: int = 0
+    multi_adds: int = 0
+    log_prob: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Returns the first columns of its row in candidates.csv."""
+        row = {"candidate": self.name, "kind": self.kind, "source": self.source}
+        row["levels"] = "-".join(map(str, self.architecture.levels))
+        row["fingerprint"] = self.architecture.fingerprint
+        for name in ("filter_multiplier", "params", "multi_adds", "log_prob"):
+            row[name] = getattr(self, name)
+        return row
+
+
+def candidates(
+    options: config.SelectConfig, sizes: config.NetworkSizesConfig, **network: Any
+) -> list[Candidate]:
+    """Returns the candidates within the budget: of each search its best paths, then random ones.
+
+    Args:
+        options: How many of each, and the budget.
+        sizes: Channels of the networks.
+        **network: More arguments of `accounting.count`.
+
+    Raises:
+        FieldError: If searches of different search spaces are given together.
+        UserError: If no candidate keeps the budget, with what the cheapest needs.
+    """
+    budget = _Budget(options, sizes, network)
+    space = _Space(options.num_layers, options.num_blocks, options.atrous)
+    found: list[Candidate] = []
+    if options.search_runs:
+        searches = [_search(run) for run in options.search_runs]
+        space = _common_space(options.search_runs, searches)
+        for number, (run, logits) in enumerate(zip(options.search_runs, searches, strict=True)):
+            drawn = _paths(f"search-{number}", run, logits, space.atrous)
+            found += itertools.islice(budget.within(drawn), options.paths_per_search)
+    drawn = (
+        Candidate(f"random-{seed}", "random", str(seed), sampling.random_architecture(seed, *space))
+        for seed in itertools.count(options.random_seed)
+    )
+    found += itertools.islice(budget.within(drawn), options.num_random)
+    if not found:
+        raise budget.error()
+    # Two searches may agree; a network is trained once.
+    return list({candidate.architecture: candidate for candidate in reversed(found)}.values())[::-1]
+
+
+class _Space(tuple[int, int, str]):
+    """(num_layers, num_blocks, atrous) of a search space."""
+
+    def __new__(cls, num_layers: int, num_blocks: int, atrous: str) -> _Space:
+        return super().__new__(cls, (num_layers, num_blocks, atrous))
+
+    @property
+    def atrous(self) -> str:
+        return self[2]
+
+    def __str__(self) -> str:
+        return f"{self[0]} layers, {self[1]} blocks, {self[2]} atrous operation"
+
+
+def _search(run: str) -> decoding.Logits:
+    path = Path(run) / "logits.npz"
+    if not path.is_file():
+        raise MissingFileError(
+            f"search_runs: {run} has no logits.npz: it is not the folder of a search, or the "
+            "search has not ended; the same search command resumes it."
+        )
+    return decoding.load_logits(path)
+
+
+def _common_space(runs: Sequence[str], searches: Sequence[decoding.Logits]) -> _Space:
+    spaces = [
+        _Space(len(logits.beta), decoding.num_blocks_of(logits.alpha), logits.atrous or "separable")
+        for logits in searches
+    ]
+    for run, space in zip(runs, spaces, strict=True):
+        if space != spaces[0]:
+            raise FieldError(
+                f"search_runs must be of one search space: {runs[0]} has {spaces[0]}, {run} has "
+                f"{space}; select from each by itself."
+            )
+    return spaces[0]
+
+
+def _paths(name: str, run: str, logits: decoding.Logits, atrous: str) -> Iterator[Candidate]:
+    """The paths of a search with its cell, the most probable first."""
+    cell = decoding.decode_cell(logits.alpha, logits.edge)
+    log_beta = decoding.log_softmax_beta(logits.beta)
+    for rank, (levels, log_prob) in enumerate(decoding.best_paths(log_beta), start=1):
+        provenance = {"search": {"run_dir": run, "rank": rank, "log_prob": log_prob}}
+        architecture = Architecture(levels, cell, atrous, provenance)
+        yield Candidate(f"{name}-path-{rank}", "searched", run, architecture, log_prob=log_prob)
+
+
+class _Budget:
+    """What candidates may cost, and the cheapest seen so far."""
+
+    def __init__(
+        self,
+        options: config.SelectConfig,
+        sizes: config.NetworkSizesConfig,
+        network: Mapping[str, Any],
+    ):
+        self._limits = {
+            name: getattr(options, f"max_{name}")
+            for name in _WORDS
+            if getattr(options, f"max_{name}") is not None
+        }
+        self._choose = options.fit_filter_multiplier
+        self._multiplier = sizes.filter_multiplier
+        self._network = dataclasses.asdict(sizes) | dict(network)
+        del self._network["filter_multiplier"]
+        self._cheapest: Candidate | None = None
+
+    def within(self, drawn: Iterator[Candidate]) -> Iterator[Candidate]:
+        """Yields the candidates that keep the budget, with F and costs."""
+        for candidate in itertools.islice(drawn, MAX_TRIES):
+            multiplier = self._multiplier
+            if self._choose:
+                largest = accounting.largest_filter_multiplier(
+                    candidate.architecture,
+                    max_multi_adds=self._limits.get("multi_adds"),
+                    max_params=self._limits.get("params"),
+                    **self._network,
+                )
+                multiplier = max(largest, 1)
+            counted = accounting.count(
+                candidate.architecture, filter_multiplier=multiplier, **self._network
+            )
+            candidate = dataclasses.replace(
+                candidate,
+                filter_multiplier=multiplier,
+                params=counted.params,
+                multi_adds=counted.multi_adds,
+            )
+            if all(getattr(candidate, name) <= limit for name, limit in self._limits.items()):
+                yield candidate
+            elif self._cheapest is None or self._excess(candidate) < self._excess(self._cheapest):
+                self._cheapest = candidate
+
+    def _excess(self, candidate: Candidate) -> float:
+        return max(getattr(candidate, name) / limit for name, limit in self._limits.items())
+
+    def error(self) -> UserError:
+        """The error where nothing was found."""
+        cheapest = self._cheapest
+        if cheapest is None:
+            return UserError("there is no candidate: give search_runs or num_random.")
+        limits = " and ".join(f"max_{name}={limit}" for name, limit in self._limits.items())
+        needs = " and ".join(f"{getattr(cheapest, name)} {_WORDS[name]}" for name in self._limits)
+        return UserError(
+            f"no candidate keeps {limits}: the cheapest, {cheapest.name}, needs {needs} at "
+            f"filter_multiplier={cheapest.filter_multiplier}. Allow more, or give a smaller "
+            "multiplier, stem or head."
+        )
+
+
+class Table:
+    """DIR/candidates.csv: a row for each candidate, and all that is known of it.
+
+    It is written anew after every score, whole or not at all, and is what a selection that was
+    killed resumes from.
+
+    Args:
+        directory: Folder of the selection.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self._directory = Path(directory)
+        self.path = self._directory / "candidates.csv"
+        self.rows: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                self.rows = {row["candidate"]: dict(row) for row in csv.DictReader(file)}
+
+    def begin(self, found: Sequence[Candidate], rungs: int) -> None:
+        """Writes the architectures, then the table without scores."""
+        for candidate in found:
+            candidate.architecture.save(self.architecture_file(candidate.name))
+        scores = [f"{name}_{rung}" for rung in range(1, rungs + 1) for name in ("steps", *SCORES)]
+        empty = dict.fromkeys(["inherited_miou", *scores, "cpu_seconds"], "")
+        self.rows = {candidate.name: candidate.row() | empty for candidate in found}
+        self._write()
+
+    def architecture_file(self, name: str) -> Path:
+        """Returns the file of a candidate's architecture."""
+        return self._directory / "candidates" / f"{name}.json"
+
+    def architecture(self, name: str) -> Architecture:
+        """Reads the architecture of a candidate.
+
+        Raises:
+            UserError: If its file is not the one that the table was made with.
+        """
+        file = self.architecture_file(name)
+        found = Architecture.load(file)
+        if found.fingerprint != self.rows[name]["fingerprint"]:
+            raise UserError(f"{file} has changed since {self.path} was written: name a new folder.")
+        return found
+
+    def set(self, name: str, **values: Any) -> None:
+        """Sets values of a candidate and writes the table."""
+        unknown = values.keys() - self.rows[name].keys()
+        if unknown:
+            raise ValueError(f"{self.path} has no columns {sorted(unknown)}")
+        self.rows[name] |= values
+        self._write()
+
+    def score(self, name: str, score: str, rung: int) -> float | None:
+        """Returns a score of a candidate on a rung, None where it has none."""
+        text = self.rows[name][f"{score}_{rung}"]
+        return None if text == "" else float(text)
+
+    def set_diverged(self, name: str, rung: int, steps: int) -> None:
+        """Gives a candidate the worst scores of a rung."""
+        self.set(
+            name,
+            **{f"steps_{rung}": steps, **{f"{key}_{rung}": worst for key, worst in _WORST.items()}},
+        )
+
+    def best(self, names: Sequence[str], score: str, rung: int) -> list[str]:
+        """Returns candidates by a score of a rung, the best first; of equal ones the earlier."""
+        sign = 1 if score == "loss" else -1
+        scores = {name: self.score(name, score, rung) for name in names}
+        return sorted(names, key=lambda name: sign * scores[name])  # type: ignore[operator]
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(next(iter(self.rows.values()))), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {key: "" if value is None else value for key, value in row.items()}
+            for row in self.rows.values()
+        )
+        write_text(self.path, text.getvalue())
+
+
+def survivors(ranked: Sequence[str], reduction: int) -> list[str]:
+    """Returns the part of a ranking that goes to the next rung: one in `reduction`, rounded up."""
+    return list(ranked[: -(-len(ranked) // reduction)])
+
+
+def steps_of_rung(rung: int, rungs: int, reduction: int, total_steps: int) -> int:
+    """Returns the steps after which a rung compares: total / reduction**(rungs + 1 - rung)."""
+    return -(-total_steps // reduction ** (rungs + 1 - rung))
+
+
+def inherited_scores(
+    run: str,
+    architectures: Mapping[str, Architecture],
+    training: config.TrainConfig,
+    options: config.SelectConfig,
+) -> Iterator[tuple[str, float | None]]:
+    """Yields name and mIoU of architectures with the weights of a search, on the part held back.
+
+    Args:
+        run: Folder of the search.
+        architectures: By name.
+        training: Where the data are, if the search had the same set.
+        options: What is held back; the batches that estimate statistics.
+
+    Raises:
+        MissingFileError: If the run has no checkpoint.
+    """
+    from auto_deeplab_tf import searcher
+    from auto_deeplab_tf.data import hold_back, pipeline, source
+
+    settings = config.from_flags_text(
+        config.SearchConfig, (Path(run) / "flags.txt").read_text("utf-8")
+    )
+    if settings.dataset == training.dataset:
+        places = {name: getattr(training, name) for name in ("data_dir", "cache_dir")}
+        settings = dataclasses.replace(settings, **places)
+    train = source.open_for(settings, "train")
+    search = searcher.from_options(settings, train, 1)
+    if not search.checkpoints(Path(run) / "checkpoints").restore():
+        raise MissingFileError(
+            f"search_runs: {run} has no checkpoints, so there are no weights to score with: give "
+            "inherited_batches=0 to do without."
+        )
+    _, held_back = hold_back.of_source(train, options.hold_back, options.hold_back_groups)
+    batches = pipeline.validation_batches(
+        train, settings.batch_size, training.validation_images, held_back
+    )
+    statistics = pipeline.training_batches(train, **pipeline.batch_options(settings))
+    for name, architecture in architectures.items():
+        scores = search.model.score_decoded(
+            architecture, statistics.take(options.inherited_batches), batches
+        )
+        yield name, scores["val_decoded_miou"]

@@ -1,0 +1,285 @@
+"""The selection: candidates within a budget, halving, and a command that resumes after any kill."""
+
+import csv
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+import tiny_camvid
+from commands import check_refused, run, snapshot
+
+from auto_deeplab_tf import accounting, cli, config, decoding, sampling, select, selection
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.errors import RunError, UserError
+from auto_deeplab_tf.search_space import OPERATIONS, block_sources
+
+SIZES = config.NetworkSizesConfig(
+    filter_multiplier=3, stem_channels=(4, 4, 8), head_channels=8, decoder_channels=4
+)
+NETWORK = {"num_classes": 5, "input_size": (64, 96)}
+RECIPE = (
+    "--dataset=camvid\n--crop_size=32x40\n--batch_size=2\n--filter_multiplier=2\n"
+    "--stem_channels=4,4,8\n--head_channels=8\n--decoder_channels=4\n--batch_norm_decay=0.9\n"
+    "--steps=8\n--steps_per_epoch=2\n--overlays=0\n"
+)
+
+
+def options(**values):
+    needed = {"output_dir": "out", "train_flagfile": "train.flags", "num_layers": 4}
+    return config.SelectConfig(**needed | {"num_blocks": 2} | values)
+
+
+def search_run(folder, num_layers=4, num_blocks=2, atrous="separable", seed=0):
+    rng = np.random.default_rng(seed)
+    edges = sum(len(block_sources(block)) for block in range(num_blocks))
+    folder.mkdir()
+    decoding.save_logits(
+        folder / "logits.npz",
+        rng.normal(size=(edges, len(OPERATIONS))),
+        rng.normal(size=(num_layers, 4, 3)),
+        atrous,
+    )
+    return str(folder)
+
+
+def count(candidate, multiplier):
+    sizes = {"stem_channels": (4, 4, 8), "head_channels": 8, "decoder_channels": 4}
+    return accounting.count(
+        candidate.architecture, filter_multiplier=multiplier, **sizes, **NETWORK
+    )
+
+
+def test_candidates_are_the_best_paths_of_searches_and_then_random_draws(tmp_path):
+    runs = tuple(search_run(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    found = selection.candidates(
+        options(search_runs=runs, paths_per_search=2, num_random=3, random_seed=7), SIZES, **NETWORK
+    )
+    assert [candidate.name for candidate in found] == [
+        *("search-0-path-1", "search-0-path-2", "search-1-path-1", "search-1-path-2"),
+        *("random-7", "random-8", "random-9"),
+    ]
+    for number, place in ((0, runs[0]), (2, runs[1])):
+        logits = decoding.load_logits(f"{place}/logits.npz")
+        best = decoding.decode(logits.alpha, logits.beta, "separable")
+        assert found[number].architecture == best
+    assert found[5].architecture == sampling.random_architecture(8, 4, 2)
+    for candidate in found:
+        counted = count(candidate, 3)
+        assert (candidate.params, candidate.multi_adds) == (counted.params, counted.multi_adds)
+
+
+def test_a_network_that_two_searches_agree_on_is_one_candidate(tmp_path):
+    runs = tuple(search_run(tmp_path / name) for name in "ab")
+    found = selection.candidates(options(search_runs=runs, paths_per_search=1), SIZES, **NETWORK)
+    assert [candidate.name for candidate in found] == ["search-0-path-1"]
+
+
+def test_candidates_keep_the_budget_by_being_left_out_or_by_their_f(tmp_path):
+    free = selection.candidates(options(num_random=40), SIZES, **NETWORK)
+    budget = int(np.median([candidate.multi_adds for candidate in free]))
+    kept = selection.candidates(options(num_random=5, max_multi_adds=budget), SIZES, **NETWORK)
+    fitting = [candidate.name for candidate in free if candidate.multi_adds <= budget]
+    assert [candidate.name for candidate in kept] == fitting[:5] != [c.name for c in free[:5]]
+    fitted = selection.candidates(
+        options(num_random=5, max_multi_adds=budget, fit_filter_multiplier=True), SIZES, **NETWORK
+    )
+    assert [candidate.name for candidate in fitted] == [candidate.name for candidate in free[:5]]
+    assert len({candidate.filter_multiplier for candidate in fitted}) > 1
+    for candidate in fitted:
+        assert candidate.multi_adds <= budget
+        assert candidate.multi_adds == count(candidate, candidate.filter_multiplier).multi_adds
+        assert count(candidate, candidate.filter_multiplier + 1).multi_adds > budget
+
+
+def test_a_budget_that_nothing_meets_names_the_cheapest(monkeypatch):
+    monkeypatch.setattr(selection, "MAX_TRIES", 30)
+    cheapest = min(
+        selection.candidates(options(num_random=30), SIZES, **NETWORK), key=lambda c: c.params
+    )
+    for fit, sizes in ((False, SIZES), (True, config.NetworkSizesConfig(**vars(SIZES)))):
+        with pytest.raises(UserError) as error:
+            selection.candidates(
+                options(num_random=3, max_params=100, fit_filter_multiplier=fit), sizes, **NETWORK
+            )
+        assert "no candidate keeps max_params=100: the cheapest, random-" in str(error.value)
+        if not fit:
+            text = f"{cheapest.name}, needs {cheapest.params} parameters at filter_multiplier=3"
+            assert text in str(error.value)
+        else:
+            assert "at filter_multiplier=1" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({"num_layers": 5}, "has 5 layers, 2 blocks, separable"),
+        ({"num_blocks": 3}, "has 4 layers, 3 blocks, separable"),
+        ({"atrous": "full"}, "has 4 layers, 2 blocks, full"),
+    ],
+)
+def test_searches_of_different_spaces_are_refused_together(tmp_path, other, text):
+    runs = search_run(tmp_path / "a"), search_run(tmp_path / "b", **other)
+    with pytest.raises(UserError, match=f"search_runs must be of one search space: .*b {text}"):
+        selection.candidates(options(search_runs=runs), SIZES, **NETWORK)
+    with pytest.raises(FileNotFoundError, match="c has no logits.npz"):
+        selection.candidates(options(search_runs=(str(tmp_path / "c"),)), SIZES, **NETWORK)
+
+
+def test_halving_keeps_one_in_so_many_and_doubles_the_steps():
+    names = list("abcdefg")
+    assert selection.survivors(names, 2) == list("abcd")
+    assert selection.survivors(names, 3) == list("abc")
+    assert selection.survivors(["a"], 2) == ["a"]
+    assert [selection.steps_of_rung(rung, 3, 2, 1800) for rung in (1, 2, 3)] == [225, 450, 900]
+    assert selection.steps_of_rung(1, 1, 3, 100) == 34
+
+
+# ---- the command, with trainings that only write their metrics
+
+
+class FakeTrainings:
+    """Stands for `select._run`: candidate n has the loss 10 - n / 10 and the mIoU n / 100."""
+
+    def __init__(self):
+        self.commands, self.fail_at, self.diverging = [], None, ()
+
+    def __call__(self, command):
+        values = dict(part[2:].split("=", 1) for part in command[3:])
+        folder = values["run_dir"]
+        number = int(folder.rpartition("-")[2])
+        if self.fail_at == len(self.commands):
+            raise KeyboardInterrupt
+        self.commands.append((number, int(values["stop_after_steps"])))
+        if number in self.diverging:
+            return 1, 1.0, "error: loss became nan at step 3 (epoch 0)"
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        rows = ["epoch,step,loss,val_miou"]
+        for epoch in range(int(values["stop_after_steps"])):
+            loss = 10 - number / 10 - epoch
+            rows.append(f"{epoch},{epoch + 1},{loss},{number / 100}")
+        (pathlib.Path(folder) / "metrics.csv").write_text("\n".join(rows) + "\n")
+        return 0, 1.0, ""
+
+
+@pytest.fixture
+def places(tmp_path):
+    root = tiny_camvid.write(tmp_path / "CamVid", {"train": 6, "val": 1})
+    flags = tmp_path / "recipe.flags"
+    flags.write_text(RECIPE + f"--data_dir={root}\n--cache_dir={tmp_path}/cache\n")
+    return tmp_path, [
+        f"--train_flagfile={flags}",
+        f"--output_dir={tmp_path}/out",
+        *("--num_layers=2", "--num_blocks=1", "--hold_back=0.34"),
+    ]
+
+
+def table(folder):
+    with open(folder / "out" / "candidates.csv", newline="") as file:
+        return {row["candidate"]: row for row in csv.DictReader(file)}
+
+
+def selected(arguments, *more):
+    return select._Selection(cli.parse(config.SelectConfig, [*arguments, *more])).run()
+
+
+def test_the_best_of_the_last_rung_wins_and_the_others_train_no_further(places, monkeypatch):
+    folder, arguments = places
+    trainings = FakeTrainings()
+    monkeypatch.setattr(select, "_run", trainings)
+    result = selected(arguments, "--num_random=5", "--json")
+    # 8 steps in all: rungs after 1, 2 and 4; 5, 3 and 2 candidates. High numbers are good.
+    assert trainings.commands == [
+        *((number, 1) for number in range(5)),
+        *((number, 2) for number in (4, 3, 2)),
+        *((number, 4) for number in (4, 3)),
+    ]
+    winner = Architecture.load(folder / "out" / "architecture.json")
+    assert winner == sampling.random_architecture(4, 2, 1)
+    assert result["candidate"] == "random-4" and result["num_candidates"] == 5
+    assert winner.provenance["select"]["loss"] == pytest.approx(9.6 - 1.5)
+    rows = table(folder)
+    assert [row["steps_3"] for row in rows.values()] == ["", "", "", "4", "4"]
+    assert float(rows["random-2"]["loss_2"]) == pytest.approx(9.8 - 0.5)
+    assert float(rows["random-4"]["cpu_seconds"]) == 3.0
+    before = snapshot(folder / "out")
+    assert selected(arguments, "--num_random=5", "--json") == result
+    assert snapshot(folder / "out") == before and len(trainings.commands) == 10
+
+
+def test_a_selection_killed_at_any_training_ends_as_one_that_was_not(places, monkeypatch):
+    folder, arguments = places
+    arguments = [*arguments, "--num_random=3", "--rungs=2", "--rank_by=val_miou", "--json"]
+    whole = FakeTrainings()
+    monkeypatch.setattr(select, "_run", whole)
+    selected(arguments)
+    expected = (folder / "out" / "candidates.csv").read_bytes()
+    for killed_at in range(len(whole.commands)):
+        (folder / "out").rename(folder / f"old{killed_at}")
+        trainings = FakeTrainings()
+        monkeypatch.setattr(select, "_run", trainings)
+        trainings.fail_at = killed_at
+        with pytest.raises(KeyboardInterrupt):
+            selected(arguments)
+        assert not (folder / "out" / "architecture.json").exists()
+        trainings.fail_at = None
+        assert selected(arguments)["candidate"] == "random-2"
+        assert trainings.commands == whole.commands, "none is repeated"
+        assert (folder / "out" / "candidates.csv").read_bytes() == expected
+
+
+def test_a_candidate_that_diverges_comes_last_and_another_failure_ends_the_run(places, monkeypatch):
+    folder, arguments = places
+    trainings = FakeTrainings()
+    trainings.diverging = (2,)
+    monkeypatch.setattr(select, "_run", trainings)
+    result = selected(arguments, "--num_random=3", "--rungs=1", "--json")
+    assert result["candidate"] == "random-1"
+    assert float(table(folder)["random-2"]["loss_1"]) == math.inf
+    (folder / "out").rename(folder / "old")
+    monkeypatch.setattr(select, "_run", lambda command: (1, 0.0, "note\nerror: no room\n"))
+    with pytest.raises(RunError, match="the training of random-0 ended with 1: no room"):
+        selected(arguments, "--num_random=3", "--json")
+
+
+def test_another_recipe_or_other_candidates_do_not_resume(places, monkeypatch):
+    folder, arguments = places
+    monkeypatch.setattr(select, "_run", FakeTrainings())
+    selected(arguments, "--num_random=2", "--rungs=1", "--json")
+    with pytest.raises(UserError, match="num_random=3 .*Name another output_dir"):
+        selected(arguments, "--num_random=3", "--rungs=1", "--json")
+    file = folder / "out" / "candidates" / "random-0.json"
+    file.write_text((folder / "out" / "candidates" / "random-1.json").read_text())
+    (folder / "out" / "architecture.json").unlink()
+    rows = (folder / "out" / "candidates.csv").read_text().splitlines()
+    recipe = folder / "recipe.flags"
+    recipe.write_text(recipe.read_text().replace("--steps=8", "--steps=16"))
+    with pytest.raises(UserError, match="another recipe than train_flagfile"):
+        selected(arguments, "--num_random=2", "--rungs=1", "--json")
+    recipe.write_text(recipe.read_text().replace("--steps=16", "--steps=8"))
+    blank = rows[1].split(",")
+    blank[10:] = [""] * len(blank[10:])
+    (folder / "out" / "candidates.csv").write_text("\n".join([rows[0], ",".join(blank), rows[2]]))
+    with pytest.raises(UserError, match="random-0.json has changed"):
+        selected(arguments, "--num_random=2", "--rungs=1", "--json")
+
+
+def test_the_command_trains_on_one_part_and_scores_on_the_other(places):
+    folder, arguments = places
+    small = ("--num_random=2", "--rungs=1", "--json")
+    done = run("select", *arguments, *small)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    rows = table(folder)
+    assert {row["steps_1"] for row in rows.values()} == {"4"}
+    losses = {name: float(row["loss_1"]) for name, row in rows.items()}
+    assert min(losses, key=losses.get) == result["candidate"] and len(set(losses.values())) == 2
+    for name in rows:
+        flags = (folder / "out" / "runs" / name / "flags.txt").read_text()
+        assert "--hold_back=0.34\n" in flags and "--steps=8\n" in flags
+    check_refused(
+        run("select", *arguments, "--num_random=2", "--hold_back=0.1", f"--output_dir={folder}/b"),
+        "--hold_back=0.1 of 6 training images",
+        "too small",
+    )
