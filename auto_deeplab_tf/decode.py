@@ -47,7 +47,11 @@ def main() -> None:
     options = cli.read(config.DecodeConfig)
     logits, source = _read(options)
     output = Path(options.output or Path(options.run_dir) / "architecture.json")
-    cell = decoding.decode_cell(logits.alpha, logits.edge)
+    cell = (
+        decoding.decode_cell(logits.alpha, logits.edge)
+        if options.selection == "alpha"
+        else _perturbed_cell(options)
+    )
     ranked = choose(logits, cell, options)
     best = ranked[0]
     architecture = Architecture(
@@ -94,6 +98,21 @@ def _read(options: config.DecodeConfig) -> tuple[decoding.Logits, Path]:
             "atrous=separable."
         )
     return logits._replace(atrous=atrous or "separable"), path
+
+
+def _perturbed_cell(options: config.DecodeConfig) -> Any:
+    """Selects the cell by perturbation, with the weights of the run on batches of its train_b."""
+    from auto_deeplab_tf import searcher
+    from auto_deeplab_tf.data import pipeline, split
+
+    search, settings, train = searcher.restored(
+        str(options.run_dir), data_dir=options.data_dir, cache_dir=options.cache_dir
+    )
+    _, train_b = split.source_halves(train)
+    batches = pipeline.training_batches(
+        train, train_b, stream=1, **pipeline.batch_options(settings)
+    )
+    return search.perturbed_cell(batches.take(options.perturbation_batches).cache())
 
 
 def choose(logits: decoding.Logits, cell: Any, options: config.DecodeConfig) -> list[Choice]:
@@ -174,6 +193,9 @@ def _nothing_fits(limits: Cost, multiplier: int, costs: decoding.PathCosts) -> s
 def _provenance(options: config.DecodeConfig, source: Path, best: Choice) -> dict[str, Any]:
     """What the search said of itself, and under `decode` what was decided here."""
     decided: dict[str, Any] = {"logits": str(source), "log_prob": best.log_prob}
+    if options.selection != "alpha":
+        decided["selection"] = options.selection
+        decided["perturbation_batches"] = options.perturbation_batches
     if best.costs:
         multiplier = max(best.costs)
         decided["filter_multiplier"] = multiplier

@@ -1,8 +1,11 @@
 """`ArchitectureSearch`: the search as an object that compiles, fits and decodes."""
 
+import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,15 +13,21 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf import decoding, method
-from auto_deeplab_tf.architecture import Architecture
-from auto_deeplab_tf.config import ArchitectureSearchConfig, BilevelConfig, SearchConfig
+from auto_deeplab_tf.architecture import Architecture, Edge
+from auto_deeplab_tf.config import (
+    ArchitectureSearchConfig,
+    BilevelConfig,
+    SearchConfig,
+    from_flags_text,
+)
+from auto_deeplab_tf.data import source
 from auto_deeplab_tf.data.source import Source
-from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.errors import MissingFileError, UserError
 from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
-from auto_deeplab_tf.training import inputs, loop, losses
+from auto_deeplab_tf.training import inputs, loop, losses, perturbation
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 from auto_deeplab_tf.training.schedules import Cosine
@@ -268,6 +277,27 @@ class ArchitectureSearch:
         """The fast modes of the search, by name; empty for the search as the paper has it."""
         return self.model.supernet.settings.fast_modes
 
+    def perturbed_cell(self, batches: Any) -> tuple[tuple[Edge, Edge], ...]:
+        """Selects the cell by what the loss loses without each candidate; see `perturbation`.
+
+        Args:
+            batches: (images, labels) as in training, of train_b; read again for each candidate.
+
+        Raises:
+            UserError: If the search has partial channels: alpha is not all that an edge has there.
+        """
+        if self.model.supernet.settings.partial_channels > 1:
+            raise UserError("selection by perturbation needs a search with partial_channels=1.")
+        alpha, beta = map(
+            keras.ops.convert_to_numpy,
+            method.relax(*map(keras.ops.convert_to_tensor, self.logits)),
+        )
+        return perturbation.select_cell(
+            lambda candidate: self.model.relaxed_loss(candidate, beta, batches),
+            alpha,
+            self.model.supernet.seed,
+        )
+
     def decode(self, provenance: Mapping[str, Any] | None = None) -> Architecture:
         """Reads off the strongest cell and the most probable path (paper, sec. 3.3).
 
@@ -351,6 +381,38 @@ def from_options(options: SearchConfig, train: Source, total_steps: int) -> Arch
         jit_compile=_flag_or_auto(options.jit_compile),
     )
     return search
+
+
+def restored(
+    run_dir: str | os.PathLike[str], **places: str | None
+) -> tuple[ArchitectureSearch, SearchConfig, Source]:
+    """Builds the search of a run folder with the weights of its newest checkpoint.
+
+    Args:
+        run_dir: The folder.
+        **places: `data_dir` and `cache_dir` in place of the run's, where not None.
+
+    Returns:
+        (search, settings, training split).
+
+    Raises:
+        MissingFileError: If it is not the folder of a search, or has no checkpoint.
+    """
+    flags = Path(run_dir) / "flags.txt"
+    if not flags.is_file():
+        raise MissingFileError(f"{run_dir} has no flags.txt: it is not the folder of a search.")
+    settings = from_flags_text(SearchConfig, flags.read_text("utf-8"))
+    folder = Path(run_dir) / "checkpoints"
+    if not (folder / "checkpoint").is_file():
+        raise MissingFileError(
+            f"{run_dir} has no checkpoints, so there are no weights to score with."
+        )
+    given: dict[str, Any] = {name: place for name, place in places.items() if place is not None}
+    settings = dataclasses.replace(settings, **given)
+    train = source.open_for(settings, "train")
+    search = from_options(settings, train, 1)
+    search.checkpoints(folder).restore()
+    return search, settings, train
 
 
 def _flag_or_auto(text: str) -> bool | None:

@@ -304,28 +304,23 @@ def inherited_scores(
     Args:
         run: Folder of the search.
         architectures: By name.
-        training: Where the data are, if the search had the same set.
+        training: Where the data are now.
         options: What is held back; the batches that estimate statistics.
 
     Raises:
         MissingFileError: If the run has no checkpoint.
     """
     from auto_deeplab_tf import searcher
-    from auto_deeplab_tf.data import hold_back, pipeline, source
+    from auto_deeplab_tf.data import hold_back, pipeline
 
-    settings = config.from_flags_text(
-        config.SearchConfig, (Path(run) / "flags.txt").read_text("utf-8")
-    )
-    if settings.dataset == training.dataset:
-        places = {name: getattr(training, name) for name in ("data_dir", "cache_dir")}
-        settings = dataclasses.replace(settings, **places)
-    train = source.open_for(settings, "train")
-    search = searcher.from_options(settings, train, 1)
-    if not search.checkpoints(Path(run) / "checkpoints").restore():
-        raise MissingFileError(
-            f"search_runs: {run} has no checkpoints, so there are no weights to score with: give "
-            "inherited_batches=0 to do without."
+    try:
+        search, settings, train = searcher.restored(
+            run, data_dir=training.data_dir, cache_dir=training.cache_dir
         )
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"search_runs: {error} Give inherited_batches=0 to do without their scores."
+        ) from None
     _, held_back = hold_back.of_source(train, options.hold_back, options.hold_back_groups)
     batches = pipeline.validation_batches(
         train, settings.batch_size, training.validation_images, held_back

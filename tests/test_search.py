@@ -141,6 +141,21 @@ def test_the_threads_asked_for_are_those_of_tensorflow(cache, tmp_path, more):
     assert "threads 1 3" in done.stdout
 
 
+def test_a_finished_search_is_decoded_by_perturbation(finished, cache, tmp_path):
+    output = tmp_path / "perturbed.json"
+    command = ("decode", f"--run_dir={finished}", f"--output={output}", "--json")
+    done = run_command(*command, "--selection=perturbation", "--perturbation_batches=1")
+    assert done.returncode == 0, done.stderr
+    architecture = Architecture.load(output)
+    logits = load_logits(finished / "logits.npz")
+    assert architecture.levels == decode(logits.alpha, logits.beta, "separable").levels
+    assert architecture.provenance["decode"]["selection"] == "perturbation"
+    bare = tmp_path / "bare"
+    shutil.copytree(finished, bare, ignore=shutil.ignore_patterns("checkpoints"))
+    refused = run_command("decode", f"--run_dir={bare}", "--selection=perturbation")
+    check_refused(refused, "bare has no checkpoints")
+
+
 def test_a_collapse_ends_the_run_where_told_and_resumes_where_not(cache, tmp_path):
     """Alpha that may hardly move is a sign after a third of its epochs, here the second."""
     path = tmp_path / "collapsed"

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -265,21 +266,31 @@ def test_another_recipe_or_other_candidates_do_not_resume(places, monkeypatch):
         selected(arguments, "--num_random=2", "--rungs=1", "--json")
 
 
-def test_the_command_trains_on_one_part_and_scores_on_the_other(places):
+def test_the_command_scores_a_search_and_trains_on_one_part_of_the_data(places):
     folder, arguments = places
-    small = ("--num_random=2", "--rungs=1", "--json")
-    done = run("select", *arguments, *small)
+    searched = folder / "search"
+    space = ("--num_layers=2", "--num_blocks=1", "--filter_multiplier=1", "--crop_size=32x40")
+    data = (f"--data_dir={folder}/CamVid", f"--cache_dir={folder}/cache", "--dataset=camvid")
+    steps = ("--epochs=1", "--steps_per_epoch=1", "--arch_start_epoch=0", "--decoded_batches=0")
+    done = run("search", *space, *data, *steps, f"--run_dir={searched}")
+    assert done.returncode == 0, done.stderr
+    few = ("--paths_per_search=1", "--num_random=1", "--rungs=1", f"--search_runs={searched}")
+    done = run("select", *arguments, *few, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     rows = table(folder)
+    assert [*rows] == ["search-0-path-1", "random-0"]
     assert {row["steps_1"] for row in rows.values()} == {"4"}
     losses = {name: float(row["loss_1"]) for name, row in rows.items()}
     assert min(losses, key=losses.get) == result["candidate"] and len(set(losses.values())) == 2
+    assert 0 < float(rows["search-0-path-1"]["inherited_miou"]) < 1
+    assert rows["random-0"]["inherited_miou"] == ""
     for name in rows:
         flags = (folder / "out" / "runs" / name / "flags.txt").read_text()
         assert "--hold_back=0.34\n" in flags and "--steps=8\n" in flags
-    check_refused(
-        run("select", *arguments, "--num_random=2", "--hold_back=0.1", f"--output_dir={folder}/b"),
-        "--hold_back=0.1 of 6 training images",
-        "too small",
-    )
+    other = f"--output_dir={folder}/other"
+    refused = run("select", *arguments, *few, other, "--hold_back=0.1")
+    check_refused(refused, "hold_back=0.1 of 6 training images", "too small")
+    shutil.rmtree(searched / "checkpoints")
+    refused = run("select", *arguments, *few, f"{other}2")
+    check_refused(refused, "search has no checkpoints", "--inherited_batches=0")

@@ -281,7 +281,7 @@ class Supernet(keras.Model):
         training: bool,
         sampling: tuple[Tensor, Tensor] | None = None,
         *,
-        one_hot: tuple[np.ndarray, np.ndarray] | None = None,
+        relaxed: tuple[np.ndarray, np.ndarray] | None = None,
         moving: Sequence[Tensor] | None = None,
     ) -> ForwardPass:
         """Computes logits and all that leads to them.
@@ -291,9 +291,10 @@ class Supernet(keras.Model):
             training: True: statistics of the batch, False: the moving ones.
             sampling: (noise float32 [sampled_paths, L, 4, 3], temperature float32 []), of
                 `sample_moves`; in training with sampled paths only.
-            one_hot: (alpha [B (B + 3) / 2, num_ops], beta [L, 4, 3]) of `decoding.one_hot` in place
-                of the softmaxes: only the nodes on the path, and its head, are computed. The others
-                are 0, also where they serve as H^{l-2}.
+            relaxed: (alpha [B (B + 3) / 2, num_ops], beta [L, 4, 3]) in place of the softmaxes. Of
+                one-hot ones (`decoding.one_hot`) only the nodes on the path, and its head, are
+                computed. The others are 0, also where they serve as H^{l-2}. With partial channels
+                alpha must be one-hot: it says which edges are kept.
             moving: For each segment float32 [2, M] or None, in place of its moving statistics.
 
         Raises:
@@ -310,9 +311,9 @@ class Supernet(keras.Model):
                 for (kernels, affine, _), statistics in zip(weights, moving, strict=True)
             )
         if self.settings.formulation == "plain":
-            return self._plain_forward(states, weights, training, one_hot)
-        if one_hot is not None:
-            states |= self._one_hot_states(*one_hot)
+            return self._plain_forward(states, weights, training, relaxed)
+        if relaxed is not None:
+            states |= self._relaxed_states(*relaxed)
         elif self.settings.sampled_paths:
             if training and sampling is None:
                 raise UserError(
@@ -324,7 +325,7 @@ class Supernet(keras.Model):
             states["path_noise"], states["path_temperature"] = sampling
         moments, residuals = [], []
         for segment, of_segment in zip(self.segments, weights, strict=True):
-            if one_hot is not None and segment.name == "relax":
+            if relaxed is not None and segment.name == "relax":
                 outputs, segment_moments, kept = [states[name] for name in segment.writes], None, ()
             elif self._is_idle(segment, states):
                 outputs = [self._zeros(segment, images.shape)]
@@ -353,14 +354,14 @@ class Supernet(keras.Model):
         states: Mapping[str, Tensor],
         weights: tuple[tuple[Tensor, Tensor, Tensor], ...],
         training: bool,
-        one_hot: tuple[np.ndarray, np.ndarray] | None,
+        relaxed: tuple[np.ndarray, np.ndarray] | None,
     ) -> ForwardPass:
-        if one_hot is None:
+        if relaxed is None:
             alpha, beta = method.relax(states["alpha_logits"], states["beta_logits"])
             edges = plain.edge_weights(states.get("edge_logits"), self.settings.num_blocks)
         else:
-            alpha, beta = map(ops.convert_to_tensor, one_hot)
-            found = self._one_hot_states(*one_hot)
+            alpha, beta = map(ops.convert_to_tensor, relaxed)
+            found = self._relaxed_states(*relaxed)
             edges, live = found.get("edge_weights"), ops.convert_to_numpy(found["live"])
         network = plain.build(
             self.segments,
@@ -371,7 +372,7 @@ class Supernet(keras.Model):
             training,
             edges,
         )
-        if one_hot is not None:
+        if relaxed is not None:
             network.heads = {
                 level: head
                 if live[self._live_index[f"head_{level}"]]
@@ -390,8 +391,8 @@ class Supernet(keras.Model):
             weights=weights,
         )
 
-    def _one_hot_states(self, alpha: np.ndarray, beta: np.ndarray) -> dict[str, Tensor]:
-        """What `RelaxKind` would write, of a one-hot alpha and beta; `live` in every mode."""
+    def _relaxed_states(self, alpha: np.ndarray, beta: np.ndarray) -> dict[str, Tensor]:
+        """What `RelaxKind` would write, of an alpha and beta; `live` in every mode."""
         betas = [np.array([beta[move[:3]] for move in node], "float32") for node in self.incoming]
         states = {f"beta_{index}": ops.convert_to_tensor(row) for index, row in enumerate(betas)}
         states["alpha"] = ops.convert_to_tensor(alpha, "float32")

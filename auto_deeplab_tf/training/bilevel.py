@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf import decoding
@@ -167,26 +168,8 @@ class BilevelModel(keras.Model):
 
         Returns the mean loss of the epoch so far.
         """
-        images, labels = batch
-        eager = tf.executing_eagerly()
-        if eager and self.supernet.settings.formulation == "fused":
-            computed = self.supernet.forward(images, True, self.sampling(wrt))
-            loss_sum, weight_sum, logits_gradient = self._eager_loss(
-                labels, computed.logits, self._loss_scale(wrt)
-            )
-            gradients = self.supernet.backward(computed, logits_gradient, wrt)
-            moments = _present(computed.moments)
-        else:
-            # The plain formulation has no segments to compile: in an eager step it runs op by op.
-            function = (
-                self._xla_gradients
-                if self.supernet.execution.jit_compile
-                else self._loss_and_gradients
-            )
-            loss_sum, weight_sum, gradients, moments = function(
-                wrt, images, labels, self._loss_scale(wrt), self.sampling(wrt)
-            )
-        if eager:
+        loss_sum, weight_sum, gradients, moments = self.gradients(wrt, batch)
+        if tf.executing_eagerly():
             apply = self._eager_apply[wrt]
         else:
             apply = self._apply_weights if wrt == "weights" else self._apply_architecture
@@ -196,6 +179,31 @@ class BilevelModel(keras.Model):
             apply(gradients)
         tracker.update_state(tf.math.divide_no_nan(loss_sum, weight_sum), sample_weight=weight_sum)
         return tracker.result()
+
+    def gradients(self, wrt: str, batch: Any) -> tuple[Any, Any, list[Any], list[Any]]:
+        """Computes the gradient of the loss on a batch, as a step does, and changes nothing.
+
+        Args:
+            wrt: "weights" or "architecture".
+            batch: (images, labels) of `train_step`.
+
+        Returns:
+            (loss sum, its weight, gradients, moments): scalars; times the loss scale of float16, in
+            the order of the variables, without weight decay and cost; the statistics of the batch.
+        """
+        images, labels = batch
+        if tf.executing_eagerly() and self.supernet.settings.formulation == "fused":
+            computed = self.supernet.forward(images, True, self.sampling(wrt))
+            loss_sum, weight_sum, logits_gradient = self._eager_loss(
+                labels, computed.logits, self._loss_scale(wrt)
+            )
+            gradients = self.supernet.backward(computed, logits_gradient, wrt)
+            return loss_sum, weight_sum, gradients, _present(computed.moments)
+        # The plain formulation has no segments to compile: in an eager step it runs op by op.
+        function = (
+            self._xla_gradients if self.supernet.execution.jit_compile else self._loss_and_gradients
+        )
+        return function(wrt, images, labels, self._loss_scale(wrt), self.sampling(wrt))
 
     def sampling(self, wrt: str) -> tuple[Any, Any] | None:
         """What the paths of the current step are drawn with; None where none are sampled.
@@ -344,7 +352,7 @@ class BilevelModel(keras.Model):
         sums: list[Any] = [None] * len(supernet.segments)
         count = 0
         for images, _ in train_batches:
-            moments = supernet.forward(images, True, one_hot=one_hot).moments
+            moments = supernet.forward(images, True, relaxed=one_hot).moments
             sums = [
                 value if total is None else total + value
                 for total, value in zip(sums, moments, strict=True)
@@ -354,7 +362,7 @@ class BilevelModel(keras.Model):
         _, matrix = score(
             lambda images: whole_images.logits(
                 lambda images: (
-                    supernet.forward(images, False, one_hot=one_hot, moving=moving).logits
+                    supernet.forward(images, False, relaxed=one_hot, moving=moving).logits
                 ),
                 images,
                 supernet.mean,
@@ -364,6 +372,20 @@ class BilevelModel(keras.Model):
             self.ignore_label,
         )
         return {"val_decoded_miou": scores(matrix)["miou"]}
+
+    def relaxed_loss(self, alpha: Any, beta: Any, batches: Any) -> float:
+        """Returns the mean loss at another alpha and beta, with the statistics of each batch.
+
+        Args:
+            alpha: float32 [B (B + 3) / 2, num_ops], probabilities, not logits; likewise:
+            beta: float32 [L, 4, 3].
+            batches: (images, labels) as in training.
+        """
+        sums = np.zeros(2)
+        for images, labels in batches:
+            logits = self.supernet.forward(images, True, relaxed=(alpha, beta)).logits
+            sums += [float(value) for value in self.loss_function(labels, logits)]
+        return float(sums[0] / max(sums[1], 1.0))
 
     def get_config(self) -> dict[str, Any]:
         """See Keras."""

@@ -77,8 +77,16 @@ class Checkpoints:
             raise StorageError.of(path, error, resumes, self._num_bytes) from error
         return str(path)
 
-    def restore(self) -> bool:
-        """Reads the newest checkpoint; returns False where there is none.
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, the oldest first."""
+        return [int(path.rpartition("-")[2]) for path in self._manager.checkpoints]
+
+    def restore(self, step: int | None = None) -> bool:
+        """Reads a checkpoint; returns False where there is none.
+
+        Args:
+            step: Which, one of `steps`; None: the newest.
 
         Raises:
             UserError: If it belongs to something else, or does not fit the variables.
@@ -86,6 +94,8 @@ class Checkpoints:
         path = self._manager.latest_checkpoint
         if path is None:
             return False
+        if step is not None:
+            path = str(Path(path).with_name(f"step-{step}"))
         try:
             found = tf.train.load_checkpoint(path).get_tensor(
                 "fingerprint/.ATTRIBUTES/VARIABLE_VALUE"

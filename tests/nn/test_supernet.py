@@ -178,8 +178,8 @@ def test_a_decoded_pass_computes_the_path_alone_as_the_plain_formulation_does(tr
     fused = small_supernet(num_blocks=2, **modes)
     plain = small_supernet(num_blocks=2, formulation="plain", **modes)
     x = images((2, 49, 70, 3))
-    computed = fused.forward(x, training, one_hot=arrays)
-    expected = plain.forward(x, training, one_hot=arrays)
+    computed = fused.forward(x, training, relaxed=arrays)
+    expected = plain.forward(x, training, relaxed=arrays)
     scale = np.abs(expected.logits).max()
     assert scale > 0.1
     np.testing.assert_allclose(computed.logits, expected.logits, atol=1e-3 * scale)
@@ -195,7 +195,7 @@ def test_sampled_paths_decode_as_the_exact_search_does():
     x = images((1, 49, 70, 3))
     exact, sampled = small_supernet(), small_supernet(sampled_paths=2)
     for training in (False, True):
-        ours, theirs = (s.forward(x, training, one_hot=arrays).logits for s in (sampled, exact))
+        ours, theirs = (s.forward(x, training, relaxed=arrays).logits for s in (sampled, exact))
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -204,7 +204,7 @@ def test_the_nodes_of_a_decoded_pass_are_the_decoded_cells(levels):
     """Where the path kept its level for two layers; after a move up H^{l-2} is 0."""
     supernet = small_supernet(num_layers=4)
     architecture, arrays = decoded(levels, seed=1)
-    features = supernet.forward(images((2, 64, 96, 3)), False, one_hot=arrays).features
+    features = supernet.forward(images((2, 64, 96, 3)), False, relaxed=arrays).features
     layer, level = 3, levels[3]
     index = supernet.nodes.index((layer, level))
     segment = next(s for s in supernet.segments if s.name == f"layer_{layer}_level_{level}")

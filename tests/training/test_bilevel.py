@@ -94,7 +94,7 @@ def test_the_decoded_score_is_that_of_its_own_statistics_and_changes_nothing(mod
     assert same(before, values(bilevel.variables))
     # One batch, scored on itself: inference with its statistics is the pass in training.
     one_hot = decoding.one_hot(architecture)
-    logits = supernet.forward(batches[0][0], True, one_hot=one_hot).logits
+    logits = supernet.forward(batches[0][0], True, relaxed=one_hot).logits
     _, matrix = metrics.score(lambda images: logits, batches[:1], CLASSES)
     assert score == pytest.approx(metrics.scores(matrix)["miou"], abs=2e-3)
     # The statistics are the mean over the batches, whatever the moving ones are.
