@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from auto_deeplab_tf.data import pipeline, source
-from auto_deeplab_tf.segmenter import load_segmenter
+from auto_deeplab_tf.served import load_segmenter
 from auto_deeplab_tf.training.metrics import count_pixels, matrix_of
 from benchmarks.search_quality.population import SETTINGS
 
