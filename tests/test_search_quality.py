@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from auto_deeplab_tf import accounting
+from auto_deeplab_tf import accounting, cli, config, selection
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.sampling import random_architecture
 from auto_deeplab_tf.training import metrics
-from benchmarks.search_quality import jax_train, population, report, trainings
+from benchmarks.search_quality import jax_train, methods, population, report, trainings
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -59,7 +59,7 @@ sys.modules["tensorflow"] = None  # the device has none
 import numpy as np, jax
 from auto_deeplab_tf.sampling import random_architecture
 from auto_deeplab_tf.training import metrics
-from benchmarks.search_quality import jax_train, population, report, trainings
+from benchmarks.search_quality import jax_train, methods, population, report, trainings
 population.SETTINGS.update(num_classes=11)
 generator = np.random.default_rng(0)
 labels = (generator.uniform(size=(24, 6, 8)) < 0.5).astype(np.uint8).repeat(8, 1).repeat(8, 2)
@@ -200,3 +200,51 @@ def test_a_failing_command_is_named_and_its_seconds_add_up(tmp_path):
     assert trainings.run(spin, log, None) >= first + 0.3 >= 0.6
     with pytest.raises(RuntimeError, match=r"sys.exit\(3\).* 3\nsay"):
         trainings.run(["python", "-c", "print('say', flush=True); import sys; sys.exit(3)"], log, 0)
+
+
+def test_draws_of_a_random_search_are_what_a_search_would_pay_for():
+    # 8 candidates: 8 eighths, 4 eighths more, 2 quarters more: two full trainings.
+    for candidates in (8, 16, 40):
+        steps, alive = 0, candidates
+        for rung in range(1, 4):
+            before = selection.steps_of_rung(rung - 1, 3, 2, 800) if rung > 1 else 0
+            steps += alive * (selection.steps_of_rung(rung, 3, 2, 800) - before)
+            alive = len(selection.survivors(list(map(str, range(alive))), 2))
+        assert methods.affordable_draws(steps / 800 * 500, 500) == candidates
+
+
+def test_methods_run_a_command_once_and_read_what_it_chose(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, log, core):
+        commands.append(command)
+        folder = log.with_suffix("")
+        folder.mkdir()
+        random_architecture(int("select" in command[2]), 3, 2).save(folder / "architecture.json")
+        return 100.0
+
+    monkeypatch.setattr(methods.trainings, "run", run)
+    folders = methods.Folders("reported", tmp_path / "data", tmp_path / "work")
+    for _ in range(2):
+        found = methods.searched(2, 600, folders, 0)
+        assert found == methods.Found(random_architecture(1, 3, 2), 200.0)
+    search, select = commands
+    assert "--seed=2" in search and "--seed=2" not in select
+    run_dir = next(flag for flag in search if flag.startswith("--run_dir=")).partition("=")[2]
+    assert f"--search_runs={run_dir}" in select
+    recipe = cli.parse(
+        config.TrainConfig,
+        [
+            next(f for f in select if "train_flagfile" in f).replace("train_", "", 1),
+            "--architecture=auto_deeplab",
+            "--run_dir=r",
+        ],
+    )
+    assert (recipe.steps, recipe.steps_per_epoch, recipe.stem_channels) == (600, 75, (12, 12, 24))
+    cli.parse(config.SelectConfig, select[3:])
+    cli.parse(config.SearchConfig, search[3:])
+
+    methods.random_search(0, 7, 600, folders, 0)
+    methods.random_search(1, 7, 600, folders, 0)
+    seeds = [next(flag for flag in command if "random_seed" in flag) for command in commands[2:]]
+    assert len(set(seeds)) == 2 and all("--num_random=7" in command for command in commands[2:])

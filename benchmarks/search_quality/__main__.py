@@ -6,7 +6,8 @@
 Every training is a process of its own, bound to a core; `--cores=0,1` runs two at a time. The same
 command after a kill resumes. Stages: length (tuning split: six random networks at 600 and 1,800
 steps), population (reported split: 20 random networks, the published one, more seeds for the best,
-the median and the worst).
+the median and the worst), searched (three searches with a selection among the paths of each, three
+seeds of each winner), random_search (three random searches of as many CPU seconds, likewise).
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import argparse
 import concurrent.futures
 import pathlib
 import queue
+import statistics
 
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.sampling import random_architecture
 from benchmarks import rows
+from benchmarks.search_quality import methods
 from benchmarks.search_quality.report import report
 from benchmarks.search_quality.trainings import Training, pending, train
 
@@ -108,7 +111,68 @@ def population(options: argparse.Namespace) -> list[Training]:
     return planned
 
 
-STAGES = {"length": length, "population": population}
+def searched(options: argparse.Namespace) -> list[Training]:
+    """Three searches."""
+    folders = methods.Folders("reported", options.data_dir, options.work_dir)
+    core = int(options.cores.split(",")[0])
+    return [
+        training
+        for number in SEEDS
+        for training in _trainings_of(
+            "searched", number, methods.searched(number, options.steps, folders, core), options
+        )
+    ]
+
+
+def random_search(options: argparse.Namespace) -> list[Training]:
+    """Three random searches, each of the CPU seconds that a search took on average.
+
+    Raises:
+        ValueError: If no search or no random network has a row yet.
+    """
+    folders = methods.Folders("reported", options.data_dir, options.work_dir)
+    core = int(options.cores.split(",")[0])
+    reported = [row for row in rows.read(options.results) if row["split"] == "reported"]
+    spent = {r["name"]: float(r["search_seconds"]) for r in reported if r["kind"] == "searched"}
+    trained = [float(row["seconds"]) for row in reported if row["kind"] == "random"]
+    if len(spent) < len(SEEDS) or not trained:
+        raise ValueError("random_search needs the rows of the stages population and searched")
+    draws = methods.affordable_draws(statistics.mean(spent.values()), statistics.mean(trained))
+    return [
+        training
+        for number in SEEDS
+        for training in _trainings_of(
+            "random_search",
+            number,
+            methods.random_search(number, draws, options.steps, folders, core),
+            options,
+        )
+    ]
+
+
+def _trainings_of(
+    kind: str, number: int, found: methods.Found, options: argparse.Namespace
+) -> list[Training]:
+    return [
+        Training(
+            kind,
+            f"{kind}_{number}",
+            "reported",
+            found.architecture,
+            seed,
+            options.steps,
+            round(found.seconds),
+        )
+        for seed in SEEDS
+    ]
+
+
+STAGES = {
+    "length": length,
+    "population": population,
+    "searched": searched,
+    "random_search": random_search,
+}
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Training:
         architecture: What is trained.
         seed: Seed of weights, batches and augmentation.
         steps: Number of steps, a multiple of `PARTS`.
+        search_seconds: CPU seconds spent to find the architecture.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Training:
     architecture: Architecture
     seed: int
     steps: int
+    search_seconds: int = 0
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -136,6 +138,7 @@ def train(
     row |= {f"loss_{name}": losses[:n].mean() for name, n in parts.items()}
     row |= {
         "seconds": round(seconds),
+        "search_seconds": training.search_seconds,
         "command": shlex.join(part.replace(str(work_dir), "WORK") for part in command),
         "commit": rows.machine()["commit"],
     }

@@ -1,0 +1,110 @@
+"""The two methods of PROTOCOL.md that spend core-hours before a training: search, random search."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from auto_deeplab_tf.architecture import Architecture
+from benchmarks.search_quality import population, trainings
+
+SEARCH = trainings.FOLDER / "search.flags"
+PATHS_PER_SEARCH = 8
+# The halving of `select` by its defaults trains all candidates for an eighth of the steps, half of
+# them for as many again, and half of these up to the half: in all a quarter of full trainings.
+SHARE_OF_TRAINING = 1 / 8 + 1 / 16 + 1 / 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a method found.
+
+    Args:
+        architecture: The network that it decides for.
+        seconds: CPU seconds that it took, the trainings of its selection included.
+    """
+
+    architecture: Architecture
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Where a split of CamVid and all that is made of it lies.
+
+    Args:
+        split: `tuning` or `reported`.
+        data: Folder of CamVid.
+        work: Folder of runs and records.
+    """
+
+    split: str
+    data: pathlib.Path
+    work: pathlib.Path
+
+    def flags(self) -> list[str]:
+        """Returns the flags that every command takes."""
+        data = trainings.split_folder(self.split, self.data, self.work)
+        return [f"--data_dir={data}", f"--cache_dir={self.work / 'cache'}"]
+
+
+def searched(number: int, steps: int, folders: Folders, core: int | None) -> Found:
+    """Searches with seed `number`, then selects among the best paths of that search."""
+    run_dir = folders.work / "searches" / f"{folders.split}-{number}"
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        "python",
+        "-m",
+        "auto_deeplab_tf.search",
+        f"--flagfile={SEARCH}",
+        f"--seed={number}",
+        f"--run_dir={run_dir}",
+        *folders.flags(),
+    ]
+    spent = _once(command, run_dir, core)
+    selection = run_dir.with_name(f"{run_dir.name}-{steps}")
+    chosen = [f"--search_runs={run_dir}", f"--paths_per_search={PATHS_PER_SEARCH}"]
+    found = _selected(selection, chosen, steps, folders, core)
+    return dataclasses.replace(found, seconds=found.seconds + spent)
+
+
+def random_search(number: int, draws: int, steps: int, folders: Folders, core: int | None) -> Found:
+    """Selects among so many random networks, other ones for every `number`."""
+    folder = folders.work / "searches" / f"{folders.split}-random-{number}-{steps}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    chosen = [f"--num_random={draws}", f"--random_seed={1000 * (number + 1)}"]
+    return _selected(folder, chosen, steps, folders, core)
+
+
+def affordable_draws(seconds: float, seconds_per_training: float) -> int:
+    """Returns how many random networks `select` can halve in so many CPU seconds."""
+    return max(1, round(seconds / (SHARE_OF_TRAINING * seconds_per_training)))
+
+
+def _selected(
+    folder: pathlib.Path, chosen: list[str], steps: int, folders: Folders, core: int | None
+) -> Found:
+    recipe = folder.with_suffix(".flags")
+    flags = [f"--steps={steps}", f"--steps_per_epoch={steps // trainings.PARTS}"]
+    lines = [f"--flagfile={trainings.RECIPE}", *folders.flags(), *flags]
+    recipe.write_text("\n".join(lines) + "\n")
+    command = [
+        "python",
+        "-m",
+        "auto_deeplab_tf.select",
+        f"--train_flagfile={recipe}",
+        f"--output_dir={folder}",
+        f"--max_multi_adds={population.MULTI_ADDS}",
+        "--fit_filter_multiplier",
+        *chosen,
+    ]
+    seconds = _once(command, folder, core)
+    return Found(Architecture.load(folder / "architecture.json"), seconds)
+
+
+def _once(command: list[str], folder: pathlib.Path, core: int | None) -> float:
+    """Runs the command that fills a folder unless it has ended; returns its CPU seconds."""
+    done = folder.with_suffix(".done")
+    if not done.exists():
+        done.write_text(f"{trainings.run(command, folder.with_suffix('.seconds'), core)}\n")
+    return float(done.read_text())
