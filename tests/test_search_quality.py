@@ -31,15 +31,30 @@ def test_networks_cost_the_same_and_the_cells_most_of_it(seed):
     assert cost["cell_share"] > 0.5
 
 
-def test_drives_are_held_back_for_tuning(tmp_path):
-    labels = np.zeros((3, 4, 4), np.uint8)
+@pytest.fixture
+def one_tuning_frame(monkeypatch):
+    monkeypatch.setattr(population, "TUNING_FRAMES", 1)
+    monkeypatch.setattr(population, "TUNING_GAP", 1)
+
+
+def test_frames_after_those_that_tune_are_left_out():
+    ids = [f"0016E5_{n:02}" for n in range(99, -1, -1)] + ["0001TP_1"]
+    parts = population.tuning_split(ids)
+    assert [name for name, part in sorted(parts.items()) if part == "val"] == sorted(ids)[1:65]
+    assert set(ids) - set(parts) == {f"0016E5_{n}" for n in range(64, 74)}
+    assert parts["0001TP_1"] == parts["0016E5_74"] == "train"
+
+
+@pytest.mark.usefixtures("one_tuning_frame")
+def test_frames_are_held_back_for_tuning(tmp_path):
+    labels = np.zeros((4, 4, 4), np.uint8)
     labels[2] = 1
     np.savez(
         tmp_path / "data.npz",
-        train_images=np.zeros((3, 4, 4, 3), np.uint8)
-        + np.arange(3, dtype=np.uint8)[:, None, None, None],
+        train_images=np.zeros((4, 4, 4, 3), np.uint8)
+        + np.arange(4, dtype=np.uint8)[:, None, None, None],
         train_labels=labels,
-        train_ids=np.array(["0006R0_1", "0001TP_1", "0016E5_1"]),
+        train_ids=np.array(["0016E5_1", "0001TP_1", "0016E5_3", "0016E5_2"]),
         val_images=np.full((9, 4, 4, 3), 9, np.uint8),
         val_labels=labels[[0] * 9],
     )
@@ -49,7 +64,7 @@ def test_drives_are_held_back_for_tuning(tmp_path):
     assert len(tuning["val_images"]) == jax_train.BATCH
     assert np.all(tuning["val_labels"][1:] == 255) and np.all(tuning["val_labels"][0] == 0)
     reported = jax_train.load(str(tmp_path / "data.npz"), "reported")
-    assert len(reported["train_images"]) == 3 and len(reported["val_images"]) == 16
+    assert len(reported["train_images"]) == 4 and len(reported["val_images"]) == 16
     assert set(np.unique(reported["val_images"][:9])) == {9}
 
 
@@ -162,20 +177,21 @@ def test_bootstrap_brackets_the_score_and_narrows_with_images():
     assert np.ptp(trainings.bootstrap(matrices[[0] * 7])) < 1e-12
 
 
-def test_tuning_holds_back_a_drive_and_pending_trainings_have_no_row(tmp_path):
+@pytest.mark.usefixtures("one_tuning_frame")
+def test_tuning_holds_back_frames_and_pending_trainings_have_no_row(tmp_path):
     for kind, suffix in (("train", ".jpg"), ("trainannot", ".png")):
         (tmp_path / "data" / kind).mkdir(parents=True)
-        for name in ("0001TP_1", "0006R0_1", "0016E5_1"):
+        for name in ("0001TP_1", "0016E5_1", "0016E5_2", "0016E5_3"):
             (tmp_path / "data" / kind / (name + suffix)).write_text(name)
     for _ in range(2):
         folder = trainings.split_folder("tuning", tmp_path / "data", tmp_path / "work")
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*_1.*"))
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*_*.*"))
     train = [
-        f"{kind}/{name}_1.{suffix}"
+        f"{kind}/{name}.{suffix}"
         for kind, suffix in (("train", "jpg"), ("trainannot", "png"))
-        for name in ("0001TP", "0016E5")
+        for name in ("0001TP_1", "0016E5_3")
     ]
-    assert files == [*train, "val/0006R0_1.jpg", "valannot/0006R0_1.png"]
+    assert files == [*train, "val/0016E5_1.jpg", "valannot/0016E5_1.png"]
     assert trainings.split_folder("reported", tmp_path / "data", tmp_path) == tmp_path / "data"
 
     one, two = (

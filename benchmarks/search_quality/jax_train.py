@@ -233,15 +233,18 @@ def load(path: str, split: str) -> dict[str, np.ndarray]:
 
     Args:
         path: Written by `make_data`.
-        split: "tuning": trained without `population.TUNING_DRIVE` and scored on it; "reported":
+        split: "tuning": the two parts of train that `population.tuning_split` makes; "reported":
             train and val.
     """
     with np.load(path) as file:
         arrays = dict(file)
-    drive = np.array([name.startswith(population.TUNING_DRIVE) for name in arrays["train_ids"]])
-    kept = ~drive if split == "tuning" else np.ones(len(drive), bool)
+    if split == "tuning":
+        parts = population.tuning_split(arrays["train_ids"].tolist())
+        places = [parts.get(name) for name in arrays["train_ids"].tolist()]
+        kept, taken = (np.array([place == part for place in places]) for part in ("train", "val"))
+    else:
+        kept, taken = (np.ones(len(arrays[f"{part}_images"]), bool) for part in ("train", "val"))
     scored = "train" if split == "tuning" else "val"
-    taken = drive if split == "tuning" else np.ones(len(arrays["val_images"]), bool)
     labels = arrays["train_labels"][kept]
     present = [(labels == c).any(axis=(1, 2)) for c in range(11)]
     pixels = [np.count_nonzero(labels == c) for c in range(11)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 from auto_deeplab_tf import accounting
 from auto_deeplab_tf.architecture import Architecture
 
-# The drive of train that settings are tuned on: held back from the training, then scored.
-TUNING_DRIVE = "0006R0"
+# What settings are tuned on: the first frames of a drive are scored, those after them are left out,
+# so that no frame of the training is a neighbour.
+TUNING_DRIVE, TUNING_FRAMES, TUNING_GAP = "0016E5", 64, 10
 # Of the whole network at 120x160, for one image.
 MULTI_ADDS = 160_000_000
 SETTINGS = {
@@ -18,6 +20,16 @@ SETTINGS = {
     "head_channels": 16,
     "decoder_channels": 8,
 }
+
+
+def tuning_split(ids: Iterable[str]) -> dict[str, str]:
+    """Returns the part, `train` or `val`, of the images of train that the tuning split has."""
+    ids = sorted(ids)
+    drive = [name for name in ids if name.startswith(TUNING_DRIVE)]
+    parts = dict.fromkeys(ids, "train") | dict.fromkeys(drive[:TUNING_FRAMES], "val")
+    for name in drive[TUNING_FRAMES : TUNING_FRAMES + TUNING_GAP]:
+        del parts[name]
+    return parts
 
 
 @functools.cache

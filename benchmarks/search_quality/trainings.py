@@ -62,18 +62,19 @@ class Training:
 def split_folder(split: str, data_dir: pathlib.Path, work_dir: pathlib.Path) -> pathlib.Path:
     """Returns the folder of a split of CamVid.
 
-    `tuning` is made of links: train without `population.TUNING_DRIVE`, and that drive as val.
+    `tuning` is made of links to images of train, as `population.tuning_split` parts them.
     """
     if split == "reported":
         return data_dir
     folder = work_dir / split
+    parts = population.tuning_split(file.stem for file in (data_dir / "trainannot").iterdir())
     for kind in ("", "annot"):
         for file in sorted((data_dir / f"train{kind}").iterdir()):
-            part = "val" if file.name.startswith(population.TUNING_DRIVE) else "train"
-            link = folder / (part + kind) / file.name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                link.symlink_to(file.resolve())
+            if file.stem in parts:
+                link = folder / (parts[file.stem] + kind) / file.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    link.symlink_to(file.resolve())
     return folder
 
 
