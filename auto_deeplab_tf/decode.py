@@ -103,16 +103,13 @@ def _read(options: config.DecodeConfig) -> tuple[decoding.Logits, Path]:
 def _perturbed_cell(options: config.DecodeConfig) -> Any:
     """Selects the cell by perturbation, with the weights of the run on batches of its train_b."""
     from auto_deeplab_tf import searcher
-    from auto_deeplab_tf.data import pipeline, split
 
-    search, settings, train = searcher.restored(
-        str(options.run_dir), data_dir=options.data_dir, cache_dir=options.cache_dir
+    return searcher.perturbed_cell(
+        str(options.run_dir),
+        options.perturbation_batches,
+        data_dir=options.data_dir,
+        cache_dir=options.cache_dir,
     )
-    _, train_b = split.source_halves(train)
-    batches = pipeline.training_batches(
-        train, train_b, stream=1, **pipeline.batch_options(settings)
-    )
-    return search.perturbed_cell(batches.take(options.perturbation_batches).cache())
 
 
 def choose(logits: decoding.Logits, cell: Any, options: config.DecodeConfig) -> list[Choice]:

@@ -20,7 +20,7 @@ from auto_deeplab_tf.config import (
     SearchConfig,
     from_flags_text,
 )
-from auto_deeplab_tf.data import source
+from auto_deeplab_tf.data import pipeline, source, split
 from auto_deeplab_tf.data.source import Source
 from auto_deeplab_tf.errors import MissingFileError, UserError
 from auto_deeplab_tf.nn.backend import require_tensorflow
@@ -413,6 +413,24 @@ def restored(
     search = from_options(settings, train, 1)
     search.checkpoints(folder).restore()
     return search, settings, train
+
+
+def perturbed_cell(
+    run_dir: str | os.PathLike[str], num_batches: int, **places: str | None
+) -> tuple[tuple[Edge, Edge], ...]:
+    """Selects the cell of a run by perturbation, on the first batches of its train_b.
+
+    Args:
+        run_dir: Folder of the search.
+        num_batches: Number of batches.
+        **places: See `restored`.
+    """
+    search, settings, train = restored(run_dir, **places)
+    _, train_b = split.source_halves(train)
+    batches = pipeline.training_batches(
+        train, train_b, stream=1, **pipeline.batch_options(settings)
+    )
+    return search.perturbed_cell(batches.take(num_batches).cache())
 
 
 def _flag_or_auto(text: str) -> bool | None:

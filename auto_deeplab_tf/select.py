@@ -107,9 +107,20 @@ class _Selection:
         return selection.candidates(
             options,
             training.part(config.NetworkSizesConfig),
+            self._perturbed_cell if options.perturbation_batches else None,
             num_classes=train.info.num_classes,
             input_channels=train.info.channels,
             input_size=options.input_size or training.image_size or training.crop_size,
+        )
+
+    def _perturbed_cell(self, run: str) -> Any:
+        from auto_deeplab_tf import searcher
+
+        return searcher.perturbed_cell(
+            run,
+            self._options.perturbation_batches,
+            data_dir=self._training.data_dir,
+            cache_dir=self._training.cache_dir,
         )
 
     def _score_inherited(self) -> None:

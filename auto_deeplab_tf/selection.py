@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,18 @@ class Candidate:
 
 
 def candidates(
-    options: config.SelectConfig, sizes: config.NetworkSizesConfig, **network: Any
+    options: config.SelectConfig,
+    sizes: config.NetworkSizesConfig,
+    perturbed_cell: Callable[[str], Any] | None = None,
+    **network: Any,
 ) -> list[Candidate]:
     """Returns the candidates within the budget: of each search its best paths, then random ones.
 
     Args:
         options: How many of each, and the budget.
         sizes: Channels of the networks.
+        perturbed_cell: Folder of a search -> its cell by perturbation, which is then a candidate on
+            the best path; None: there is no such candidate.
         **network: More arguments of `accounting.count`.
 
     Raises:
@@ -79,8 +84,13 @@ def candidates(
         searches = [_search(run) for run in options.search_runs]
         space = _common_space(options.search_runs, searches)
         for number, (run, logits) in enumerate(zip(options.search_runs, searches, strict=True)):
-            drawn = _paths(f"search-{number}", run, logits, space.atrous)
+            name, cell = f"search-{number}", decoding.decode_cell(logits.alpha, logits.edge)
+            drawn = _paths(f"{name}-path", run, logits, cell, space.atrous)
             found += itertools.islice(budget.within(drawn), options.paths_per_search)
+            if perturbed_cell is not None:
+                cell = perturbed_cell(run)
+                drawn = _paths(f"{name}-perturbation", run, logits, cell, space.atrous)
+                found += itertools.islice(budget.within(drawn), 1)
     drawn = (
         Candidate(f"random-{seed}", "random", str(seed), sampling.random_architecture(seed, *space))
         for seed in itertools.count(options.random_seed)
@@ -130,14 +140,15 @@ def _common_space(runs: Sequence[str], searches: Sequence[decoding.Logits]) -> _
     return spaces[0]
 
 
-def _paths(name: str, run: str, logits: decoding.Logits, atrous: str) -> Iterator[Candidate]:
-    """The paths of a search with its cell, the most probable first."""
-    cell = decoding.decode_cell(logits.alpha, logits.edge)
+def _paths(
+    name: str, run: str, logits: decoding.Logits, cell: Any, atrous: str
+) -> Iterator[Candidate]:
+    """The paths of a search with a cell of it, the most probable first."""
     log_beta = decoding.log_softmax_beta(logits.beta)
     for rank, (levels, log_prob) in enumerate(decoding.best_paths(log_beta), start=1):
         provenance = {"search": {"run_dir": run, "rank": rank, "log_prob": log_prob}}
         architecture = Architecture(levels, cell, atrous, provenance)
-        yield Candidate(f"{name}-path-{rank}", "searched", run, architecture, log_prob=log_prob)
+        yield Candidate(f"{name}-{rank}", "searched", run, architecture, log_prob=log_prob)
 
 
 class _Budget:

@@ -692,6 +692,11 @@ class SelectConfig(HoldBackConfig, OutputConfig):
         "such scores)",
         minimum=0,
     )
+    perturbation_batches: int = _candidates(
+        0,
+        "batches of train_b that select a further cell of each search by perturbation (0: none)",
+        minimum=0,
+    )
     max_multi_adds: int | None = _budget(None, "most Multi-Adds of a candidate", minimum=1)
     max_params: int | None = _budget(None, "most parameters of a candidate", minimum=1)
     fit_filter_multiplier: bool = _budget(

@@ -90,7 +90,7 @@ class ExpectedCost:
 
     @functools.cached_property
     def uniform(self) -> float:
-        """The expectation at uniform alpha and beta."""
+        """The expectation at uniform alpha and beta; read it first outside of a traced step."""
         logits = (
             np.zeros((len(relaxed_edges(self.settings.num_blocks)), len(OPERATIONS)), "float32"),
             np.zeros((self.settings.num_layers, NUM_LEVELS, NUM_MOVES), "float32"),

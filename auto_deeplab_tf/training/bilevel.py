@@ -70,6 +70,9 @@ class BilevelModel(keras.Model):
         self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
         self.path_temperature = path_temperature
         self.expected_cost = ExpectedCost(supernet.settings, self.settings.cost)
+        if self.settings.cost_weight:
+            # Counted here once: a step is traced, where it could not become a number.
+            self.expected_cost.uniform  # noqa: B018
         self.completed_steps = tf.Variable(
             0,
             trainable=False,

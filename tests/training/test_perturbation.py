@@ -26,7 +26,9 @@ def test_the_operation_and_the_edges_that_are_missed_most_are_kept():
     alpha = uniform()
     # Alpha prefers the least useful operation by far: it does not decide.
     alpha[np.arange(len(EDGES)), worth[:, :-1].argmin(axis=1)] = 0.9
+    before = alpha.copy()
     cell = select_cell(loss, alpha)
+    np.testing.assert_array_equal(alpha, before)
     best = worth.argmax(axis=1)
     for block, pair in enumerate(cell):
         of_block = [edge for edge in EDGES if edge.block == block]
@@ -49,6 +51,10 @@ def test_an_edge_is_one_hot_once_it_is_decided():
     one_hot = [int((alpha.max(axis=1) == 1.0).sum()) for alpha in seen]
     decided = [index for index in range(len(EDGES)) for _ in DECODABLE_OPERATIONS]
     assert one_hot[: len(decided)] == decided
+    # Of the three candidates of block 1 one is dropped before block 2 is looked at.
+    none = OPERATIONS.index("none")
+    dropped = [int((alpha[:, none] == 1.0).sum()) for alpha in seen[len(decided) :]]
+    assert dropped == [1, 1, 1, 2, 2, 2, 2]
     assert order(0) == order(0) != order(1)
 
 
