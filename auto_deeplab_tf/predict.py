@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from auto_deeplab_tf import cli, config
-from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
+from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES, is_hidden
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
 
 cli.define(config.PredictConfig)
@@ -76,7 +76,8 @@ def find_images(argument: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
+        names = (entry for entry in path.iterdir() if not is_hidden(entry.name))
+        found = [entry for entry in names if entry.suffix.lower() in IMAGE_SUFFIXES]
         rule = f"the folder has no {', '.join(IMAGE_SUFFIXES)} file"
     else:
         # Folders that are there by that very name are no pattern, whatever characters they hold.
@@ -95,7 +96,7 @@ def _left_out(folder: Path) -> int:
     if not folder.is_dir():
         return 0
     others = (path for path in folder.iterdir() if path.suffix.lower() not in IMAGE_SUFFIXES)
-    return sum(path.is_file() and not path.name.startswith(".") for path in others)
+    return sum(path.is_file() and not is_hidden(path.name) for path in others)
 
 
 def read_image(path: Path, channels: int = 3, max_pixels: int = config.MAX_IMAGE_PIXELS) -> Any:

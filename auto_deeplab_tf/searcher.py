@@ -94,7 +94,7 @@ class ArchitectureSearch:
         mean: Sequence[float] = (127.5, 127.5, 127.5),
         std: Sequence[float] = (127.5, 127.5, 127.5),
         ignore_label: int = 255,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | Mapping[int, float] | None = None,
         path_temperature: Any = 1.0,
         seed: int = 0,
         dtype_policy: str = "float32",
@@ -111,7 +111,7 @@ class ArchitectureSearch:
             supernet,
             settings.part(BilevelConfig),
             ignore_label=ignore_label,
-            class_weights=class_weights,
+            class_weights=inputs.checked_class_weights(class_weights, num_classes),
             path_temperature=path_temperature,
         )
 
@@ -230,6 +230,15 @@ class ArchitectureSearch:
                 verbose=verbose,
             )
 
+    def _check_form(self, spec):
+        """Checks the form of the batches of a dataset, (images, masks) or a pair of these."""
+        first, second = spec
+        if isinstance(first, (tuple, list)):
+            for part in spec:
+                self._check_form(part)
+        else:
+            inputs.check_form(first, second, len(self.model.supernet.mean))
+
     def _checked(self, data):
         """The data with their labels checked: arrays at once, batches as they come."""
         supernet, ignore_label = self.model.supernet, self.model.ignore_label
@@ -238,6 +247,7 @@ class ArchitectureSearch:
         def checked(value):
             nonlocal pixels
             if isinstance(value, tf.data.Dataset):
+                self._check_form(value.element_spec)
                 return value.map(lambda *batch: checked(batch))
             first, second = value
             if isinstance(first, (tuple, list, tf.data.Dataset)):
@@ -254,6 +264,11 @@ class ArchitectureSearch:
 
         if not isinstance(data, (tuple, list, tf.data.Dataset)):
             return data
+        if isinstance(data, (tuple, list)) and any(hasattr(half, "shape") for half in data):
+            raise UserError(
+                "data must be two halves, ((images, masks), (images, masks)): the weights are "
+                "learnt from one, alpha and beta from the other. Received: arrays"
+            )
         data = checked(data)
         if np.any(pixels):
             inputs.warn_of_absent_classes(pixels, ignore_label)

@@ -58,7 +58,8 @@ class Segmenter(keras.Model):
         class_names: One name per class.
         palette: uint8 [num_classes, 3], the colour of each class.
         ignore_label: Label of the pixels that count nowhere.
-        class_weights: Weight of each class in the loss (see `training.losses.class_weights`).
+        class_weights: Weight of each class in the loss (see `training.losses.class_weights`), as
+            numbers or as Keras' dictionary of class and weight.
         image_size: (height, width) of the whole images that the training crops were cut from: a
             note for commands that bring images to it. The network itself takes any size.
         name: Name of the model.
@@ -86,7 +87,7 @@ class Segmenter(keras.Model):
         class_names: Sequence[str] | None = None,
         palette: Any = None,
         ignore_label: int = 255,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | Mapping[int, float] | None = None,
         image_size: tuple[int, int] | None = None,
         name: str | None = None,
         **keywords: Any,
@@ -114,7 +115,7 @@ class Segmenter(keras.Model):
         self.num_classes = network.num_classes
         self.settings = settings.part(LossConfig)
         self.ignore_label = ignore_label
-        self.class_weights = None if class_weights is None else tuple(map(float, class_weights))
+        self.class_weights = inputs.checked_class_weights(class_weights, self.num_classes)
         self.class_names = inputs.checked_class_names(class_names, self.num_classes)
         self.palette = inputs.checked_palette(palette, self.num_classes)
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
@@ -386,9 +387,10 @@ class Segmenter(keras.Model):
             with self.distribute_strategy.scope():
                 data = KerasData(x, y, batch_size, shuffle=False, ignore_label=self.ignore_label)
             x, y, batch_size = data.dataset, None, None
-        result = super().evaluate(
-            x, y, batch_size, verbose, None, steps, callbacks, return_dict, **kwargs
-        )
+        with inputs.label_errors(self.num_classes, self.ignore_label):
+            result = super().evaluate(
+                x, y, batch_size, verbose, None, steps, callbacks, return_dict, **kwargs
+            )
         if not self.confusion_matrix.any():
             warnings.warn(
                 f"there is no score: all pixels carry the ignore label {self.ignore_label}",

@@ -18,7 +18,7 @@ def test_images_are_found_in_a_folder_of_any_name(tmp_path, monkeypatch, name):
     folder = tmp_path / name / "sub[a]"
     folder.mkdir(parents=True)
     first, second = folder / "x[1].png", folder / "y.JPG"
-    for path in (first, second, folder / "notes.txt"):
+    for path in (first, second, folder / "notes.txt", folder / "._y.JPG"):
         path.write_bytes(b"")
     assert predict.find_images(str(folder)) == [first, second]
     assert predict.find_images(str(first)) == [first]

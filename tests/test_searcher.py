@@ -84,6 +84,10 @@ def test_labels_and_images_that_do_not_fit_are_refused_or_warned_of():
         ((images, masks.astype("float32")), "masks must be integers"),
         ((images, masks[:, :30]), "of its height and width"),
         (batches, "classes 0..2 and the ignore label 255 only"),
+        (batches.map(lambda x, y: (x, tf.cast(y, tf.float32))), "masks must be integers"),
+        (batches.map(lambda x, y: (x, tf.one_hot(y, 3, dtype=tf.int32))), "neither one-hot"),
+        (batches.map(lambda x, y: (x, y[:, :30])), "of its height and width"),
+        (images, "data must be two halves"),
     ):
         with pytest.raises(ValueError, match=rule):
             search.fit((half, half), epochs=1, verbose=0)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import auto_deeplab_tf
 from auto_deeplab_tf.architecture import Architecture, Edge
-from auto_deeplab_tf.errors import RunError
+from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.segmenter import Segmenter
 from auto_deeplab_tf.served import load_segmenter
 from auto_deeplab_tf.training import loop
@@ -54,7 +54,7 @@ def trained():
     model = segmenter(
         class_names=("road", "tree", "sky"),
         palette=[(1, 2, 3), (40, 50, 60), (250, 0, 255)],
-        class_weights=(1.0, 2.0, 0.5),
+        class_weights={2: 0.5, 0: 1.0, 1: 2.0},  # as Keras has them
         image_size=SIZE,
     )
     images, masks = examples(16)
@@ -517,7 +517,7 @@ def test_mixed_precision_trains():
         (lambda masks: np.eye(3)[masks % 3], r"neither one-hot nor colours.*\[2, 32, 48, 3\]"),
         (lambda masks: masks[:1], r"one \[H, W\] for each image.*masks \[1, 32, 48\]"),
         (lambda masks: masks[:, :30], r"of its height and width.*masks \[2, 30, 48\]"),
-        (lambda masks: masks[0, 0], r"masks must be integers \[N, H, W\]. Received: shape \[48\]"),
+        (lambda masks: masks[0, 0], r"a batch of them.*Received: shape \[48\]"),
         (lambda masks: np.where(masks == 2, 3, masks), "classes 0..2 and the ignore label 255"),
         (lambda masks: np.where(masks == 2, -1, masks), "Received: -1"),
     ],
@@ -538,8 +538,9 @@ def test_wrong_masks_of_a_dataset_are_refused():
     model = segmenter()
     model.compile(run_eagerly=True)
     batches = tf.data.Dataset.from_tensors((images, masks))
-    with pytest.raises(ValueError, match="classes 0..2 and the ignore label"):
-        model.fit(batches, verbose=0)
+    for use in (model.fit, model.evaluate):
+        with pytest.raises(UserError, match="classes 0..2 and the ignore label"):
+            use(batches, verbose=0)
     with pytest.raises(ValueError, match="without class_weight: weigh classes by Segmenter"):
         model.fit(images, masks, class_weight={0: 1.0})
     with pytest.raises(ValueError, match="without sample_weight"):
@@ -555,6 +556,7 @@ def test_wrong_masks_of_a_dataset_are_refused():
         ({"class_names": ("a", "b", "a")}, "must differ"),
         ({"palette": [(0, 0, 256)] * 3}, "one colour"),
         ({"class_weights": (1.0, 1.0)}, r"one number per class \(3\)"),
+        ({"class_weights": {0: 1.0, 1: 2.0}}, r"a weight for each class 0\.\.2"),
         ({"ignore_label": 1}, "must not be one of the classes"),
         ({"hardest_fraction": 0.0}, "hardest_fraction"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0: must be at least 0"),

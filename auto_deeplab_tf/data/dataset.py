@@ -18,10 +18,17 @@ IGNORE_LABEL = 255
 # The files that all commands take; what has another suffix is left out, and named.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
+# What file managers of Windows write into folders; what those of macOS write begins with a point.
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 # ImageNet's statistics, as they are used with photographs of all kinds: the same for COCO, VOC and
 # ADE20K, so that a network trained on one can start on another unchanged.
 PHOTOGRAPHS_MEAN = (123.675, 116.28, 103.53)
 PHOTOGRAPHS_STD = (58.395, 57.12, 57.375)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is hidden, or the system's own: it is no data."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +112,14 @@ class Dataset:
         place = np.where(known, place, 0)
         known &= ids[place] == label
         if not known.all():
-            strange = np.unique(label[~known])[:5].tolist()
-            raise UserError(
-                f"label ids of {self.name} are {self._known_labels()}; "
-                f"found {', '.join(self._label_text(i) for i in strange)}"
-            )
+            strange = np.unique(label[~known]).tolist()
+            found = ", ".join(self._label_text(i) for i in strange[:5])
+            if len(strange) > 5:
+                found += (
+                    f" and {len(strange) - 5} more (so many come from resizing a mask with "
+                    "interpolation, or from a lossy format: make it anew from its source)"
+                )
+            raise UserError(f"label ids of {self.name} are {self._known_labels()}; found {found}")
         return np.array([self.label_ids[int(i)] for i in ids], np.uint8)[place]
 
     def stored_labels(self, class_ids: np.ndarray) -> np.ndarray:

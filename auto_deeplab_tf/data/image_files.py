@@ -10,6 +10,7 @@ more than 16 bits.
 import dataclasses
 import io
 import struct
+import warnings
 from pathlib import Path
 from typing import TypeGuard
 
@@ -145,6 +146,8 @@ def read_image(data: bytes, info: Dataset) -> tuple[np.ndarray, bool]:
 def read_photograph(data: bytes, channels: int, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     """Decodes an image file of no data set, for a network that takes so many channels.
 
+    Warns where the network takes 4 channels and the image has no fourth.
+
     Returns:
         [height, width, channels], 0..255: uint8, or float32 where the file has 16 bits.
 
@@ -152,7 +155,15 @@ def read_photograph(data: bytes, channels: int, max_pixels: int = MAX_IMAGE_PIXE
         OSError: where the file cannot be read whole.
         UserError: where the file is refused.
     """
-    array = with_channels(decode(data, max_pixels).pixels(), channels)
+    array = decode(data, max_pixels).pixels()
+    if channels == 4 and array.shape[2] in (1, 3):
+        warnings.warn(
+            "the network takes 4 channels, and an image has no fourth: it gets an opaque one, "
+            "which is wrong where the network learnt near-infrared or another measurement there: "
+            "give images of 4 channels (RGBA)",
+            stacklevel=2,
+        )
+    array = with_channels(array, channels)
     return array.astype(np.float32) / 257.0 if array.dtype == np.uint16 else array
 
 
@@ -242,9 +253,12 @@ def read_label(data: bytes, info: Dataset) -> np.ndarray:
     if mode == "LA" and (label[..., 1] == 255).all():  # opaque: the gray channel is the map
         label, mode = label[..., 0], "L"
     if mode not in ("1", "L", "P", "I;16", "I;16B", "I") or label.ndim != 2:
+        hint = 'for masks of colours, dataset=folder has the key "masks": "colors"'
+        if mode in ("RGB", "RGBA") and (label[..., :3] == label[..., :1]).all():
+            hint = "its channels are equal: save one of them"
         raise UserError(
-            f"a label map must be an image of one channel, gray or palette; found mode {mode} (for "
-            'masks of colours, dataset=folder has the key "masks": "colors")'
+            "a label map must be an image of one channel, gray or palette; found mode "
+            f"{mode} ({hint})"
         )
     if decoded.depth == 1 and 1 not in info.label_ids and 255 in info.label_ids:
         # Optimizers store a map of 0 and 255 in one bit.
@@ -343,6 +357,11 @@ def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Decoded:
     except UserError:
         raise
     except UnidentifiedImageError as error:
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            raise UserError(
+                "a TIFF must hold up to 4 channels of 8 or 16 bits, pixel by pixel, in a usual "
+                "compression; this one has others: save the channels to use (1, 3 or 4) as a file"
+            ) from error
         raise OSError("it is no image of a known format") from error
     except (SyntaxError, EOFError, ValueError, struct.error) as error:
         raise OSError(str(error)) from error  # what Pillow raises for some broken files

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,10 @@ def check_form(images: Any, masks: Any, channels: int) -> None:
             f"Received: dtype {name}"
         )
     if shape is not None and len(shape) not in (3, 4):
-        raise UserError(f"masks must be integers [N, H, W]. Received: shape {shape}")
+        raise UserError(
+            "masks must be integers [N, H, W], a batch of them (dataset.batch(...), mask[None]). "
+            f"Received: shape {shape}"
+        )
     if image_shape is None:
         return
     if len(image_shape) != 4 or image_shape[-1] not in (None, channels):
@@ -170,6 +173,22 @@ def refuse_weights(**weights: Any) -> None:
                 f"Segmenter takes (images, masks) without {name}: weigh classes by "
                 "Segmenter(class_weights=...), leave pixels out by the ignore label"
             )
+
+
+def checked_class_weights(
+    weights: Sequence[float] | Mapping[int, float] | None, num_classes: int
+) -> tuple[float, ...] | None:
+    """Returns one weight a class; those of a dictionary, as Keras takes it, by their class."""
+    if weights is None:
+        return None
+    if isinstance(weights, Mapping):
+        if set(weights) != set(range(num_classes)):
+            raise UserError(
+                f"class_weights must have a weight for each class 0..{num_classes - 1}. "
+                f"Received: {dict(weights)}"
+            )
+        weights = [weights[index] for index in range(num_classes)]
+    return tuple(map(float, weights))
 
 
 def checked_class_names(

@@ -47,7 +47,7 @@ def test_every_defect_is_named_in_one_go(tmp_path):
     _truncate(train / "0016E5_00004.png")
     (annot / "0016E5_00005.png").write_text("not an image")
     Image.open(train / "0016E5_00006.png").save(train / "0016E5_00006.jpg")
-    (train / "Thumbs.db").write_bytes(b"x")
+    (train / "notes.doc").write_bytes(b"x")
     Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(annot / "0016E5_00007.png")
     done = run("data.check", "--dataset=camvid", f"--data_dir={root}", "--json")
     assert done.returncode == 1
@@ -62,7 +62,7 @@ def test_every_defect_is_named_in_one_go(tmp_path):
         ("missing image", "0016E5_00001.png"),
         ("missing mask", "0016E5_00000.png"),
         ("size mismatch", "0016E5_00002.png"),
-        ("stray file", "Thumbs.db"),
+        ("stray file", "notes.doc"),
         ("unreadable image", "0016E5_00004.png"),
         ("unreadable mask", "0016E5_00005.png"),
     ]

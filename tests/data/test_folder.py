@@ -425,7 +425,10 @@ def test_the_majority_of_the_images_decides_on_the_channels(maker, kinds, channe
     source = _gray_and_color(maker, kinds).open()
     assert source.info.channels == channels
     assert {source.example(i)[0].shape[2] for i in range(len(kinds))} == {channels}
-    assert f'all are brought to {channels}; the key "channels"' in source.notes[0]
+    note = "1 of 3 images have no fourth channel"
+    if channels != 4:
+        note = f'all are brought to {channels}; the key "channels"'
+    assert note in source.notes[0]
     source = maker.describe(channels=3).open()
     assert source.info.channels == 3 and not source.notes
 
@@ -476,3 +479,46 @@ def test_a_mask_outside_of_the_sample_is_not_lost(maker, monkeypatch):
         maker.add(f"{i}", mask=np.full(SIZE, 255 if i == 1 else 1, np.uint8))
     with pytest.raises(ValueError, match="label ids of folder are 0, 255; found 1"):
         maker.describe(classes=["background", "cell"], val_fraction=0).open()
+
+
+def test_files_of_the_system_are_no_data(maker):
+    maker.describe()
+    for stem in "abcd":
+        maker.add(stem)
+    for path in ("images/Thumbs.db", "masks/desktop.ini", "images/._a.png", "masks/.DS_Store"):
+        (maker.root / path).write_bytes(b"no image")
+    assert not sets.find("folder", maker.root).defects
+
+
+def test_masks_named_by_an_ending(maker):
+    for stem in "abcd":
+        maker.add(stem)
+        (maker.root / f"masks/{stem}.png").rename(maker.root / f"masks/{stem}_mask.png")
+    hint = sets.find("folder", maker.describe().root).defects[0]
+    assert hint.kind == "mask names"
+    assert '"mask_suffix": "_mask"' in hint.text
+    raw = sets.find("folder", maker.describe(mask_suffix="_mask").root)
+    assert not raw.defects
+    assert sorted([*maker.open().ids, *maker.open("val").ids]) == list("abcd")
+    (maker.root / "masks/b_mask.png").unlink()
+    assert "masks/b_mask.png" in sets.find("folder", maker.root).defects[0].text
+
+
+def test_a_missing_folder_is_answered_by_those_that_are_there(maker):
+    maker.describe().add("a")
+    (maker.root / "masks").rename(maker.root / "Labels")
+    with pytest.raises(
+        FileNotFoundError, match=r'no folder masks \(found: Labels, images\).*"masks_dir"'
+    ):
+        sets.find("folder", maker.root)
+
+
+@pytest.mark.parametrize("described", [{}, {"channels": 4, "bits": 8}])
+def test_images_without_a_fourth_channel_are_counted(maker, described):
+    maker.describe(**described)
+    for number in range(4):
+        shape = (*SIZE, 3 if number == 0 else 4)
+        maker.add(f"{number}", image=np.full(shape, 9, np.uint8))
+    notes = sets.find("folder", maker.root).notes
+    assert any("1 of 4 images have no fourth channel" in note for note in notes)
+    assert any("near-infrared" in note and '"channels": 3' in note for note in notes)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -219,7 +220,14 @@ def test_channels_are_brought_to_those_of_the_set():
     for (found, wanted), array in expected.items():
         image, as_it_is = image_files.read_image(files[found], info(wanted))
         np.testing.assert_array_equal(image, array, err_msg=f"{found} to {wanted}")
-        np.testing.assert_array_equal(image_files.read_photograph(files[found], wanted), array)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            photograph = image_files.read_photograph(files[found], wanted)
+        np.testing.assert_array_equal(photograph, array)
+        # A fourth channel may be a measurement: one of our own making is said.
+        assert ["near-infrared" in str(w.message) for w in caught] == [True] * (
+            wanted == 4 and found in (1, 3)
+        )
         found_channels = {1: 1, 2: 1, 3: 3, 4: 4}[found]
         assert image_files.image_traits(files[found]) == (found_channels, 8)
         if as_it_is:  # then TensorFlow reads the same from the record
@@ -274,6 +282,32 @@ def test_masks_that_are_refused():
     colors = dataclasses.replace(info(), color_labels=True)
     with pytest.raises(UserError, match="are RGB images of 8 bits; found mode RGB of 16 bits"):
         image_files.read_label(tf.io.encode_png(pixels(3, 16)).numpy(), colors)
+
+
+def test_bands_of_a_satellite_are_refused_by_name():
+    image = saved(pixels(4), "TIFF")
+    bands = image.replace(
+        struct.pack("<HHI", 277, 3, 1) + b"\4", struct.pack("<HHI", 277, 3, 1) + b"\5"
+    )
+    assert bands != image
+    with pytest.raises(UserError, match="up to 4 channels"):
+        image_files.decode(bands)
+
+
+def test_a_mask_of_equal_channels_is_told_from_one_of_colors():
+    ids = pixels(1) % 3
+    with pytest.raises(UserError, match="channels are equal: save one"):
+        image_files.read_label(saved(np.stack([ids] * 3, -1)), info())
+    with pytest.raises(UserError, match='"masks": "colors"'):
+        image_files.read_label(saved(pixels(3)), info())
+
+
+def test_many_strange_ids_are_counted_and_explained():
+    resized = Image.fromarray(pixels(1) % 2 * 255).resize((30, 30), Image.Resampling.BILINEAR)
+    with pytest.raises(UserError, match=r"\d+ more \(.*interpolation"):
+        info(ids=(0, 255)).class_ids(np.asarray(resized))
+    with pytest.raises(UserError, match="found 7$"):
+        info(ids=(0, 255)).class_ids(np.array([[0, 7]]))
 
 
 def test_the_limit_of_pixels_is_named_and_can_be_raised():

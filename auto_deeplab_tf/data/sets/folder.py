@@ -37,9 +37,9 @@ def find(data_dir: Path, dataset_config: Path | None = None) -> RawDataset:
     if not data_dir.is_dir():
         raise MissingFileError(f"data_dir={data_dir} is not a directory")
     config = FolderConfig.load(dataset_config or data_dir / CONFIG_FILE)
-    masks = pairs.existing(data_dir / config.masks_dir)
-    images = pairs.existing(data_dir / config.images_dir)
-    found, listed, defects = pairs.of_folders(images, masks)
+    masks = _existing(data_dir, config.masks_dir, "masks_dir")
+    images = _existing(data_dir, config.images_dir, "images_dir")
+    found, listed, defects = pairs.of_folders(images, masks, mask_suffix=config.mask_suffix)
     group_of = _grouping(config, found)
     splits, list_files, split_defects = _splits(data_dir, config, found, listed, group_of)
     info, notes = _describe(config, splits)
@@ -57,20 +57,37 @@ def find(data_dir: Path, dataset_config: Path | None = None) -> RawDataset:
     )
 
 
+def _existing(data_dir: Path, name: str, key: str) -> Path:
+    """A folder of the set; where it is missing, the error names those that are there."""
+    if not (data_dir / name).is_dir():
+        there = sorted(path.name for path in data_dir.iterdir() if path.is_dir())
+        raise MissingFileError(
+            f"{data_dir} has no folder {name} (found: {', '.join(there) or 'none'}); the key "
+            f'"{key}" of its description names another'
+        )
+    return data_dir / name
+
+
 def _describe(
     config: FolderConfig, splits: Mapping[str, pairs.Pairs]
 ) -> tuple[Dataset, tuple[str, ...]]:
     """The description of the set, and what was concluded from its files."""
     files = [pair for found in splits.values() for pair in found.values()]
     channels, bits, notes = config.channels, config.bits, []
-    if channels is None or bits is None:
+    if channels in (None, 4) or bits is None:
         traits = _traits([image for image, _ in files])
         kinds = collections.Counter(found for found, _ in traits)
         # The majority decides; of kinds that are as many, the one of more channels.
         common = max(kinds, key=lambda kind: (kinds[kind], kind), default=3)
         channels = channels or common
         bits = bits or max((depth for _, depth in traits), default=8)
-        if len(kinds) > 1 and config.channels is None:
+        if channels == 4 and (opaque := len(traits) - kinds[4]):
+            notes.append(
+                f"{opaque} of {len(traits)} images have no fourth channel: they get an opaque one, "
+                f"which is wrong where the fourth is no alpha but a measurement such as "
+                f'near-infrared: leave these images out, or set "channels": 3 in {config.path}'
+            )
+        elif len(kinds) > 1 and config.channels is None:
             counts = ", ".join(f"{kinds[kind]} of {kind} channels" for kind in sorted(kinds))
             notes.append(
                 f"the images differ ({counts}): all are brought to {channels}; the key "

@@ -46,6 +46,7 @@ class FolderConfig:
     ignore: tuple[int, ...] = ()
     images_dir: str = "images"
     masks_dir: str = "masks"
+    mask_suffix: str = ""
     val_fraction: float | None = None
     split_seed: int = 0
     group: str | None = None
@@ -83,6 +84,8 @@ class FolderConfig:
         values["ignore"] = tuple(check.label_id("ignore", item, masks) for item in ignore)
         for key in ("images_dir", "masks_dir"):
             check.rule(isinstance(values.get(key, ""), str), key, values.get(key), "a folder name")
+        suffix = values.get("mask_suffix", "")
+        check.rule(isinstance(suffix, str), "mask_suffix", suffix, "what mask names end in")
         check.number(values, "val_fraction", float, 0.0, 0.9)
         check.number(values, "split_seed", int, 0, 2**63)
         check.number(values, "frames_per_block", int, 1, 10**9)

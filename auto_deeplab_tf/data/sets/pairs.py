@@ -16,6 +16,7 @@ from auto_deeplab_tf.data.dataset import (
     Defect,
     RawDataset,
     RawExample,
+    is_hidden,
 )
 from auto_deeplab_tf.errors import MissingFileError, UserError
 
@@ -66,9 +67,9 @@ def listing(folder: Path, suffixes: Sequence[str]) -> Listing:
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         # A link to a folder above would be followed without end.
-        folders[:] = [] if real in seen else [n for n in folders if not n.startswith(".")]
+        folders[:] = [] if real in seen else [n for n in folders if not is_hidden(n)]
         if real not in seen:
-            paths += [Path(parent) / name for name in names if not name.startswith(".")]
+            paths += [Path(parent) / name for name in names if not is_hidden(name)]
         seen.add(real)
     keyed = [(_nfc(p.relative_to(folder).with_suffix("").as_posix()), p) for p in paths]
     usable = {key for key, path in keyed if path.suffix.lower() in suffixes}
@@ -95,8 +96,21 @@ def listing(folder: Path, suffixes: Sequence[str]) -> Listing:
     return result
 
 
+def _common_ending(images: Mapping[str, Path], labels: Mapping[str, Path]) -> str:
+    """The ending that most names of label maps have beyond an image's name; none: empty."""
+    endings: collections.Counter[str] = collections.Counter()
+    for key in labels:
+        lengths = range(len(key) - 1, 0, -1)
+        endings[next((key[n:] for n in lengths if key[:n] in images), "")] += 1
+    ending, count = endings.most_common(1)[0] if endings else ("", 0)
+    return ending if 2 * count > len(labels) else ""
+
+
 def match(
-    images: Mapping[str, Path], labels: Mapping[str, Path], label_folder: Path
+    images: Mapping[str, Path],
+    labels: Mapping[str, Path],
+    label_folder: Path,
+    mask_suffix: str = "",
 ) -> tuple[dict[str, tuple[Path, Path]], list[Defect]]:
     """Pairs images and label maps by their keys; what has no partner is a defect.
 
@@ -107,7 +121,7 @@ def match(
         if key in labels:
             found[key] = (image, labels[key])
         else:
-            text = f"{image} has no label map: expected {label_folder / key}.png"
+            text = f"{image} has no label map: expected {label_folder / key}{mask_suffix}.png"
             defects.append(Defect("missing mask", str(image), text, missing=True))
     for key, label in labels.items():
         if key not in images:
@@ -275,13 +289,16 @@ def existing(folder: Path) -> Path:
 
 
 def of_folders(
-    images: Path, labels: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES
+    images: Path,
+    labels: Path,
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
+    mask_suffix: str = "",
 ) -> tuple[dict[str, tuple[Path, Path]], dict[str, Path], list[Defect]]:
     """Pairs a folder of images and one of label maps.
 
     The key of a pair, its image id, is its name without suffix. Where a name occurs in several
     folders, the key is the path below `images`, and the label map lies at the same path below
-    `labels`.
+    `labels`. The names of label maps end in `mask_suffix` beyond those of the images.
 
     Returns:
         (pairs, images, defects): the pairs and all images by their keys, and all that is wrong.
@@ -297,7 +314,18 @@ def of_folders(
     lists = listing(images, suffixes), listing(labels, LABEL_SUFFIXES)
     unique = all(entry.has_unique_stems for entry in lists)
     image_files, label_files = (entry.by_stem() if unique else entry.files for entry in lists)
-    found, defects = match(image_files, label_files, labels)
+    if mask_suffix:
+        named = label_files.items()
+        label_files = {
+            key.removesuffix(mask_suffix): f for key, f in named if key.endswith(mask_suffix)
+        }
+    found, defects = match(image_files, label_files, labels, mask_suffix)
+    if not found and (ending := _common_ending(image_files, label_files)):
+        text = (
+            f"{labels} has label maps by the names of the images and {ending!r}: for "
+            f'dataset=folder the key "mask_suffix": "{mask_suffix + ending}" pairs them'
+        )
+        defects.insert(0, Defect("mask names", str(labels), text))
     if not image_files:
         text = f"{images} has no images (expected {', '.join(suffixes)} files)"
         defects.append(Defect("empty split", str(images), text))
