@@ -6,7 +6,14 @@ import subprocess
 import sys
 import time
 
-import tensorflow as tf
+from auto_deeplab_tf import cli
+
+
+def call(module, config_class, arguments, monkeypatch):
+    """Calls a command's `main` in this process, with its flags."""
+    options = cli.parse(config_class, arguments)
+    monkeypatch.setattr(cli, "read", lambda _: options)
+    return module.main()
 
 
 def run(module, *arguments):
@@ -15,11 +22,44 @@ def run(module, *arguments):
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
+def run_on_jax(program, folder, variables, **arrays):
+    """Runs a program on Keras' JAX backend, in a process of its own and without TensorFlow.
+
+    Args:
+        program: finds `arrays` as `data`, gives the values of `variables` to a network of its own
+            by `assign(network)`, and saves what it found by `save(...)`.
+
+    Returns:
+        What it saved.
+    """
+    import numpy as np
+
+    values = {f"v{index:05d}": np.asarray(v) for index, v in enumerate(variables)}
+    np.savez(folder / "in.npz", **values, **arrays)
+    prelude = f"""
+import sys
+import numpy as np
+data = dict(np.load(r"{folder}/in.npz"))
+values = [data.pop(f"v{{index:05d}}") for index in range({len(values)})]
+def assign(network):
+    for variable, value in zip(network.variables, values, strict=True):
+        variable.assign(value)
+def save(*arrays, **named):
+    assert "tensorflow" not in sys.modules
+    np.savez(r"{folder}/out.npz", *map(np.asarray, arrays), **named)
+"""
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", prelude + program], check=True, env=environment)
+    return np.load(folder / "out.npz")
+
+
 def run_and_kill(module, run_dir, after_step, *arguments, seconds_later=0.2, number=signal.SIGKILL):
     """Runs a command until its checkpoints are past a step, then kills it; returns its exit code.
 
     A little later than that, so that it is in the middle of something that no checkpoint has.
     """
+    import tensorflow as tf
+
     command, env = _command(module, [f"--run_dir={run_dir}", *arguments])
     process = subprocess.Popen(
         command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -46,6 +86,8 @@ def _command(module, arguments):
 
 def latest_variables(run_dir):
     """Reads the newest checkpoint of a run: name -> array."""
+    import tensorflow as tf
+
     reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(run_dir / "checkpoints"))
     return {
         name: reader.get_tensor(name)

@@ -114,6 +114,27 @@ def test_rows_add_up(seed):
     assert len({row.name for row in result.layers}) == len(result.layers)
 
 
+def test_a_path_that_begins_at_level_1_reads_the_stem_at_stride_4():
+    cell = ((Edge("prev", "skip"), Edge("prev_prev", "skip")),)
+    settings = SETTINGS | {"filter_multiplier": 8, "input_size": (64, 96)}
+    stay, down = (
+        {row.name: row for row in count(Architecture((level,), cell, "full"), **settings).layers}
+        for level in (0, 1)
+    )
+    # `prev` is projected before it is reduced, at 16x24 in both: 128 channels to 8 or to 16.
+    for rows, filters in ((stay, 8), (down, 16)):
+        assert rows["cell_0/prev"].multi_adds == 16 * 24 * 128 * filters
+    # A skip that reduces is a projection; one that does not is free.
+    assert stay["cell_0/block_0_prev_skip"].multi_adds == 0
+    assert down["cell_0/block_0_prev_skip"].multi_adds == 8 * 12 * 16 * 16
+
+
+def test_the_smallest_settings_are_counted():
+    smallest = dict.fromkeys(("num_classes", "filter_multiplier", "head_channels"), 1)
+    smallest |= {"decoder_channels": 1, "stem_channels": (1, 1, 1), "input_size": (32, 32)}
+    assert count(PUBLISHED, **smallest).params > 0
+
+
 def test_separable_atrous_costs_less_than_full():
     separable = Architecture(PUBLISHED.levels, PUBLISHED.cell, "separable")
     assert count(separable, **SETTINGS).params < count(PUBLISHED, **SETTINGS).params

@@ -93,10 +93,15 @@ def run(command):
 
 
 @pytest.fixture(scope="module")
-def entry_point(tmp_path_factory):
+def entry_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "entry.py"
     path.write_text(textwrap.dedent(ENTRY_POINT).lstrip())
-    return lambda *flags: run([str(path), *flags])
+    return str(path)
+
+
+@pytest.fixture
+def entry_point(entry_file):
+    return lambda *flags: run([entry_file, *flags])
 
 
 @pytest.mark.parametrize(
@@ -190,12 +195,10 @@ def test_json_leaves_stdout_to_the_result(entry_point):
     ("number", "code", "line"),
     [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")],
 )
-def test_a_signal_ends_without_a_traceback(tmp_path, number, code, line):
-    path = tmp_path / "entry.py"
-    path.write_text(textwrap.dedent(ENTRY_POINT).lstrip())
+def test_a_signal_ends_without_a_traceback(entry_file, number, code, line):
     # Started from the background of a shell, this process ignores SIGINT, and its children would.
     process = start(
-        [str(path), "--run_dir=a", "--dataset=wait"],
+        [entry_file, "--run_dir=a", "--dataset=wait"],
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "waiting\n"
@@ -204,14 +207,12 @@ def test_a_signal_ends_without_a_traceback(tmp_path, number, code, line):
     assert (process.returncode, err) == (code, line)
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path):
-    path = tmp_path / "entry.py"
-    path.write_text(textwrap.dedent(ENTRY_POINT).lstrip())
+def test_a_reader_that_goes_away_is_no_error(entry_file):
     for flags, code in ((["--help"], 0), (["--run_dir=a"], 141)):
         reader, writer = os.pipe()
         os.close(reader)
         done = subprocess.run(
-            [sys.executable, str(path), *flags],
+            [sys.executable, entry_file, *flags],
             stdout=writer,
             stderr=subprocess.PIPE,
             text=True,

@@ -239,11 +239,12 @@ EXPORT = {"model": "a", "output": "b", "input_size": (33, 33)}
             "max_multi_adds and max_params need filter_multiplier",
             "max_multi_adds max_params filter_multiplier",
         ),
-        (
-            config.DecodeConfig,
-            {},
-            "exactly one of run_dir and logits is needed",
-            "run_dir logits",
+        *(
+            (config.DecodeConfig, given, "exactly one of run_dir and logits is needed", names)
+            for given, names in (
+                ({}, "run_dir logits"),
+                ({"run_dir": "a", "logits": "b"}, "run_dir logits"),
+            )
         ),
         (
             config.TrainConfig,

@@ -4,11 +4,10 @@ import csv
 import itertools
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from commands import call, check_refused, run
 
 from auto_deeplab_tf import accounting, cli, config, decode, decoding
 from auto_deeplab_tf.architecture import Architecture
@@ -28,15 +27,17 @@ def random_logits(seed, num_layers=5, num_blocks=2):
     return alpha, rng.normal(size=(num_layers, 4, 3))
 
 
-def command(*arguments):
-    """(exit code, stdout, stderr) of the command in a process of its own."""
-    process = subprocess.run(
-        [sys.executable, "-m", "auto_deeplab_tf.decode", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return process.returncode, process.stdout, process.stderr
+@pytest.fixture
+def decoded(monkeypatch, capsys):
+    """Runs the command in this process; returns what it prints."""
+
+    def run_here(*arguments):
+        call(decode, config.DecodeConfig, list(map(str, arguments)), monkeypatch)
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    return run_here
 
 
 def choose(alpha, beta, *arguments):
@@ -62,32 +63,28 @@ def all_counted(alpha, beta, filter_multiplier):
 # --- Without a budget ---
 
 
-def test_a_fast_search_is_decoded_with_its_edges_and_said_to_be_one(tmp_path, monkeypatch, capsys):
+def test_a_fast_search_is_decoded_with_its_edges_and_said_to_be_one(tmp_path, decoded):
     alpha, beta = random_logits(3, 3, 3)
     edge = 9.0 * np.random.default_rng(3).normal(size=len(alpha))
     decoding.save_logits(tmp_path / "logits.npz", alpha, beta, "full", edge)
     modes = {"partial_channels": 2}
     searched = decoding.decode(alpha, beta, "full", {"fast_modes": modes})
     searched.save(tmp_path / "architecture.json")
-    options = cli.parse(config.DecodeConfig, [f"--run_dir={tmp_path}"])
-    monkeypatch.setattr(cli, "read", lambda _: options)
-    decode.main()
+    out = decoded(f"--run_dir={tmp_path}")
     written = Architecture.load(tmp_path / "architecture.json")
     assert written == decoding.decode(alpha, beta, "full", edge_logits=edge) != searched
     assert written.provenance["fast_modes"] == modes
-    out = capsys.readouterr().out
     assert "Not the exact search; fast modes: partial_channels=2" in out
 
 
-def test_a_run_is_decoded_into_its_own_folder(tmp_path):
+def test_a_run_is_decoded_into_its_own_folder(tmp_path, decoded):
     alpha, beta = random_logits(0, 12, 5)
     decoding.save_logits(tmp_path / "logits.npz", alpha, beta, "full")
     expected = decoding.decode(alpha, beta, "full")
     searched = decoding.decode(*random_logits(1), "full", {"seed": 7, "decode": "old"})
     searched.save(tmp_path / "architecture.json")
 
-    code, out, err = command(f"--run_dir={tmp_path}")
-    assert (code, err) == (0, "")
+    out = decoded(f"--run_dir={tmp_path}")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "architecture.json",
         "architecture.png",
@@ -116,13 +113,13 @@ def test_a_run_is_decoded_into_its_own_folder(tmp_path):
 
 
 def test_logits_of_any_shape_are_decoded_with_json_alone_on_stdout(tmp_path):
+    """In a process of its own, as a script runs it."""
     alpha, beta = random_logits(2, 3, 1)
     np.savez(tmp_path / "x.npz", alpha=alpha.astype("float32"), beta=beta.astype("float32"))
     output = tmp_path / "new" / "found.json"
-    code, out, err = command(f"--logits={tmp_path / 'x.npz'}", f"--output={output}", "--json")
-    assert (code, err) == (0, "")
-    assert out.count("\n") == 1
-    result = json.loads(out)
+    done = run("decode", f"--logits={tmp_path / 'x.npz'}", f"--output={output}", "--json")
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    result = json.loads(done.stdout)
     written = Architecture.load(output)
     assert written == decoding.decode(alpha, beta, "separable")
     assert result["levels"] == list(written.levels)
@@ -135,13 +132,12 @@ def test_logits_of_any_shape_are_decoded_with_json_alone_on_stdout(tmp_path):
     assert not output.with_suffix(".csv").exists()
 
 
-def test_top_k_writes_the_best_paths(tmp_path):
+def test_top_k_writes_the_best_paths(tmp_path, decoded):
     alpha, beta = random_logits(3)
     decoding.save_logits(tmp_path / "x.npz", alpha, beta, "separable")
     output = tmp_path / "found.json"
     logits = f"--logits={tmp_path / 'x.npz'}"
-    code, out, err = command(logits, f"--output={output}", "--top_k=7", "--atrous=separable")
-    assert (code, err) == (0, "")
+    out = decoded(logits, f"--output={output}", "--top_k=7", "--atrous=separable")
     assert str(tmp_path / "found.csv") in out
     rows = list(csv.DictReader((tmp_path / "found.csv").open()))
     assert list(rows[0]) == ["rank", "log_prob", "levels"]
@@ -152,11 +148,11 @@ def test_top_k_writes_the_best_paths(tmp_path):
     assert Architecture.load(output).levels == expected[0][0]
 
 
-def test_multipliers_add_columns_and_counts(tmp_path):
+def test_multipliers_add_columns_and_counts(tmp_path, decoded):
     alpha, beta = random_logits(4)
     decoding.save_logits(tmp_path / "x.npz", alpha, beta, "separable")
     output = tmp_path / "found.json"
-    code, out, err = command(
+    out = decoded(
         f"--logits={tmp_path / 'x.npz'}",
         f"--output={output}",
         "--top_k=3",
@@ -164,7 +160,6 @@ def test_multipliers_add_columns_and_counts(tmp_path):
         "--json",
         *SIZE_FLAGS,
     )
-    assert (code, err) == (0, "")
     rows = list(csv.DictReader((tmp_path / "found.csv").open()))
     columns = ["rank", "log_prob", "levels", "filter_multiplier", "params", "multi_adds"]
     assert list(rows[0]) == columns
@@ -181,21 +176,6 @@ def test_multipliers_add_columns_and_counts(tmp_path):
 
 
 # --- With a budget ---
-
-
-@pytest.mark.parametrize("seed", [5, 6])
-def test_costs_of_real_networks_follow_from_a_few(seed):
-    alpha, beta = random_logits(seed, 4, 3)
-    cell = decoding.decode_cell(alpha)
-
-    def cost(levels):
-        built = Architecture(levels=levels, cell=cell, atrous="full")
-        count = accounting.count(built, filter_multiplier=6, **SIZE)
-        return count.params, count.multi_adds
-
-    costs = decoding.PathCosts(4, cost)
-    for levels, _ in decoding.best_paths(decoding.log_softmax_beta(beta)):
-        assert tuple(costs.of(levels)) == cost(levels)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.8])
@@ -254,7 +234,7 @@ def dict_of(ranked):
     return {levels: count.params for levels, _, count in ranked}
 
 
-def test_where_nothing_fits_the_smallest_is_told_and_nothing_is_written(tmp_path):
+def test_where_nothing_fits_the_smallest_is_told_and_nothing_is_written(tmp_path, decoded):
     alpha, beta = random_logits(9)
     decoding.save_logits(tmp_path / "x.npz", alpha, beta, "separable")
     smallest = min(count.multi_adds for *_, count in all_counted(alpha, beta, 6))
@@ -265,41 +245,17 @@ def test_where_nothing_fits_the_smallest_is_told_and_nothing_is_written(tmp_path
         "--filter_multiplier=6,9",
         *SIZE_FLAGS,
     ]
-    code, out, err = command(*arguments, f"--max_multi_adds={smallest - 1}")
-    assert (code, out) == (1, "")
-    assert err.startswith(f"error: no path keeps --max_multi_adds={smallest - 1}: the smallest of ")
-    assert f"needs {smallest} Multi-Adds at --filter_multiplier=6." in err
-    assert err.count("\n") == 1
+    done = run("decode", *arguments, f"--max_multi_adds={smallest - 1}")
+    words = f"error: no path keeps --max_multi_adds={smallest - 1}: the smallest of "
+    check_refused(done, words, f"needs {smallest} Multi-Adds at --filter_multiplier=6.")
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
-    code, _, err = command(*arguments, f"--max_multi_adds={smallest}")
-    assert (code, err) == (0, "")
+    decoded(*arguments, f"--max_multi_adds={smallest}")
     chosen = Architecture.load(tmp_path / "found.json")
     assert chosen.provenance["decode"]["multi_adds"] == smallest
     assert chosen.provenance["decode"]["filter_multiplier"] == 6
 
 
 # --- Bad input ---
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ([], "exactly one of --run_dir and --logits is needed"),
-        (["--run_dir=a", "--logits=a.npz"], "exactly one of --run_dir and --logits"),
-        (["--logits=a.npz"], "--logits needs --output"),
-        (
-            ["--logits=a.npz", "--output=a.svg"],
-            "--output=a.svg: expected a name that ends in .json",
-        ),
-        (["--run_dir=a", "--topk=2"], "did you mean --top_k"),
-        (["--run_dir=a", "--top_k=0"], "must be at least 1"),
-        (["--run_dir=a", "--max_params=5"], "need --filter_multiplier"),
-        (["--run_dir=a", "--atrous=half"], "expected one of full, separable"),
-    ],
-)
-def test_flags_that_do_not_fit(arguments, text):
-    with pytest.raises(cli.FlagsError, match=text):
-        cli.parse(config.DecodeConfig, arguments)
 
 
 @pytest.fixture
@@ -329,31 +285,19 @@ def folder(tmp_path):
         (["--logits={}/good.npz", "--output={}/text.npz/a.json"], "text.npz"),
     ],
 )
-def test_bad_input_writes_nothing(folder, monkeypatch, capsys, arguments, text):
+def test_bad_input_writes_nothing(folder, decoded, capsys, arguments, text):
     before = sorted(folder.rglob("*"))
-    options = cli.parse(config.DecodeConfig, [part.format(folder) for part in arguments])
-    monkeypatch.setattr(cli, "read", lambda _: options)
     with pytest.raises((ValueError, OSError), match=text) as caught:
-        decode.main()
+        decoded(*(part.format(folder) for part in arguments))
     assert "\n" not in str(caught.value)
     assert sorted(folder.rglob("*")) == before
     assert capsys.readouterr().out == ""
 
 
-def test_a_person_sees_one_line(folder):
-    output = folder / "a.json"
-    code, out, err = command(f"--logits={folder / 'text.npz'}", f"--output={output}")
-    assert (code, out) == (1, "")
-    assert err == f"error: {folder / 'text.npz'} is not a complete .npz file of numbers.\n"
-
-
-def test_a_run_that_does_not_tell_its_atrous_operation_needs_the_flag(tmp_path, monkeypatch):
+def test_a_run_that_does_not_tell_its_atrous_operation_needs_the_flag(tmp_path, decoded):
     alpha, beta = random_logits(11, 2, 1)
     np.savez(tmp_path / "logits.npz", alpha=alpha, beta=beta)
-    options = cli.parse(config.DecodeConfig, [f"--run_dir={tmp_path}"])
-    monkeypatch.setattr(cli, "read", lambda _: options)
     with pytest.raises(ValueError, match="does not say which atrous .*: give atrous=full or "):
-        decode.main()
-    options = cli.parse(config.DecodeConfig, [f"--run_dir={tmp_path}", "--atrous=full"])
-    decode.main()
+        decoded(f"--run_dir={tmp_path}")
+    decoded(f"--run_dir={tmp_path}", "--atrous=full")
     assert Architecture.load(tmp_path / "architecture.json").atrous == "full"

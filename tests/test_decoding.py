@@ -10,7 +10,7 @@ import pytest
 
 from auto_deeplab_tf import decoding, search_space
 from auto_deeplab_tf.architecture import Architecture, Edge
-from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges, transitions
+from auto_deeplab_tf.search_space import OPERATIONS, transitions
 
 DECODABLE = 7  # operations before `none`
 
@@ -59,7 +59,9 @@ def test_alpha_is_the_softmax_over_all_eight():
 
 @pytest.mark.parametrize("num_layers", [1, 4, 12])
 def test_masked_moves_have_probability_zero_and_the_others_sum_to_one(num_layers):
+    """Whatever stands at the masked ones."""
     _, logits = random_logits(1, num_layers, scale=3.0)
+    logits[:, 0, 0], logits[:, 3, 2] = np.nan, 1e30
     beta = decoding.masked_softmax_beta(logits)
     assert beta.shape == (num_layers, 4, 3)
     assert (beta[:, 0, 0] == 0).all()
@@ -70,28 +72,6 @@ def test_masked_moves_have_probability_zero_and_the_others_sum_to_one(num_layers
         np.testing.assert_allclose(beta[layer, 0, 1:], plain_softmax(logits[layer, 0, 1:]))
         np.testing.assert_allclose(beta[layer, 1], plain_softmax(logits[layer, 1]))
         np.testing.assert_allclose(beta[layer, 3, :2], plain_softmax(logits[layer, 3, :2]))
-
-
-def test_values_at_masked_moves_are_of_no_account():
-    _, logits = random_logits(2, 5)
-    other = logits.copy()
-    other[:, 0, 0] = np.nan
-    other[:, 3, 2] = 1e30
-    np.testing.assert_array_equal(
-        decoding.masked_softmax_beta(logits), decoding.masked_softmax_beta(other)
-    )
-
-
-def test_one_beta_entry_touches_its_own_level_only():
-    _, logits = random_logits(3, 6)
-    before = decoding.masked_softmax_beta(logits)
-    for row in transitions(6):
-        changed = logits.copy()
-        changed[row[:3]] += 0.7
-        after = decoding.masked_softmax_beta(changed)
-        moved = np.argwhere(after != before)
-        assert {tuple(place[:2]) for place in moved} == {(row.layer, row.from_level)}
-        assert after[row[:3]] > before[row[:3]]
 
 
 def test_large_logits_neither_overflow_nor_tie():
@@ -108,17 +88,6 @@ def test_large_logits_neither_overflow_nor_tie():
 # --- The path ---
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 5, 7])
-@pytest.mark.parametrize("seed", range(8))
-def test_viterbi_equals_brute_force(num_layers, seed):
-    _, logits = random_logits(seed, num_layers, scale=1.0 + seed)
-    log_beta = decoding.log_softmax_beta(logits)
-    log_prob, levels = brute_force(log_beta)[0]
-    found, found_log_prob = decoding.viterbi(log_beta)
-    assert found == levels
-    assert found_log_prob == pytest.approx(log_prob, rel=1e-12)
-
-
 def test_viterbi_equals_brute_force_at_the_papers_depth():
     _, logits = random_logits(40)
     log_beta = decoding.log_softmax_beta(logits)
@@ -130,15 +99,16 @@ def test_viterbi_equals_brute_force_at_the_papers_depth():
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 5, 7])
-def test_k_best_equals_brute_force_sorted(num_layers):
-    _, logits = random_logits(50 + num_layers, num_layers, scale=2.0)
+@pytest.mark.parametrize("seed", range(4))
+def test_k_best_equals_brute_force_sorted(num_layers, seed):
+    _, logits = random_logits(seed, num_layers, scale=1.0 + 2 * seed)
     log_beta = decoding.log_softmax_beta(logits)
     expected = brute_force(log_beta)
     found = decoding.k_best_paths(log_beta, 10_000)
     assert [levels for levels, _ in found] == [levels for _, levels in expected]
     np.testing.assert_allclose([p for _, p in found], [p for p, _ in expected], rtol=1e-12)
     assert sum(math.exp(p) for _, p in found) == pytest.approx(1.0)
-    assert decoding.k_best_paths(log_beta, 1) == [decoding.viterbi(log_beta)]
+    assert decoding.k_best_paths(log_beta, 1) == [decoding.viterbi(log_beta)] == found[:1]
 
 
 def test_equal_paths_come_in_the_order_of_their_levels():
@@ -230,15 +200,6 @@ def test_the_order_of_the_operations_changes_no_bit_of_a_probability():
     log_alpha = decoding.log_softmax_alpha(alpha)
     shuffled = decoding.log_softmax_alpha(np.take_along_axis(alpha, order, axis=1))
     np.testing.assert_array_equal(shuffled, np.take_along_axis(log_alpha, order, axis=1))
-
-
-def test_each_edge_can_win_with_each_operation():
-    edges = relaxed_edges(3)
-    for edge in edges:
-        for index, name in enumerate(OPERATIONS[:DECODABLE]):
-            alpha = np.zeros((len(edges), 8))
-            alpha[edge.index, index] = 3.0
-            assert Edge(edge.source, name) in decoding.decode_cell(alpha)[edge.block]
 
 
 def test_none_is_never_decoded_but_weakens_its_edge():
@@ -393,17 +354,6 @@ def test_entropies():
     assert len(probs) == 1 + 2 + 3 + 4 + 4 + 4
     expected = np.mean([-sum(p * math.log(p) for p in row) for row in probs])
     assert decoding.beta_entropy(beta) == pytest.approx(expected)
-
-
-def test_entropy_of_beta_ignores_what_no_path_leaves():
-    _, beta = random_logits(11, 3)
-    other = beta.copy()
-    other[0, 1:] += np.arange(9).reshape(3, 3)
-    other[1, 2:] *= 5
-    other[2, 3] *= 5
-    assert decoding.beta_entropy(other) == decoding.beta_entropy(beta)
-    other[2, 2] *= 5
-    assert decoding.beta_entropy(other) != decoding.beta_entropy(beta)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 12])

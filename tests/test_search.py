@@ -7,11 +7,15 @@ import sys
 
 import numpy as np
 import pytest
-from commands import check_refused, latest_variables, run_and_kill, snapshot
+from commands import call, latest_variables, run_and_kill, snapshot
 from commands import run as run_command
 
+from auto_deeplab_tf import config, search, searcher
+from auto_deeplab_tf import decode as decode_command
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.decoding import decode, load_logits
+from auto_deeplab_tf.errors import RunError
+from auto_deeplab_tf.training import distribution
 
 SMALL = (
     "--dataset=scenes --image_size=64x128 --crop_size=40x48 --batch_size=2 --num_layers=2 "
@@ -19,6 +23,15 @@ SMALL = (
     "--validation_images=4 --checkpoint_every_steps=3 --learning_rate=0.05 "
     "--arch_learning_rate=0.1 --progress=none --seed=3"
 ).split()
+SHORT = "--num_layers=1 --epochs=1 --steps_per_epoch=1 --arch_start_epoch=0".split()
+THREADS = ("--intra_op_threads=1", "--inter_op_threads=3")
+TELLS_THREADS = """
+import sys, tensorflow as tf
+from auto_deeplab_tf import cli, search
+try: cli.run(search.main)
+finally: print("threads", tf.config.threading.get_intra_op_parallelism_threads(),
+    tf.config.threading.get_inter_op_parallelism_threads(), file=sys.stderr)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +40,42 @@ def cache(tmp_path_factory):
 
 
 def run(run_dir, cache, *more):
-    return run_command("search", *SMALL, f"--run_dir={run_dir}", f"--cache_dir={cache}", *more)
+    """Runs the command; checks that TensorFlow has the threads that were asked for."""
+    flags = [*SMALL, *THREADS, f"--run_dir={run_dir}", f"--cache_dir={cache}", *more]
+    done = subprocess.run(
+        [sys.executable, "-c", TELLS_THREADS, *flags], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "threads 1 3" in done.stderr, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, cache):
     path = tmp_path_factory.mktemp("runs") / "whole"
-    done = run(path, cache)
-    assert done.returncode == 0, done.stderr
+    run(path, cache)
+    return path
+
+
+@pytest.fixture
+def here(monkeypatch, capsys, cache):
+    """Runs the command in this process; returns what it prints."""
+    # TensorFlow has its threads already.
+    monkeypatch.setattr(distribution, "set_threads", lambda *threads: None)
+
+    def run_here(run_dir, *more):
+        flags = [*SMALL, "--nodeterministic", f"--run_dir={run_dir}", f"--cache_dir={cache}", *more]
+        call(search, config.SearchConfig, flags, monkeypatch)
+        return capsys.readouterr()
+
+    return run_here
+
+
+@pytest.fixture
+def short(tmp_path_factory, here):
+    """A run of one step, made once."""
+    path = tmp_path_factory.getbasetemp() / "short"
+    if not path.exists():
+        here(path, *SHORT)
     return path
 
 
@@ -64,10 +105,9 @@ def test_a_search_leaves_what_the_interfaces_promise(finished):
 def test_a_search_killed_twice_ends_at_the_same_bits(finished, cache, tmp_path):
     path = tmp_path / "killed"
     for after_step in (2, 6):
-        run_and_kill("search", path, after_step, *SMALL, f"--cache_dir={cache}")
+        run_and_kill("search", path, after_step, *SMALL, *THREADS, f"--cache_dir={cache}")
         assert not (path / "architecture.json").exists()
-    done = run(path, cache)
-    assert done.returncode == 0, done.stderr
+    run(path, cache)
     for name in ("metrics.csv", "architecture.json", "split.json"):
         assert (path / name).read_bytes() == (finished / name).read_bytes(), name
     ours, theirs = latest_variables(path), latest_variables(finished)
@@ -76,19 +116,18 @@ def test_a_search_killed_twice_ends_at_the_same_bits(finished, cache, tmp_path):
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
-def test_a_finished_run_exits_with_0_and_changes_nothing(finished, cache):
-    before = snapshot(finished)
-    done = run(finished, cache, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["architecture"].endswith("architecture.json")
-    assert snapshot(finished) == before
+def test_a_finished_run_is_left_as_it_is(short, here):
+    before = snapshot(short)
+    result = json.loads(here(short, *SHORT, "--json").out)
+    assert result["architecture"].endswith("architecture.json")
+    assert snapshot(short) == before
 
 
-def test_a_longer_search_that_is_killed_does_not_answer_with_the_shorter_ones_result(
-    finished, cache, tmp_path
+def test_a_longer_search_that_is_stopped_does_not_keep_the_shorter_ones_result(
+    short, here, tmp_path, monkeypatch
 ):
     path = tmp_path / "longer"
-    shutil.copytree(finished, path)
+    shutil.copytree(short, path)
     # As a version without the score of the decoded network left it.
     rows = [row.split(",") for row in (path / "metrics.csv").read_text().splitlines()]
     column = rows[0].index("val_decoded_miou")
@@ -97,22 +136,23 @@ def test_a_longer_search_that_is_killed_does_not_answer_with_the_shorter_ones_re
     flags = (path / "flags.txt").read_text()
     (path / "flags.txt").write_text(flags.replace("--decoded_batches=4\n", ""))
     assert (path / "flags.txt").read_text() != flags
-    finished_before = run(path, cache, "--json")
-    assert json.loads(finished_before.stdout)["val_decoded_miou"] is None
-    longer = ("--epochs=5", f"--cache_dir={cache}")
-    run_and_kill("search", path, 13, *SMALL, *longer, seconds_later=0)
+    assert json.loads(here(path, *SHORT, "--json").out)["val_decoded_miou"] is None
+    longer = (*SHORT, "--epochs=2", "--json")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(searcher.ArchitectureSearch, "fit", interrupted)
+        here(path, *longer)
     assert not (path / "architecture.json").exists()
-    done = run(path, cache, "--epochs=5", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["epochs"] == 5
-    assert 0 < json.loads(done.stdout)["val_decoded_miou"] < 1
-    assert Architecture.load(path / "architecture.json").provenance["steps"] == 20
+    result = json.loads(here(path, *longer).out)
+    assert result["epochs"] == 2 and 0 <= result["val_decoded_miou"] < 1
+    assert Architecture.load(path / "architecture.json").provenance["steps"] == 2
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_a_dry_run_measures_what_is_needed_and_leaves_nothing(cache, tmp_path):
-    done = run(tmp_path / "run", cache, "--dry_run", "--json")
-    assert done.returncode == 0, done.stderr
-    needs = json.loads(done.stdout)
+    needs = json.loads(run(tmp_path / "run", cache, "--dry_run", "--json"))
     assert not (tmp_path / "run").exists()
     assert needs["steps"] == 12 and needs["num_parameters"] > 1000
     # Between what TensorFlow alone takes and the smallest machine's memory.
@@ -124,24 +164,22 @@ def test_a_dry_run_measures_what_is_needed_and_leaves_nothing(cache, tmp_path):
     assert needs["total_seconds"] == pytest.approx(needs["compile_seconds"] + running, abs=2)
 
 
-@pytest.mark.parametrize("more", [("--dry_run",), ("--epochs=1", "--steps_per_epoch=1")])
-def test_the_threads_asked_for_are_those_of_tensorflow(cache, tmp_path, more):
-    program = (
-        "import sys, tensorflow as tf\n"
-        "from auto_deeplab_tf import cli, search\n"
-        "try: cli.run(search.main)\n"
-        "finally: print('threads', tf.config.threading.get_intra_op_parallelism_threads(),\n"
-        "    tf.config.threading.get_inter_op_parallelism_threads())\n"
-    )
-    flags = [*SMALL, *more, "--arch_start_epoch=1", "--intra_op_threads=1", "--inter_op_threads=3"]
-    command = [sys.executable, "-c", program, *flags, f"--run_dir={tmp_path}/run"]
-    done = subprocess.run(
-        [*command, f"--cache_dir={cache}"], capture_output=True, text=True, check=True
-    )
-    assert "threads 1 3" in done.stdout
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--num_layers=3"], "other options: .*num_layers=3"),
+        (["--noresume"], "already holds a run"),
+        (["--sampled_paths=2"], "other options: .*sampled_paths=2"),
+    ],
+)
+def test_a_run_directory_of_another_configuration_is_refused(short, here, more, message):
+    before = snapshot(short)
+    with pytest.raises(ValueError, match=message):
+        here(short, *SHORT, *more)
+    assert snapshot(short) == before
 
 
-def test_a_finished_search_is_decoded_by_perturbation(finished, cache, tmp_path):
+def test_a_finished_search_is_decoded_by_perturbation(finished, tmp_path, monkeypatch):
     output = tmp_path / "perturbed.json"
     command = ("decode", f"--run_dir={finished}", f"--output={output}", "--json")
     done = run_command(*command, "--selection=perturbation", "--perturbation_batches=1")
@@ -152,25 +190,23 @@ def test_a_finished_search_is_decoded_by_perturbation(finished, cache, tmp_path)
     assert architecture.provenance["decode"]["selection"] == "perturbation"
     bare = tmp_path / "bare"
     shutil.copytree(finished, bare, ignore=shutil.ignore_patterns("checkpoints"))
-    refused = run_command("decode", f"--run_dir={bare}", "--selection=perturbation")
-    check_refused(refused, "bare has no checkpoints")
+    flags = [f"--run_dir={bare}", "--selection=perturbation"]
+    with pytest.raises((ValueError, OSError), match="bare has no checkpoints"):
+        call(decode_command, config.DecodeConfig, flags, monkeypatch)
 
 
-def test_a_collapse_ends_the_run_where_told_and_resumes_where_not(cache, tmp_path):
+def test_a_collapse_ends_the_run_where_told_and_resumes_where_not(here, tmp_path):
     """Alpha that may hardly move is a sign after a third of its epochs, here the second."""
     path = tmp_path / "collapsed"
     still = ("--arch_learning_rate=1e-6", "--decoded_batches=0")
     before = {}
     for _ in range(2):  # the same command again ends at once, and changes nothing
-        done = run(path, cache, *still, "--stop_on_collapse")
-        assert done.returncode == 1 and done.stdout == ""
-        *_, last = done.stderr.strip().splitlines()
-        assert last.startswith("error: ") and "after epoch 1" in last and "alpha is 2.079" in last
+        with pytest.raises(RunError, match=r"after epoch 1.*alpha is 2\.079"):
+            here(path, *still, "--stop_on_collapse")
         assert before in ({}, snapshot(path))
         before = snapshot(path)
     assert not (path / "architecture.json").exists()
-    done = run(path, cache, *still)
-    assert done.returncode == 0, done.stderr
+    here(path, *still)
     rows = [row.split(",") for row in (path / "metrics.csv").read_text().splitlines()]
     collapse = rows[0].index("collapse")
     assert [row[collapse] for row in rows[1:]] == ["", "alpha_undecided", "alpha_undecided"]
@@ -178,56 +214,41 @@ def test_a_collapse_ends_the_run_where_told_and_resumes_where_not(cache, tmp_pat
     assert [row[decoded] for row in rows[1:]] == ["", "", ""]
 
 
-def test_a_run_directory_of_another_configuration_is_refused(finished, cache):
-    before = snapshot(finished)
-    check_refused(run(finished, cache, "--num_layers=3"), "--num_layers=3", "other options")
-    check_refused(run(finished, cache, "--noresume"), "already holds a run")
-    assert snapshot(finished) == before
-
-
-def test_a_fast_search_says_so_everywhere_and_decodes_with_its_edges(cache, tmp_path):
+def test_a_fast_search_says_so_everywhere_and_decodes_with_its_edges(here, tmp_path):
     path = tmp_path / "fast"
     modes = ("--filter_multiplier=2", "--partial_channels=2", "--sampled_paths=2")
-    done = run(path, cache, *modes)
-    assert done.returncode == 0, done.stderr
-    assert "fast modes (not the exact search): partial_channels=2, sampled_paths=2" in done.stderr
+    printed = here(path, "--epochs=2", *modes)
+    assert "fast modes (not the exact search): partial_channels=2, sampled_paths=2" in printed.err
     architecture = Architecture.load(path / "architecture.json")
     assert architecture.provenance["fast_modes"] == {"partial_channels": 2, "sampled_paths": 2}
     logits = load_logits(path / "logits.npz")
     assert logits.edge.shape == (2,) and np.abs(logits.edge).max() > 0.01
     assert architecture == decode(logits.alpha, logits.beta, "separable", edge_logits=logits.edge)
-    before = snapshot(path)
-    check_refused(run(path, cache, *modes[:2]), "--sampled_paths=0", "other options")
-    check_refused(run(path, cache, modes[0], modes[2]), "--partial_channels=1", "other options")
-    assert snapshot(path) == before
+    with pytest.raises(ValueError, match="other options: .*partial_channels=1"):
+        here(path, "--epochs=2", modes[0], modes[2])
 
 
-@pytest.mark.usefixtures("finished")  # its records are there: preparing them is told on stderr
-def test_a_crop_of_mostly_padding_is_refused_and_nothing_is_written(cache, tmp_path):
-    path = tmp_path / "run"
-    check_refused(run(path, cache, "--crop_size=300x48"), "--crop_size=300x48", "64x128")
-    assert not path.exists()
-
-
-def test_the_plain_formulation_searches_and_says_that_it_is_slow(cache, tmp_path):
+def test_the_plain_formulation_searches_and_says_that_it_is_slow(short, here, tmp_path):
     path = tmp_path / "plain"
-    few = ("--num_layers=1", "--epochs=1", "--steps_per_epoch=1", "--arch_start_epoch=0")
-    done = run(path, cache, *few, "--formulation=plain")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("times as long as a fused one") == 1
-    fused = run(tmp_path / "fused", cache, *few)
-    assert "plain" not in fused.stderr
-    ours, theirs = latest_variables(path), latest_variables(tmp_path / "fused")
+    printed = here(path, *SHORT, "--formulation=plain")
+    assert printed.err.count("times as long as a fused one") == 1
+    ours, theirs = latest_variables(path), latest_variables(short)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         if np.issubdtype(np.asarray(value).dtype, np.floating) and np.size(value):
             np.testing.assert_allclose(value, theirs[name], rtol=1e-3, atol=1e-3, err_msg=name)
-    both = run(tmp_path / "both", cache, "--formulation=plain", "--sampled_paths=2")
-    assert both.returncode == 2
-    assert "--sampled_paths=2 needs --formulation=fused" in both.stderr
+    with pytest.raises(ValueError, match="sampled_paths=2 needs .*formulation=fused"):
+        here(tmp_path / "both", "--formulation=plain", "--sampled_paths=2")
 
 
-def test_missing_data_are_refused_and_nothing_is_written(cache, tmp_path):
-    path = tmp_path / "run"
-    check_refused(run(path, cache, "--dataset=camvid", f"--data_dir={tmp_path}/none"), "none")
-    assert not path.exists()
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--crop_size=300x48"], "crop_size=300x48 .*64x128"),
+        (["--dataset=camvid", "--data_dir=none"], "none"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_and_nothing_is_written(here, tmp_path, more, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        here(tmp_path / "run", *more)
+    assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from auto_deeplab_tf import accounting, cli, config, selection
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.sampling import random_architecture
 from auto_deeplab_tf.training import metrics
+from benchmarks import jax_common
 from benchmarks.search_quality import jax_train, methods, population, report, trainings
 
 
@@ -66,6 +68,28 @@ def test_frames_are_held_back_for_tuning(tmp_path):
     reported = jax_train.load(str(tmp_path / "data.npz"), "reported")
     assert len(reported["train_images"]) == 4 and len(reported["val_images"]) == 16
     assert set(np.unique(reported["val_images"][:9])) == {9}
+
+
+def test_crops_are_windows_and_pixels_are_counted_by_label_and_prediction():
+    rng = np.random.default_rng(0)
+    label = np.arange(12 * 20, dtype=np.uint8).reshape(1, 12, 20)
+    image = label[..., None].repeat(3, -1)
+    for seed in range(4):
+        crops, labels = jax_common.draw_batch(image, label, jax.random.key(seed), 6, (7, 9))
+        np.testing.assert_allclose(crops[..., 1], labels, atol=1e-2)
+        for found in np.asarray(labels):
+            window = found if found[0, 0] < found[0, 8] else found[:, ::-1]
+            ((top, left),) = np.argwhere(label[0] == window[0, 0])
+            np.testing.assert_array_equal(label[0, top : top + 7, left : left + 9], window)
+    logits = rng.normal(size=(2, 4, 5, 3))
+    labels = rng.choice([0, 1, 2, 255], (2, 4, 5))
+    counts = np.asarray(jax_common.count_pixels(logits, labels)).reshape(3, 3)
+    for of_label, of_class in np.ndindex(3, 3):
+        both = (labels == of_label) & (logits.argmax(-1) == of_class)
+        assert counts[of_label, of_class] == both.sum()
+    assert jax_common.mean_iou([[6, 2, 0], [0, 8, 0], [0, 0, 0]]) == pytest.approx(
+        (6 / 8 + 8 / 10) / 2
+    )
 
 
 PROGRAM = """

@@ -6,9 +6,9 @@ import json
 import keras
 import numpy as np
 import pytest
-from commands import run
+from commands import call
 
-from auto_deeplab_tf import Segmenter, config
+from auto_deeplab_tf import Segmenter, config, decode
 from auto_deeplab_tf.accounting import count
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.nn.supernet import build_supernet
@@ -19,7 +19,7 @@ IMAGES = np.random.default_rng(0).uniform(0, 255, (1, 33, 41, 3)).astype("float3
 
 
 def test_a_network_has_the_channels_it_is_counted_with_and_saves_them(tmp_path):
-    architecture = Architecture.preset("auto_deeplab")
+    architecture = Architecture((0, 1), Architecture.preset("auto_deeplab").cell, "separable")
     model = Segmenter(architecture, 3, stem_channels=STEM, **SIZES)
     counted = count(architecture, num_classes=3, input_size=(33, 41), stem_channels=STEM, **SIZES)
     assert counted.params == sum(int(np.prod(v.shape)) for v in model.trainable_variables)
@@ -28,7 +28,7 @@ def test_a_network_has_the_channels_it_is_counted_with_and_saves_them(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.network.settings.stem_channels == STEM
-    np.testing.assert_array_equal(model.predict(IMAGES), loaded.predict(IMAGES))
+    np.testing.assert_array_equal(model(IMAGES), loaded(IMAGES))
 
 
 def test_a_supernet_has_them_in_both_formulations_and_saves_them(tmp_path):
@@ -46,7 +46,7 @@ def test_a_supernet_has_them_in_both_formulations_and_saves_them(tmp_path):
     np.testing.assert_array_equal(fused(IMAGES), loaded(IMAGES))
 
 
-def test_decode_counts_a_budget_with_them(tmp_path):
+def test_decode_counts_a_budget_with_them(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     np.savez(
         tmp_path / "logits.npz",
@@ -57,7 +57,7 @@ def test_decode_counts_a_budget_with_them(tmp_path):
     for stem in ("64,64,128", "6,5,7"):
         flags = [f"--logits={tmp_path}/logits.npz", f"--output={tmp_path}/architecture.json"]
         flags += ["--filter_multiplier=4", "--input_size=64x64", f"--stem_channels={stem}"]
-        assert run("decode", *flags).returncode == 0
+        call(decode, config.DecodeConfig, flags, monkeypatch)
         written = json.loads((tmp_path / "architecture.json").read_text())["provenance"]["decode"]
         assert written["counted_with"]["stem_channels"] == [int(c) for c in stem.split(",")]
         found.append(written["params"])

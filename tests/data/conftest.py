@@ -19,6 +19,22 @@ TOY = dataclasses.replace(
 )
 
 
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flip_byte(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """The folder of records."""
+    return tmp_path / "cache"
+
+
 @pytest.fixture
 def make_source(tmp_path):
     """Writes records of given examples and opens them."""

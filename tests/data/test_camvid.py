@@ -4,11 +4,7 @@ import tensorflow as tf
 from PIL import Image
 
 from auto_deeplab_tf import data
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
+from tests.data.conftest import truncate
 
 
 def _listing(folder):
@@ -66,10 +62,6 @@ def _save(path, array):
     Image.fromarray(array).save(path)
 
 
-def _truncate(path):
-    path.write_bytes(path.read_bytes()[:-200])
-
-
 STEM = "0001TP_000001"
 IMAGE, LABEL = f"train/{STEM}.png", f"trainannot/{STEM}.png"
 STRANGE = np.zeros((24, 36), np.uint8)
@@ -92,11 +84,11 @@ STRANGE[3, 4] = 12
             rf"{STEM}: image and label map must have the same size; found 24x36 and 24x35",
         ),
         (
-            lambda root: _truncate(root / IMAGE),
+            lambda root: truncate(root / IMAGE),
             rf"camvid train, {STEM}: image cannot be read \(.*truncated",
         ),
         (
-            lambda root: _truncate(root / LABEL),
+            lambda root: truncate(root / LABEL),
             rf"camvid train, {STEM}: label map cannot be read \(.*truncated",
         ),
         (

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import real_sets
 import tiny_camvid
-from commands import run
+from commands import call, run
 from PIL import Image
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.data import check
+from tests.data.conftest import truncate
 
 
 def checked(name, folder, *more):
@@ -33,10 +34,6 @@ def test_a_sound_set_is_counted(tmp_path):
     np.testing.assert_allclose(train["std"], images.std((0, 1, 2)))
 
 
-def _truncate(path):
-    path.write_bytes(path.read_bytes()[:-200])
-
-
 def test_every_defect_is_named_in_one_go(tmp_path):
     root = tiny_camvid.write(tmp_path / "CamVid", {"train": 9, "val": 2})
     train, annot = root / "train", root / "trainannot"
@@ -44,7 +41,7 @@ def test_every_defect_is_named_in_one_go(tmp_path):
     (train / "0016E5_00001.png").unlink()
     Image.fromarray(np.zeros((32, 47), np.uint8)).save(annot / "0016E5_00002.png")
     Image.fromarray(np.full((32, 48), 77, np.uint8)).save(annot / "0016E5_00003.png")
-    _truncate(train / "0016E5_00004.png")
+    truncate(train / "0016E5_00004.png")
     (annot / "0016E5_00005.png").write_text("not an image")
     Image.open(train / "0016E5_00006.png").save(train / "0016E5_00006.jpg")
     (train / "notes.doc").write_bytes(b"x")
@@ -73,14 +70,12 @@ def test_every_defect_is_named_in_one_go(tmp_path):
     assert "truncated" in text["unreadable image"]
 
 
-def test_the_command_ends_with_0_on_a_sound_set_and_says_what_it_holds(tmp_path):
+def test_a_sound_set_ends_with_0_and_what_it_holds(tmp_path, monkeypatch, capsys):
     real_sets.write_voc(tmp_path, ["2007_000032"], ["2007_000033"])
-    done = run("data.check", "--dataset=voc2012", f"--data_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert "train: 1 pairs in 1 groups; 20x31 (1)" in done.stdout
-    assert done.stdout.strip().endswith("no defects")
-    done = run("data.check", "--dataset=voc2012", f"--data_dir={tmp_path / 'no'}")
-    assert done.returncode == 1 and "is not a directory" in done.stderr
+    flags = ["--dataset=voc2012", f"--data_dir={tmp_path}"]
+    assert call(check, config.CheckConfig, flags, monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "train: 1 pairs in 1 groups; 20x31 (1)" in out and out.strip().endswith("no defects")
 
 
 def test_a_coco_image_that_is_missing_is_named(tmp_path):
@@ -107,12 +102,13 @@ def test_ade20k_and_a_folder(tmp_path):
     assert defect["kind"] == "empty split"
 
 
-def test_classes_without_a_pixel_are_named(tmp_path):
+def test_classes_without_a_pixel_are_named(tmp_path, monkeypatch, capsys):
     root = tiny_camvid.write(tmp_path / "CamVid", {"train": 2, "val": 1})
     (note,) = checked("camvid", root)["notes"]
     assert "train of camvid: 7 classes (Pavement, " in note and "not one pixel" in note
-    done = run("data.check", "--dataset=camvid", f"--data_dir={root}")
-    assert done.returncode == 0 and note in done.stderr.splitlines()
+    flags = ["--dataset=camvid", f"--data_dir={root}"]
+    assert call(check, config.CheckConfig, flags, monkeypatch) == 0
+    assert note in capsys.readouterr().err.splitlines()
     # Label maps that cannot be read are no news of classes.
     for mask in (root / "trainannot").iterdir():
         mask.write_bytes(b"no picture")

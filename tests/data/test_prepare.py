@@ -29,7 +29,7 @@ from auto_deeplab_tf.data import (
 from auto_deeplab_tf.data import source as source_lib
 from auto_deeplab_tf.data.dataset import RawDataset, RawExample, in_memory
 from auto_deeplab_tf.data.source import Source
-from tests.data.conftest import TOY
+from tests.data.conftest import TOY, flip_byte
 
 
 def _command(root, cache, *arguments):
@@ -189,7 +189,7 @@ def test_verify_names_a_shard_that_was_changed(make_camvid, tmp_path):
     result = prepare.prepare(options)
     assert result["verified"] and list(result["splits"]) == ["train", "val"]
     path = data.open_split("camvid", "val", data_dir=root, cache_dir=cache).directory
-    _flip_byte(path / "val-00000.tfrecord", 100)
+    flip_byte(path / "val-00000.tfrecord", 100)
     with pytest.raises(ValueError, match=r"val-00000.tfrecord is damaged: delete the folder"):
         prepare.prepare(options)
 
@@ -328,12 +328,6 @@ def test_jpeg_cannot_hold_every_image(tmp_path):
 # ---- shards
 
 
-def _flip_byte(path, position):
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-
-
 def _counted(examples):
     """The examples as a data set, and a list of the ids that are read."""
     raw, seen = in_memory(TOY, {"train": examples}), []
@@ -378,7 +372,7 @@ def test_stopped_anywhere_the_records_become_the_same(tmp_path, monkeypatch, see
     if finished:
         # What is damaged since is written again, the others are not.
         damaged = int(rng.integers(finished))
-        _flip_byte(stopped / f"train-{damaged:05d}.tfrecord", int(rng.integers(1000)))
+        flip_byte(stopped / f"train-{damaged:05d}.tfrecord", int(rng.integers(1000)))
     reported = []
     again = _write(stopped, raw, report=reported.append)
     assert sum(reported) == 33
@@ -447,7 +441,7 @@ def test_large_records_are_checked_as_they_are_read(tmp_path, monkeypatch):
     shard = source.directory / "train-00001.tfrecord"
     size = shard.stat().st_size
     for position in np.random.default_rng(0).integers(0, size, 12).tolist():
-        _flip_byte(shard, position)
+        flip_byte(shard, position)
         opened = Source(source.directory, "train", TOY)
         read = 0
         with (
@@ -457,11 +451,11 @@ def test_large_records_are_checked_as_they_are_read(tmp_path, monkeypatch):
             for _ in pipeline.evaluation_batches(opened, 1, num_parallel_calls=1):
                 read += 1
         assert read < 8, position
-        _flip_byte(shard, position)
-    _flip_byte(source.directory / "train.index.npz", 200)
+        flip_byte(shard, position)
+    flip_byte(source.directory / "train.index.npz", 200)
     with pytest.raises(ValueError, match="train.index.npz is damaged"):
         Source(source.directory, "train", TOY)
-    _flip_byte(source.directory / "train.index.npz", 200)
+    flip_byte(source.directory / "train.index.npz", 200)
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ValueError, match="train-00001.tfrecord is damaged"):
         Source(source.directory, "train", TOY)

@@ -11,11 +11,6 @@ from auto_deeplab_tf.data import sets
 from auto_deeplab_tf.data.sets import coco
 
 
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
 def read_all(source):
     return {
         stem: [tensor.numpy() for tensor in source.example(tf.constant(i, tf.int64))]

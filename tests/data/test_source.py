@@ -10,21 +10,11 @@ from PIL import Image
 from auto_deeplab_tf import data
 from auto_deeplab_tf.data import preparation, shards
 from auto_deeplab_tf.data.source import Source
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
+from tests.data.conftest import flip_byte
 
 
 def _open(root, cache, **options):
     return data.open_split("camvid", "train", data_dir=root, cache_dir=cache, **options)
-
-
-def _flip_byte(path, position):
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
 
 
 def test_the_second_opening_reads_the_cache(make_camvid, cache, monkeypatch):
@@ -136,10 +126,10 @@ def test_a_flipped_byte_is_noticed(make_source, name):
     path = source.directory / name
     size = path.stat().st_size
     for position in (0, size // 2, size - 3):
-        _flip_byte(path, position)
+        flip_byte(path, position)
         with pytest.raises(ValueError, match=rf"{name} is damaged: delete the folder"):
             Source(source.directory, "train", source.info)
-        _flip_byte(path, position)
+        flip_byte(path, position)
     Source(source.directory, "train", source.info)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ValueError, match="damaged"):
@@ -150,7 +140,7 @@ def test_a_flipped_byte_is_noticed(make_source, name):
 
 
 def test_a_record_that_changes_later_is_noticed_when_read(numbered_source):
-    _flip_byte(numbered_source.directory / "train-00000.tfrecord", 40)
+    flip_byte(numbered_source.directory / "train-00000.tfrecord", 40)
     noticed = 0
     for i in range(7):
         try:

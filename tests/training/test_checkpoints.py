@@ -70,6 +70,9 @@ def test_what_a_checkpoint_belongs_to_and_what_an_earlier_version_wrote(tmp_path
     Checkpoints(tmp_path, variables(), "architecture").save(1)
     with pytest.raises(ValueError, match="belongs to architecture, not to architecture and"):
         Checkpoints(tmp_path, variables(), "architecture and layout").restore()
+    for others in (variables()[:-1], [*variables(), tf.Variable(0.0)], variables()[::-1]):
+        with pytest.raises(ValueError, match="does not fit this program"):
+            Checkpoints(tmp_path, others, "architecture").restore()
     again = Checkpoints(
         tmp_path, variables(), "architecture and layout", former_fingerprint="architecture"
     )
