@@ -38,6 +38,7 @@ import numpy as np
 from absl import app, flags
 from jax.experimental import serialize_executable
 
+from auto_deeplab_tf import decoding
 from auto_deeplab_tf.nn.execution import Execution, runner
 from auto_deeplab_tf.nn.node import NodeKind
 from auto_deeplab_tf.nn.normalization import update_weights
@@ -308,36 +309,16 @@ def correlation(first, second):
     return float(np.corrcoef(first[moves], second[moves])[0, 1])
 
 
-def one_hot_logits(alpha_logits, beta_logits):
-    """Logits whose softmax is the decoded network: its operations, `none` elsewhere, its path.
-
-    Returns:
-        (alpha_logits, beta_logits): float32, of the same shapes.
-    """
-    from auto_deeplab_tf.decoding import decode
-    from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges
-
-    architecture = decode(alpha_logits, beta_logits, "separable")
-    alpha, beta = np.full_like(alpha_logits, -1e4), np.full_like(beta_logits, -1e4)
-    for edge in relaxed_edges(len(architecture.cell)):
-        kept = {e.source: e.op for e in architecture.cell[edge.block]}
-        alpha[edge.index, OPERATIONS.index(kept.get(edge.source, "none"))] = 1e4
-    level = 0
-    for layer, next_level in enumerate(architecture.levels):
-        beta[layer, level, next_level - level + 1] = 1e4
-        level = next_level
-    return alpha, beta
-
-
-def miou(supernet, images, labels):
+def miou(supernet, images, labels, one_hot=None):
     """mIoU on whole images by statistics of their own batches.
 
     Args:
         images, labels: uint8 arrays; their number a multiple of the batch that was compiled.
+        one_hot: Of `decoding.one_hot`, in place of alpha and beta.
     """
     counts = 0
     for batch_images, batch_labels in zip(images, labels, strict=True):
-        logits = supernet.forward(batch_images.astype("float32"), True).logits
+        logits = supernet.forward(batch_images.astype("float32"), True, one_hot=one_hot).logits
         counts = counts + count_pixels(logits, batch_labels)
     return mean_iou(counts)
 
@@ -492,18 +473,12 @@ def search(size):
         ]
         alphas, betas = (np.stack(gradients) for gradients in zip(*drawn, strict=True))
         before, means = means, (alphas.mean(axis=0), betas.mean(axis=0))
-        kept = [variable.value for variable in supernet.architecture_variables]
-        logits = [np.asarray(value) for value in kept]
-        found = miou(supernet, val_images, val_labels)
-        for variable, value in zip(
-            supernet.architecture_variables, one_hot_logits(*logits), strict=True
-        ):
-            variable.assign(value)
-        decoded = miou(supernet, val_images, val_labels)
-        for variable, value in zip(supernet.architecture_variables, kept, strict=True):
-            variable.assign(value)
-        from auto_deeplab_tf import decoding
-
+        logits = [np.asarray(variable.value) for variable in supernet.architecture_variables]
+        architecture = decoding.decode(*logits, "separable")
+        found, decoded = (
+            miou(supernet, val_images, val_labels, one_hot)
+            for one_hot in (None, decoding.one_hot(architecture))
+        )
         rows.add(
             device=jax.devices()[0].device_kind,
             step=step,
@@ -520,7 +495,7 @@ def search(size):
             beta_signal=signal(betas)[0],
             beta_halves=signal(betas)[1],
             beta_persistence="" if before is None else correlation(before[1], means[1]),
-            levels="-".join(map(str, decoding.decode(*logits, "separable").levels)),
+            levels="-".join(map(str, architecture.levels)),
         )
         if FLAGS.logits:
             np.savez(FLAGS.logits, alpha=logits[0], beta=logits[1])
