@@ -259,7 +259,7 @@ class ArchitectureSearch:
             pixels += inputs.check_arrays(
                 first, second, channels, supernet.num_classes, ignore_label
             )
-            inputs.warn_of_small_values(first, supernet.mean, supernet.std)
+            inputs.check_values(first, supernet.mean, supernet.std)
             return first, second
 
         if not isinstance(data, (tuple, list, tf.data.Dataset)):

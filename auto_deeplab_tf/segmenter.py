@@ -223,7 +223,8 @@ class Segmenter(keras.Model):
             if isinstance(loss, str)
             else loss
         )
-        self._further_metrics = metrics
+        # Past Keras, which would report a metric that it finds here after a later compile too.
+        object.__setattr__(self, "_further_metrics", metrics)
         self.traced_step = None
         super().compile(
             optimizer=self._prepared(default_optimizer() if self._auto_optimizer else optimizer),
@@ -494,7 +495,7 @@ class Segmenter(keras.Model):
             if index == 0:
                 images = batch[0] if isinstance(batch, (tuple, list)) else batch
                 images = self.distribute_strategy.experimental_local_results(images)[0]
-                inputs.warn_of_small_values(images, self.network.mean, self.network.std)
+                inputs.check_values(images, self.network.mean, self.network.std)
             yield batch
 
     def _num_replicas(self):
@@ -601,7 +602,7 @@ class Segmenter(keras.Model):
                 f"predict_class_ids takes images [H, W, {channels}] or [N, H, W, {channels}], or a "
                 f"list of [H, W, {channels}]. Received: shape {list(images.shape)}"
             )
-        inputs.warn_of_small_values(images, self.network.mean, self.network.std)
+        inputs.check_values(images, self.network.mean, self.network.std)
         if images.ndim == 3:
             return self.predict_class_ids(images[None], **options)[0]
         size = images.shape[1:3]

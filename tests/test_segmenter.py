@@ -229,6 +229,34 @@ def test_a_callback_stops_the_training_where_it_says():
     assert int(model.completed_steps) == 2
 
 
+def test_images_that_are_not_finite_are_refused():
+    images, masks = examples(2)
+    images = images.astype("float32")
+    images[1, 2, 3] = np.nan
+    model = segmenter()
+    for use in (
+        lambda: model.fit(images, masks, verbose=0),
+        lambda: model.fit(batches(images, masks), verbose=0),
+        lambda: model.predict_class_ids(images),
+    ):
+        with pytest.raises(UserError, match="images must be finite"):
+            use()
+
+
+def test_steps_of_an_epoch_are_a_whole_number():
+    model = segmenter()
+    model.compile(keras.optimizers.SGD(0.1))  # whose schedule does not ask for them
+    with pytest.raises(UserError, match="steps_per_epoch must be a whole number"):
+        model.fit(batches(*examples(2)).repeat(), steps_per_epoch=4 / 3, verbose=0)
+
+
+def test_metrics_end_with_the_next_compile():
+    model = segmenter()
+    model.compile(metrics=[keras.metrics.SparseCategoricalAccuracy(name="extra")])
+    model.compile()
+    assert "extra" not in model.fit(*examples(2), verbose=0).history
+
+
 def test_a_loss_that_is_not_finite_stops_the_training():
     images, masks = examples(4)
     model = segmenter()

@@ -71,7 +71,9 @@ def check_arrays(
         UserError: If they do not fit.
     """
     masks = np.asarray(masks)
-    check_form(images if hasattr(images, "shape") else np.asarray(images), masks, channels)
+    images = images if hasattr(images, "shape") else np.asarray(images)
+    check_form(images, masks, channels)
+    refuse_not_finite(images)
     strange = masks[(masks != ignore_label) & ((masks < 0) | (masks >= num_classes))]
     if strange.size:
         raise UserError(f"{mask_rule(num_classes, ignore_label)}. Received: {strange.flat[0]}")
@@ -139,8 +141,28 @@ def warn_of_absent_classes(pixels: Any, ignore_label: int, total: int | None = N
     )
 
 
-def warn_of_small_values(images: Any, mean: Sequence[float], std: Sequence[float]) -> bool:
-    """Warns where images of 0..1 reach a network whose normalisation expects 0..255.
+def refuse_not_finite(images: Any) -> None:
+    """Refuses images that hold NaN or infinity.
+
+    The network's activations turn these into zeros: without the check nothing but the result would
+    tell of them.
+
+    Args:
+        images: Array or tensor [N, H, W, C]; integers are taken as they are.
+
+    Raises:
+        UserError: If a value is not finite.
+    """
+    images = np.asarray(images)
+    if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images.sum(dtype="float64")):
+        raise UserError(
+            "images must be finite, 0..255, but hold NaN or infinity (pixels without data?): put a "
+            "number there, such as np.nan_to_num(images), and the ignore label into the masks"
+        )
+
+
+def check_values(images: Any, mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Refuses images that are not finite, and warns of 0..1 where 0..255 is expected.
 
     Args:
         images: Array or tensor of images; integers are taken as they are.
@@ -151,6 +173,7 @@ def warn_of_small_values(images: Any, mean: Sequence[float], std: Sequence[float
         Whether it warned.
     """
     images = np.asarray(images)
+    refuse_not_finite(images)
     if not np.issubdtype(images.dtype, np.floating) or not images.size or max(*mean, *std) <= 2.0:
         return False
     largest = float(images.max())

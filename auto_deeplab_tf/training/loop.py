@@ -79,8 +79,16 @@ def fit(
         Keras' `History` of the epochs that ran.
 
     Raises:
+        UserError: If `steps_per_epoch` is no whole number of at least 1.
         RunError: If a loss is not finite, or the data end before the epoch does.
     """
+    if steps_per_epoch is not None and (
+        steps_per_epoch != int(steps_per_epoch) or steps_per_epoch < 1
+    ):
+        raise UserError(
+            "steps_per_epoch must be a whole number of at least 1, such as images // batch_size. "
+            f"Received: {steps_per_epoch}"
+        )
     strategy = tf.distribute.get_strategy()
     if eager and strategy.num_replicas_in_sync > 1:
         raise UserError(
