@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,9 +23,10 @@ from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.search_space import (
     ASPP_EXTENTS,
     INPUT_CHANNELS,
-    MINIMUM_SIZE,
     STEM_STRIDES,
     ConvUnit,
+    checked_count,
+    checked_size,
     operation,
     operation_units,
     stride,
@@ -92,18 +92,12 @@ def count(
     """
     sizes, _ = NetworkSizesConfig.given(settings, keywords)
     head, decoder = sizes.head_channels, sizes.decoder_channels
-    _check_integer("num_classes", num_classes, minimum=1)
+    num_classes = checked_count("num_classes", num_classes)
     if input_channels not in INPUT_CHANNELS:
         raise UserError(f"input_channels must be 1, 3 or 4. Received: {input_channels!r}.")
-    if len(input_size) != 2:
-        raise UserError(f"input_size must be (height, width). Received: {input_size!r}.")
-    for name, value in zip(("height", "width"), input_size, strict=True):
-        _check_integer(f"the {name} of input_size", value, minimum=MINIMUM_SIZE)
-
-    rows = _Rows(input_size)
+    rows = _Rows(checked_size(input_size))
     channels = _stem(rows, int(input_channels), sizes.stem_channels)
-    before = 0
-    for index, level in enumerate(architecture.levels):
+    for index, (before, level) in enumerate(architecture.moves):
         filters = sizes.filter_multiplier * 2**level
         # The projections run where the cell reads: at its own stride or the finer one of `prev`.
         reads = stride(min(before, level))
@@ -120,17 +114,16 @@ def count(
                 rows.convolve(name, filters, filters, stride(level), units)
         channels.append(architecture.num_blocks * filters)
         rows.close(f"cell_{index}", channels[-1], stride(level))
-        before = level
 
-    _aspp(rows, channels[-1], head, stride(before))
+    _aspp(rows, channels[-1], head, stride(architecture.levels[-1]))
     # Behind the stem's two tensors come the cells' outputs: the stem's last is number -1.
     low_level = channels[2 + architecture.low_level_index]
     rows.convolve("decoder/low_level", low_level, decoder, 4)
     rows.convolve("decoder/conv_0", head + decoder, head, 4, [ConvUnit(3)])
     rows.convolve("decoder/conv_1", head, head, 4, [ConvUnit(3)])
     # A bias in place of BN's two vectors.
-    rows.convolve("decoder/classes", head, int(num_classes), 4, vectors=1)
-    rows.close("decoder", int(num_classes), 4)
+    rows.convolve("decoder/classes", head, num_classes, 4, vectors=1)
+    rows.close("decoder", num_classes, 4)
     return rows.total()
 
 
@@ -188,7 +181,7 @@ class _Rows:
     """Collects the rows of a network for one image size."""
 
     def __init__(self, input_size: tuple[int, int]) -> None:
-        self._input_size = tuple(int(extent) for extent in input_size)
+        self._input_size = input_size
         self._rows: list[LayerCount] = []
         self._parts: list[LayerCount] = []
         self._num_closed = 0
@@ -242,8 +235,3 @@ class _Rows:
     def _size(self, at: int) -> tuple[int, int]:
         height, width = self._input_size
         return -(-height // at), -(-width // at)
-
-
-def _check_integer(name: str, value: Any, minimum: int) -> None:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < minimum:
-        raise UserError(f"{name} must be an integer of {minimum} or more. Received: {value!r}.")

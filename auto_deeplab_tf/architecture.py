@@ -86,6 +86,11 @@ class Architecture:
         return len(self.cell)
 
     @property
+    def moves(self) -> tuple[tuple[int, int], ...]:
+        """(level before it, its level) of each layer."""
+        return tuple(zip((0, *self.levels[:-1]), self.levels, strict=True))
+
+    @property
     def low_level_index(self) -> int:
         """Index of the cell whose output is the decoder's low-level feature; -1 for the stem.
 

@@ -32,6 +32,7 @@ from auto_deeplab_tf.search_space import (
     OPERATIONS,
     Transition,
     move_mask,
+    paths_onward,
     relaxed_edges,
     transitions,
 )
@@ -450,11 +451,7 @@ def unidentified_transitions(num_layers: int) -> tuple[Transition, ...]:
 
 def number_of_paths(num_layers: int) -> int:
     """Returns the number of paths from the stem: 75,025 for 12 layers."""
-    arriving = {(-1, 0): 1}
-    for row in transitions(num_layers):
-        node = (row.layer, row.to_level)
-        arriving[node] = arriving.get(node, 0) + arriving[row.layer - 1, row.from_level]
-    return sum(count for (layer, _), count in arriving.items() if layer == num_layers - 1)
+    return paths_onward(num_layers)[0, 0]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from auto_deeplab_tf.search_space import (
     NUM_LEVELS,
     NUM_MOVES,
     block_sources,
-    transitions,
+    paths_onward,
 )
 
 
@@ -33,14 +33,14 @@ def random_architecture(
         The architecture; its provenance names the seed.
     """
     generator = np.random.default_rng(seed)
-    onward = _paths_onward(num_layers)
+    onward = paths_onward(num_layers)
     level, levels = 0, []
     for layer in range(num_layers):
         weights = [
             onward[layer + 1, level + move - 1] if 0 <= level + move - 1 < NUM_LEVELS else 0
             for move in range(NUM_MOVES)
         ]
-        level += int(generator.choice(NUM_MOVES, p=np.array(weights) / sum(weights))) - 1
+        level += int(generator.choice(NUM_MOVES, p=np.array(weights, float) / sum(weights))) - 1
         levels.append(level)
     cell = []
     for block in range(num_blocks):
@@ -50,12 +50,3 @@ def random_architecture(
         cell.append((first, second))
     provenance = {"random": {"seed": seed}}
     return Architecture(tuple(levels), tuple(cell), atrous, provenance)
-
-
-def _paths_onward(num_layers: int) -> np.ndarray:
-    """Returns int64 [L + 1, 4]: how many ways lead from each level after a layer to the end."""
-    onward = np.zeros((num_layers + 1, NUM_LEVELS), np.int64)
-    onward[num_layers] = 1
-    for row in reversed(transitions(num_layers)):
-        onward[row.layer, row.from_level] += onward[row.layer + 1, row.to_level]
-    return onward

@@ -18,7 +18,7 @@ from auto_deeplab_tf.data.resizing import resize_image
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.network import Network
-from auto_deeplab_tf.training import inputs, loop, losses, whole_images
+from auto_deeplab_tf.training import distribution, inputs, loop, losses, whole_images
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 from auto_deeplab_tf.training.keras_data import KerasData, split_off, validation
 from auto_deeplab_tf.training.metrics import ConfusionMatrix, MatrixScore, score
@@ -120,12 +120,7 @@ class Segmenter(keras.Model):
         self.palette = inputs.checked_palette(palette, self.num_classes)
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         self.total_steps: int | None = None
-        self.completed_steps = tf.Variable(
-            0,
-            trainable=False,
-            dtype=tf.int64,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
+        self.completed_steps = distribution.step_counter()
         self._confusion = ConfusionMatrix(self.num_classes, ignore_label)
         self._saves_optimizer = True
         self.built = True

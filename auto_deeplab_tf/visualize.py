@@ -154,7 +154,7 @@ def draw_trellis(axes: Axes, architecture: Architecture, beta: np.ndarray | None
             top - _TITLE - (level + 0.5) * _LEVEL_PITCH,
         )
 
-    _panel_title(axes, "a", _path_title(levels, beta))
+    _panel_title(axes, "a", _path_title(architecture, beta))
     _trellis_grid(axes, place, len(levels))
     uncertain = set(unidentified_transitions(len(levels)))
     for row in transitions(len(levels)):
@@ -174,17 +174,15 @@ def draw_trellis(axes: Axes, architecture: Architecture, beta: np.ndarray | None
     _trellis_legend(axes, beta is not None)
 
 
-def _path_title(levels: Sequence[int], beta: np.ndarray | None) -> str:
+def _path_title(architecture: Architecture, beta: np.ndarray | None) -> str:
     if beta is None:
         return "Path through the trellis"
-    before = (0, *levels[:-1])
     moves = [
-        beta[layer, start, end - start + 1]
-        for layer, (start, end) in enumerate(zip(before, levels, strict=True))
+        beta[layer, start, end - start + 1] for layer, (start, end) in enumerate(architecture.moves)
     ]
     return (
         f"Path through the trellis (probability {np.prod(moves):.2g}, "
-        f"of {number_of_paths(len(levels)):,} paths)"
+        f"of {number_of_paths(len(moves)):,} paths)"
     )
 
 
@@ -231,24 +229,17 @@ def _path_line(axes: Axes, place: _Place, levels: Sequence[int]) -> None:
 
 
 def _trellis_legend(axes: Axes, has_beta: bool) -> None:
-    handles: list[Line2D] = []
-    labels = []
+    entries = {"possible move": _beta_line(None, "solid", [], [])}
     if has_beta:
-        for weight in (0.1, 0.5, 1.0):
-            handles.append(_beta_line(weight, "solid", [], []))
-            labels.append(f"$\\beta$ = {weight:g}")
-        handles.append(_beta_line(0.35, "dashed", [], []))
-        labels.append("$\\beta$ not identified")
-    else:
-        handles.append(_beta_line(None, "solid", [], []))
-        labels.append("possible move")
-    handles.append(Line2D([], [], color=_PATH, lw=2.0, marker="o", ms=6))
-    labels.append("decoded path" if has_beta else "path")
-    handles.append(Line2D([], [], ls="none", marker="o", ms=11, mfc="none", mec=_PATH))
-    labels.append("low-level feature")
+        entries = {f"$\\beta$ = {b:g}": _beta_line(b, "solid", [], []) for b in (0.1, 0.5, 1.0)}
+        entries["$\\beta$ not identified"] = _beta_line(0.35, "dashed", [], [])
+    path = Line2D([], [], color=_PATH, lw=2.0, marker="o", ms=6)
+    entries["decoded path" if has_beta else "path"] = path
+    low_level = Line2D([], [], ls="none", marker="o", ms=11, mfc="none", mec=_PATH)
+    entries["low-level feature"] = low_level
     legend = axes.legend(
-        handles, labels, ncols=len(labels), loc="lower left", frameon=False, handlelength=1.9,
-        columnspacing=1.5, handletextpad=0.6, borderaxespad=0.0, borderpad=0.2,
+        entries.values(), entries.keys(), ncols=len(entries), loc="lower left", frameon=False,
+        handlelength=1.9, columnspacing=1.5, handletextpad=0.6, borderaxespad=0.0, borderpad=0.2,
         bbox_to_anchor=(0.0, 0.0), prop={"family": "DejaVu Sans", "size": 7.5},
     )  # fmt: skip
     for text in legend.get_texts():

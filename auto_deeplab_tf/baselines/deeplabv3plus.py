@@ -8,34 +8,30 @@ import keras
 
 from auto_deeplab_tf.baselines.dpc import DensePredictionCell
 from auto_deeplab_tf.baselines.xception import Xception
+from auto_deeplab_tf.config import NetworkConfig
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.aspp import ASPP, Decoder
 from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.layer import Shape
-from auto_deeplab_tf.nn.segmentation_network import (
-    SegmentationNetwork,
-    checked_count,
-    checked_width,
-)
+from auto_deeplab_tf.nn.segmentation_network import ScaledNetwork
 from auto_deeplab_tf.nn.serialization import register
+from auto_deeplab_tf.search_space import checked_count
 
 _CONTEXTS = {"aspp": ASPP, "dpc": DensePredictionCell}
 
 
 @register
-class DeepLabV3Plus(SegmentationNetwork):
+class DeepLabV3Plus(ScaledNetwork):
     """Aligned Xception, a pyramid of atrous convolutions, and the decoder; all 3x3 separable.
 
     Args:
-        num_classes: See `SegmentationNetwork`.
-        input_size: See `SegmentationNetwork`.
+        *args: See `ScaledNetwork`.
         depth: Of Xception, 65 or 71.
         context: `"aspp"`, or `"dpc"` for the dense prediction cell in its place.
         output_stride: Stride of the pyramid, 8 (the setting of the published counts) or 16.
-        width_multiplier: Factor of the backbone's channels, above 0; 1 in the paper.
         head_channels: Channels of the pyramid and the decoder.
         decoder_channels: Channels of the projected low-level feature.
-        **kwargs: See `SegmentationNetwork`.
+        **kwargs: See `ScaledNetwork`; `width_multiplier` is that of the backbone.
 
     Input shape, output shape: see `SegmentationNetwork`.
 
@@ -45,24 +41,20 @@ class DeepLabV3Plus(SegmentationNetwork):
 
     def __init__(
         self,
-        num_classes: int = 19,
-        input_size: tuple[int, int] | None = None,
-        *,
+        *args: Any,
         depth: int = 65,
         context: str = "aspp",
         output_stride: int = 8,
-        width_multiplier: float = 1.0,
-        head_channels: int = 256,
-        decoder_channels: int = 48,
+        head_channels: int = NetworkConfig.head_channels,
+        decoder_channels: int = NetworkConfig.decoder_channels,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, input_size, **kwargs)
+        super().__init__(*args, **kwargs)
         if context not in _CONTEXTS:
             raise UserError(f"context must be 'aspp' or 'dpc'. Received: {context!r}.")
         self.depth = depth
         self.context = context
         self.output_stride = output_stride
-        self.width_multiplier = checked_width(width_multiplier)
         self.head_channels = checked_count("head_channels", head_channels)
         self.decoder_channels = checked_count("decoder_channels", decoder_channels)
         shared = self.shared

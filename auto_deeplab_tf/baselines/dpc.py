@@ -73,7 +73,3 @@ class DensePredictionCell(Layer):
             inputs = features if source is None else results[source]
             results.append(branch(inputs, training=training))
         return self.joined(ops.concatenate(results, axis=-1), training=training)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns [N, h, w, filters]."""
-        return (*input_shape[:-1], self.filters)

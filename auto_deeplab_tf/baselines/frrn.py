@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from keras import ops
 
 from auto_deeplab_tf.errors import UserError
@@ -13,7 +12,7 @@ from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.conv import AtrousConv2D, ConvBN
 from auto_deeplab_tf.nn.layer import Layer, Shape, build_chain, call_chain
 from auto_deeplab_tf.nn.resize import resize_bilinear
-from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_width, scaled
+from auto_deeplab_tf.nn.segmentation_network import ScaledNetwork
 from auto_deeplab_tf.nn.serialization import register
 
 # (units, channels, factor by which the image is pooled), in the order of computation.
@@ -158,7 +157,7 @@ class FullResolutionResidualUnit(Layer):
 
 
 @register
-class FRRN(SegmentationNetwork):
+class FRRN(ScaledNetwork):
     """Two streams: one at full resolution that units only add to, one that is pooled and unpooled.
 
     5x5; 3 residual units; a 1x1 and BN begin the residual stream; then for each row of the paper's
@@ -168,11 +167,9 @@ class FRRN(SegmentationNetwork):
     Every size works: a map pooled by p is ceil(H / p) x ceil(W / p) (see `max_pool`, `unpool`).
 
     Args:
-        num_classes: See `SegmentationNetwork`.
-        input_size: See `SegmentationNetwork`.
+        *args: See `ScaledNetwork`.
         variant: `"a"`, pooled down to 1/16, or `"b"`, down to 1/32.
-        width_multiplier: Factor of all channels, above 0; 1 in the paper.
-        **kwargs: See `SegmentationNetwork`.
+        **kwargs: See `ScaledNetwork`.
 
     Input shape, output shape: see `SegmentationNetwork`.
 
@@ -180,29 +177,16 @@ class FRRN(SegmentationNetwork):
         table 1; the authors' code.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 19,
-        input_size: tuple[int, int] | None = None,
-        *,
-        variant: str = "a",
-        width_multiplier: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_classes, input_size, **kwargs)
+    def __init__(self, *args: Any, variant: str = "a", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if variant not in _STAGES:
             raise UserError(f"variant must be 'a' or 'b'. Received: {variant!r}.")
         self.variant = variant
-        self.width_multiplier = checked_width(width_multiplier)
         self._add_layers()
         self.build(self.static_input_shape)
 
     def _add_layers(self) -> None:
-        shared = self.shared
-
-        def width(filters: int) -> int:
-            return scaled(filters, self.width_multiplier)
-
+        shared, width = self.shared, self.width
         base = width(_BASE_FILTERS)
         self.root = ConvBN(base, 5, relu="after", name="root", **shared)
         self.first_units = [
@@ -221,11 +205,6 @@ class FRRN(SegmentationNetwork):
             ResidualUnit(base, name=f"last_{index}", **shared) for index in range(_RESIDUAL_UNITS)
         ]
         self.classes = AtrousConv2D(self.num_classes, 1, name="classes", dtype=self.dtype_policy)
-
-    @property
-    def class_layer(self) -> keras.layers.Layer:
-        """The last layer."""
-        return self.classes
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""

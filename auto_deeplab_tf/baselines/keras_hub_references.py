@@ -30,8 +30,8 @@ class _KerasHubNetwork(SegmentationNetwork):
         reference: keras-hub's model.
     """
 
-    def __init__(self, num_classes: int = 19, input_size: Any = None, **kwargs: Any) -> None:
-        super().__init__(num_classes, input_size, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         with _default_policy(self.dtype_policy):
             self.reference = self._make(importlib.import_module("keras_hub").models)
         for layer in self.reference._flatten_layers():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from keras import ops
 
 from auto_deeplab_tf.errors import UserError
@@ -12,7 +11,7 @@ from auto_deeplab_tf.nn.backend import Tensor, max_pool
 from auto_deeplab_tf.nn.conv import AtrousConv2D, ConvBN
 from auto_deeplab_tf.nn.layer import Layer, Shape, build_chain, call_chain, strided_shape
 from auto_deeplab_tf.nn.resize import average_bins, resize_bilinear
-from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork, checked_width, scaled
+from auto_deeplab_tf.nn.segmentation_network import ScaledNetwork
 from auto_deeplab_tf.nn.serialization import register
 
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -126,7 +125,7 @@ class PyramidPooling(Layer):
 
 
 @register
-class PSPNet(SegmentationNetwork):
+class PSPNet(ScaledNetwork):
     """ResNet at stride 8 by atrous convolutions, pyramid pooling, 3x3, and 1x1 to the classes.
 
     The root is the authors': three 3x3 convolutions and 3x3 max pooling, in place of one 7x7. Their
@@ -134,40 +133,25 @@ class PSPNet(SegmentationNetwork):
     network here has one output and is trained by the same recipe.
 
     Args:
-        num_classes: See `SegmentationNetwork`.
-        input_size: See `SegmentationNetwork`.
+        *args: See `ScaledNetwork`.
         depth: Of the ResNet: 50, 101 or 152.
-        width_multiplier: Factor of all channels, above 0; 1 in the paper.
-        **kwargs: See `SegmentationNetwork`.
+        **kwargs: See `ScaledNetwork`.
 
     Input shape, output shape: see `SegmentationNetwork`.
 
     Reference: Zhao et al., PSPNet, CVPR 2017, arXiv:1612.01105; the authors' Caffe definitions.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 19,
-        input_size: tuple[int, int] | None = None,
-        *,
-        depth: int = 101,
-        width_multiplier: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_classes, input_size, **kwargs)
+    def __init__(self, *args: Any, depth: int = 101, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if depth not in _BLOCKS:
             raise UserError(f"depth must be one of 50, 101, 152. Received: {depth!r}.")
         self.depth = depth
-        self.width_multiplier = checked_width(width_multiplier)
         self._add_layers()
         self.build(self.static_input_shape)
 
     def _add_layers(self) -> None:
-        shared = self.shared
-
-        def width(filters: int) -> int:
-            return scaled(filters, self.width_multiplier)
-
+        shared, width = self.shared, self.width
         self.root = [
             ConvBN(
                 width(filters),
@@ -196,11 +180,6 @@ class PSPNet(SegmentationNetwork):
         self.pyramid = PyramidPooling(width(_HEAD_FILTERS), name="pyramid", **shared)
         self.joined = ConvBN(width(_HEAD_FILTERS), 3, relu="after", name="joined", **shared)
         self.classes = AtrousConv2D(self.num_classes, 1, name="classes", dtype=self.dtype_policy)
-
-    @property
-    def class_layer(self) -> keras.layers.Layer:
-        """The last layer."""
-        return self.classes
 
     def build(self, input_shape: Shape) -> None:
         """Creates the weights; `input_shape` is [N, H, W, C], N, H and W possibly None."""

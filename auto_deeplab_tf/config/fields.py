@@ -13,6 +13,7 @@ import difflib
 import filecmp
 import math
 import numbers
+import operator
 import os
 import re
 import types
@@ -28,6 +29,12 @@ Size = tuple[int, int]  # (height, width) in pixels; HEIGHTxWIDTH in text
 # is read without it; any other value was a choice that this version cannot follow.
 RETIRED = {"mix_predecessors": "false"}
 
+_BOUNDS = {
+    "minimum": (operator.ge, "at least"),
+    "maximum": (operator.le, "at most"),
+    "above": (operator.gt, "greater than"),
+    "below": (operator.lt, "smaller than"),
+}
 _REQUIRED = dataclasses.MISSING
 _ConfigT = TypeVar("_ConfigT", bound="Config")
 
@@ -330,14 +337,9 @@ def _broken_rule(rules: Mapping[str, Any], item: Any) -> str | None:
         return None
     if not math.isfinite(item):
         return "must be finite"
-    if rules["minimum"] is not None and item < rules["minimum"]:
-        return f"must be at least {rules['minimum']}"
-    if rules["maximum"] is not None and item > rules["maximum"]:
-        return f"must be at most {rules['maximum']}"
-    if rules["above"] is not None and not item > rules["above"]:
-        return f"must be greater than {rules['above']}"
-    if rules["below"] is not None and not item < rules["below"]:
-        return f"must be smaller than {rules['below']}"
+    for name, (holds, words) in _BOUNDS.items():
+        if rules[name] is not None and not holds(item, rules[name]):
+            return f"must be {words} {rules[name]}"
     return None
 
 

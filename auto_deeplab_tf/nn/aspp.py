@@ -71,10 +71,6 @@ class ASPP(Layer):
         branches.append(ops.broadcast_to(pooled, ops.shape(branches[0])))
         return self.joined(ops.concatenate(branches, axis=-1), training=training)
 
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Returns [N, h, w, filters]."""
-        return (*input_shape[:-1], self.filters)
-
 
 @register
 class Decoder(Layer):
@@ -136,7 +132,3 @@ class Decoder(Layer):
         joined = [features, self.low_level(low_level, training=training)]
         features = ops.concatenate(joined, axis=-1)
         return self.classes(call_chain(self.convs, features, training))
-
-    def compute_output_shape(self, features_shape: Shape, low_level_shape: Shape) -> Shape:
-        """Returns [N, h, w, num_classes]."""
-        return (*low_level_shape[:-1], self.num_classes)

@@ -30,8 +30,6 @@ _TENSORFLOW = keras.backend.backend() == "tensorflow"
 _JAX = keras.backend.backend() == "jax"
 if _TENSORFLOW:
     import tensorflow as tf
-elif _JAX:
-    pass
 
 
 def require_tensorflow() -> None:

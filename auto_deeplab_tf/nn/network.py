@@ -110,7 +110,7 @@ class Network(SegmentationNetwork):
                 name=f"cell_{index}",
                 **shared,
             )
-            for index, (before, level) in enumerate(zip((0, *levels[:-1]), levels, strict=True))
+            for index, (before, level) in enumerate(self.architecture.moves)
         ]
         self.aspp = ASPP(self.output_stride, settings.head_channels, name="aspp", **shared)
         self.decoder = Decoder(

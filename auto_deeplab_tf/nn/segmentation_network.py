@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,14 @@ from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.layer import Normalized, Shape
 from auto_deeplab_tf.nn.normalization import BATCH_NORM_DECAY, Normalization, counted_updates
 from auto_deeplab_tf.nn.resize import resize_bilinear
-from auto_deeplab_tf.search_space import INPUT_CHANNELS, MINIMUM_SIZE, PLAIN_MEAN, PLAIN_STD
+from auto_deeplab_tf.search_space import (
+    INPUT_CHANNELS,
+    MINIMUM_SIZE,
+    PLAIN_MEAN,
+    PLAIN_STD,
+    checked_count,
+    checked_size,
+)
 
 # The number of updates that moving statistics have had where a file of an earlier version does not
 # say it: their decay stays at its limit, as it was there.
@@ -73,7 +79,7 @@ class SegmentationNetwork(Normalized, keras.Model):
         # Images stay float32 until they are normalised: bfloat16 holds 0..255 to 8 bits only.
         super().__init__(**{"autocast": False, **kwargs})
         self.num_classes = checked_count("num_classes", num_classes)
-        self.input_size = _checked_size(input_size)
+        self.input_size = None if input_size is None else checked_size(input_size)
         self.mean, self.std = checked_normalization(mean, std)
         if not 0 <= batch_norm_decay < 1:
             raise UserError(
@@ -164,18 +170,33 @@ class SegmentationNetwork(Normalized, keras.Model):
         return super().from_config(config, custom_objects)
 
 
-def checked_count(name: str, value: Any) -> int:
-    """Returns a setting that must be a whole number of 1 or more, as an int."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name} must be an integer of 1 or more. Received: {value!r}.")
-    return int(value)
+class ScaledNetwork(SegmentationNetwork):
+    """Base of the networks whose channels can all be multiplied by a factor.
 
+    Args:
+        *args: See `SegmentationNetwork`.
+        width_multiplier: Factor of all channels, above 0; 1 in the paper.
+        **kwargs: See `SegmentationNetwork`.
 
-def checked_width(value: Any) -> float:
-    """Returns a factor of the channels, a number above 0, as a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise UserError(f"width_multiplier must be a number above 0. Received: {value!r}.")
-    return float(value)
+    Input shape, output shape: see `SegmentationNetwork`.
+    """
+
+    def __init__(self, *args: Any, width_multiplier: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(width_multiplier, bool) or not width_multiplier > 0:
+            raise UserError(
+                f"width_multiplier must be a number above 0. Received: {width_multiplier!r}."
+            )
+        self.width_multiplier = float(width_multiplier)
+
+    def width(self, filters: int) -> int:
+        """Returns a number of channels times the factor; see `scaled`."""
+        return scaled(filters, self.width_multiplier)
+
+    @property
+    def class_layer(self) -> keras.layers.Layer:
+        """The last layer."""
+        return self.classes
 
 
 def scaled(filters: int, width_multiplier: float) -> int:
@@ -225,17 +246,3 @@ def check_images(images: Any, channels: int) -> None:
             f"images must be {MINIMUM_SIZE} pixels or more in height and width. "
             f"Received: {shape[1]} x {shape[2]}."
         )
-
-
-def _checked_size(size: Any) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    values = tuple(size)
-    if len(values) != 2 or not all(
-        isinstance(value, numbers.Integral) and int(value) >= MINIMUM_SIZE for value in values
-    ):
-        raise UserError(
-            f"input_size must be (height, width), each {MINIMUM_SIZE} pixels or more, or None. "
-            f"Received: {size!r}."
-        )
-    return int(values[0]), int(values[1])

@@ -35,7 +35,8 @@ class Configured:
                 config |= {
                     parameter.name: getattr(self, parameter.name)
                     for parameter in parameters
-                    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+                    if parameter.kind
+                    not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
                 }
         return config
 

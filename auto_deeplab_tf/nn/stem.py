@@ -7,7 +7,7 @@ from typing import Any
 
 from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.conv import ConvBN
-from auto_deeplab_tf.nn.layer import Layer, Shape, build_chain, strided_shape
+from auto_deeplab_tf.nn.layer import Layer, Shape, build_chain
 from auto_deeplab_tf.nn.serialization import register
 from auto_deeplab_tf.search_space import STEM_CHANNELS, STEM_STRIDES
 
@@ -45,8 +45,3 @@ class Stem(Layer):
         """Returns the tensors at strides 2 and 4; batch statistics where `training`."""
         half = self.units[1](self.units[0](images, training=training), training=training)
         return half, self.units[2](half, training=training)
-
-    def compute_output_shape(self, input_shape: Shape) -> tuple[Shape, Shape]:
-        """Returns the shapes of the tensors at strides 2 and 4."""
-        half = strided_shape(input_shape, 2, self.channels[1])
-        return half, strided_shape(half, 2, self.channels[2])

@@ -21,19 +21,19 @@ from auto_deeplab_tf.nn.node import NodeKind, StateShape
 from auto_deeplab_tf.nn.relaxation import RelaxKind
 from auto_deeplab_tf.nn.segmentation_network import (
     check_images,
-    checked_count,
     checked_normalization,
 )
 from auto_deeplab_tf.nn.segments import Segment
 from auto_deeplab_tf.nn.supernet_ends import HeadKind, LogitsKind, StemKind
 from auto_deeplab_tf.search_space import (
-    MINIMUM_SIZE,
     NUM_LEVELS,
     OPERATIONS,
     PLAIN_MEAN,
     PLAIN_STD,
     Transition,
     block_sources,
+    checked_count,
+    checked_size,
     reachable_levels,
     relaxed_edges,
     stride,
@@ -566,11 +566,7 @@ def build_supernet(
         UserError: For a setting out of its range.
         TypeError: For an unknown setting, with the nearest one.
     """
-    if len(input_size) != 2 or min(input_size) < MINIMUM_SIZE:
-        raise UserError(
-            f"input_size must be (height, width), each {MINIMUM_SIZE} or more. "
-            f"Received: {input_size}"
-        )
+    checked_size(input_size)
     sizes = {
         "num_layers": num_layers,
         "num_blocks": num_blocks,

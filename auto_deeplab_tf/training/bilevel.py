@@ -15,8 +15,9 @@ from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.expected_cost import ExpectedCost
 from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import Supernet
-from auto_deeplab_tf.training import losses, whole_images
+from auto_deeplab_tf.training import distribution, losses, whole_images
 from auto_deeplab_tf.training.metrics import score, scores
+from auto_deeplab_tf.training.optimizers import with_loss_scaling
 
 
 @keras.saving.register_keras_serializable(package="auto_deeplab_tf")
@@ -73,12 +74,7 @@ class BilevelModel(keras.Model):
         if self.settings.cost_weight:
             # Counted here once: a step is traced, where it could not become a number.
             self.expected_cost.uniform  # noqa: B018
-        self.completed_steps = tf.Variable(
-            0,
-            trainable=False,
-            dtype=tf.int64,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
+        self.completed_steps = distribution.step_counter()
         self.loss_function = losses.segmentation_loss(
             supernet.num_classes, ignore_label, self.class_weights
         )
@@ -130,12 +126,9 @@ class BilevelModel(keras.Model):
                 "that XLA compiles the replicas cannot share the statistics of a batch."
             )
         self.supernet.execution = execution
-        if self.supernet.compute_dtype == "float16":
-            optimizer, architecture_optimizer = map(
-                _scaling_its_loss, (optimizer, architecture_optimizer)
-            )
-        super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
-        self.architecture_optimizer = architecture_optimizer
+        dtype = self.supernet.compute_dtype
+        super().compile(optimizer=with_loss_scaling(optimizer, dtype), jit_compile=False, **kwargs)
+        self.architecture_optimizer = with_loss_scaling(architecture_optimizer, dtype)
         self.optimizer.build(self.supernet.trainable_variables)
         self.architecture_optimizer.build(self.supernet.architecture_variables)
 
@@ -277,7 +270,7 @@ class BilevelModel(keras.Model):
             for gradient, variable, decayed in zip(gradients, variables, self._decayed, strict=True)
         ]
         if self.settings.gradient_clip_norm is not None:
-            norm = tf.linalg.global_norm(_sum_over_replicas(gradients)) / scale
+            norm = tf.linalg.global_norm(distribution.sum_over_replicas(gradients)) / scale
             factor = self.settings.gradient_clip_norm / tf.maximum(
                 norm, self.settings.gradient_clip_norm
             )
@@ -426,16 +419,3 @@ class BilevelModel(keras.Model):
 
 def _present(moments):
     return [values for values in moments if values is not None]
-
-
-def _scaling_its_loss(optimizer):
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer
-    return keras.optimizers.LossScaleOptimizer(optimizer)
-
-
-def _sum_over_replicas(values):
-    context = tf.distribute.get_replica_context()
-    if context is not None and context.num_replicas_in_sync > 1:
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
-    return values

@@ -1,6 +1,7 @@
 """Devices: the strategy that a flag names, and operations that give the same bits each time."""
 
 import functools
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -36,6 +37,24 @@ def check_batch_size(batch_size: int, replicas: int) -> None:
             f"batch_size={batch_size} must be a multiple of the {replicas} devices: "
             "every replica takes the same number of images."
         )
+
+
+def step_counter() -> tf.Variable:
+    """Returns a variable, int64, that counts the steps of all replicas together."""
+    return tf.Variable(
+        0,
+        trainable=False,
+        dtype=tf.int64,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
+def sum_over_replicas(values: Any) -> Any:
+    """Sums a tensor, or each of a list, over the replicas; outside a strategy they stay."""
+    context = tf.distribute.get_replica_context()
+    if context is not None and context.num_replicas_in_sync > 1:
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+    return values
 
 
 def prepare(seed: int, deterministic: bool) -> None:

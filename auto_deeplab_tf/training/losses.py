@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.config import CLASS_WEIGHT_SCHEMES, LossConfig
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.training import distribution
 
 SumAndWeight = tuple[tf.Tensor, tf.Tensor]
 
@@ -150,9 +151,7 @@ def normalized(loss_sum: tf.Tensor, weight_sum: tf.Tensor) -> tf.Tensor:
     global batch, and so do their gradients. Outside a strategy it is that mean. A batch without any
     weight gives 0.
     """
-    context = tf.distribute.get_replica_context()
-    if context is not None and context.num_replicas_in_sync > 1:
-        weight_sum = context.all_reduce(tf.distribute.ReduceOp.SUM, weight_sum)
+    weight_sum = distribution.sum_over_replicas(weight_sum)
     return tf.math.divide_no_nan(loss_sum, tf.stop_gradient(weight_sum))
 
 

@@ -2,6 +2,7 @@
 
 import keras
 
+from auto_deeplab_tf.config import TrainConfig
 from auto_deeplab_tf.training.schedules import Poly
 
 
@@ -12,7 +13,7 @@ def default_optimizer(steps: int | None = None) -> keras.optimizers.Optimizer:
         steps: Number of steps of the schedule; default: the paper's.
     """
     schedule = Poly() if steps is None else Poly(steps=steps)
-    return keras.optimizers.SGD(schedule, momentum=0.9)
+    return keras.optimizers.SGD(schedule, momentum=TrainConfig.momentum)
 
 
 def with_loss_scaling(

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from auto_deeplab_tf.config import SearchConfig, TrainConfig
 from auto_deeplab_tf.errors import UserError
 
 
@@ -41,7 +42,12 @@ class Poly(_Schedule):
     Reference: the paper, sec. 4 (retraining): initial 0.05, power 0.9.
     """
 
-    def __init__(self, initial: float = 0.05, steps: int = 1_500_000, power: float = 0.9):
+    def __init__(
+        self,
+        initial: float = TrainConfig.learning_rate,
+        steps: int = TrainConfig.steps,
+        power: float = TrainConfig.power,
+    ):
         super().__init__(initial, steps)
         if not power > 0.0:
             raise UserError(f"power of a poly schedule must be > 0. Received: {power}")
@@ -70,7 +76,12 @@ class Cosine(_Schedule):
     Reference: the paper, sec. 4 (search): 0.025 to 0.001.
     """
 
-    def __init__(self, initial: float = 0.025, final: float = 0.001, steps: int = 29_760):
+    def __init__(
+        self,
+        initial: float = SearchConfig.learning_rate,
+        final: float = SearchConfig.min_learning_rate,
+        steps: int = 29_760,
+    ):
         super().__init__(initial, steps)
         if not 0.0 <= final <= initial:
             raise UserError(
