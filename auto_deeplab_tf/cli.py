@@ -50,8 +50,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The commands run on TensorFlow, whatever backend a keras.json names for other projects.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-flags_text = config_lib.flags_text
-
 _FOR_USERS = (UserError, MissingFileError, StorageError, MissingExtraError, RunError)
 # What takes memory, and can be lowered, where a command has it.
 _MEMORY_FLAGS = ("batch_size", "crop_size", "input_size", "scales", "filter_multiplier")

@@ -6,6 +6,7 @@ probabilities then round to exactly 1 and would tie, their logarithms still tell
 
 from __future__ import annotations
 
+import collections
 import functools
 import heapq
 import io
@@ -304,7 +305,9 @@ def best_paths(
     best = float(to_go[0, 0])
     if best == -math.inf:
         raise UserError("log_beta leaves no path: each one has a move of probability 0.")
-    leaving = _moves_leaving(num_layers)
+    leaving = collections.defaultdict(list)
+    for row in transitions(num_layers):
+        leaving[row.layer, row.from_level].append(row)
     queue: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     while queue:
         regret, levels = heapq.heappop(queue)
@@ -312,7 +315,7 @@ def best_paths(
         if layer == num_layers:
             yield levels, best - regret
             continue
-        for row in leaving[layer][levels[-1] if levels else 0]:
+        for row in leaving[layer, levels[-1] if levels else 0]:
             onward = log_beta[row[:3]] + to_go[layer + 1, row.to_level]
             longer = (*levels, row.to_level)
             if onward > -math.inf and (fits is None or fits(longer)):
@@ -530,13 +533,3 @@ def _log_prob_to_go(log_beta: np.ndarray) -> np.ndarray:
         onward = log_beta[row[:3]] + to_go[row.layer + 1, row.to_level]
         to_go[row.layer, row.from_level] = max(to_go[row.layer, row.from_level], onward)
     return to_go
-
-
-def _moves_leaving(num_layers: int) -> list[list[list[Transition]]]:
-    """The table of transitions by layer and by the level they leave."""
-    leaving: list[list[list[Transition]]] = [
-        [[] for _ in range(NUM_LEVELS)] for _ in range(num_layers)
-    ]
-    for row in transitions(num_layers):
-        leaving[row.layer][row.from_level].append(row)
-    return leaving

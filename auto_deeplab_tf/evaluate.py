@@ -38,6 +38,7 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
 
     from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.served import load_model
+    from auto_deeplab_tf.training.metrics import named_scores
 
     model = load_model(options.model)
     info = source.describe(options)
@@ -56,7 +57,7 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     label_ids_dir = output_dir / "label_ids" if options.write_label_ids else None
     with source.damage_named(split):
         matrix, samples = _score(model, split, batches, options, label_ids_dir)
-    result = _described(matrix, names) | {
+    result = named_scores(matrix, names) | {
         "num_images": split.num_examples,
         "model": options.model,
         "dataset": options.dataset,
@@ -68,7 +69,7 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     }
     if train is not None:
         result["trivial_predictors"] = {
-            name: _described(matrix, names) for name, matrix in _trivial(train, split).items()
+            name: named_scores(matrix, names) for name, matrix in _trivial(train, split).items()
         }
     _draw(output_dir, samples, names, info.palette if model.palette is None else model.palette)
     write_text(output_dir / "metrics.json", json.dumps(result, indent=2) + "\n")
@@ -179,12 +180,6 @@ def _labels(split: Any) -> Any:
         lambda index: split.example(index)[1], num_parallel_calls=tf.data.AUTOTUNE
     )
     return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
-
-
-def _described(matrix: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    from auto_deeplab_tf.training.metrics import named_scores
-
-    return named_scores(matrix, names)
 
 
 def _draw(output_dir: Any, samples: list[Any], names: tuple[str, ...], palette: Any) -> None:

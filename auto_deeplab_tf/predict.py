@@ -99,24 +99,6 @@ def _left_out(folder: Path) -> int:
     return sum(path.is_file() and not is_hidden(path.name) for path in others)
 
 
-def read_image(path: Path, channels: int = 3, max_pixels: int = config.MAX_IMAGE_PIXELS) -> Any:
-    """Reads an image file as [H, W, channels], 0..255, as training does.
-
-    Gray becomes three equal channels or colour its luminance, as `channels` needs. 16 bits are
-    divided by 257.
-
-    Returns:
-        uint8, or float32 where the file has 16 bits.
-
-    Raises:
-        OSError: Where the file cannot be read.
-        UserError: Where it is refused, such as one of several pages.
-    """
-    from auto_deeplab_tf.data import image_files
-
-    return image_files.read_photograph(path.read_bytes(), channels, max_pixels)
-
-
 def _check_names(paths: Sequence[Path], output_dir: Path) -> None:
     """Refuses images whose results would overwrite one another, or an image."""
     by_stem: dict[str, Path] = {}
@@ -148,8 +130,11 @@ def _predict(
     import numpy as np
 
     from auto_deeplab_tf import overlay
+    from auto_deeplab_tf.data import image_files
 
-    image = read_image(path, model.input_channels, options.max_image_pixels)
+    image = image_files.read_photograph(
+        path.read_bytes(), model.input_channels, options.max_image_pixels
+    )
     seen = model.command_input_size(image.shape[:2], options.input_size)
     class_ids = model.predict_class_ids(image, input_size=seen)
     palette = model.palette

@@ -164,7 +164,9 @@ def draw_trellis(axes: Axes, architecture: Architecture, beta: np.ndarray | None
         axes.add_line(_beta_line(weight, style, [start[0], end[0]], [start[1], end[1]]))
     for layer, row_levels in enumerate(reachable_levels(len(levels))):
         for level in row_levels:
-            _trellis_node(axes, place(layer, level), on_path=levels[layer] == level)
+            on_path = levels[layer] == level
+            face, edge, size = (_PATH, _PATH, 8.5) if on_path else ("white", "#7b8591", 6.5)
+            axes.plot(*place(layer, level), "o", ms=size, mfc=face, mec=edge, mew=1.0, zorder=5)
     _path_line(axes, place, levels)
     low = architecture.low_level_index
     if low < 0:  # the stem's own output
@@ -210,11 +212,6 @@ def _beta_line(weight: float | None, style: str, xs: Any, ys: Any) -> Line2D:
         xs, ys, color=_BETA, lw=width, alpha=0.25 + 0.5 * weight, ls=pattern,
         solid_capstyle="butt", dash_capstyle="butt", zorder=1 + weight,
     )  # fmt: skip
-
-
-def _trellis_node(axes: Axes, center: tuple[float, float], on_path: bool) -> None:
-    face, edge, size = (_PATH, _PATH, 8.5) if on_path else ("white", "#7b8591", 6.5)
-    axes.plot(*center, "o", ms=size, mfc=face, mec=edge, mew=1.0, zorder=5)
 
 
 def _path_line(axes: Axes, place: _Place, levels: Sequence[int]) -> None:

@@ -54,7 +54,7 @@ def main():
         print("waiting", flush=True)
         time.sleep(60)
     if options.dataset == "text":
-        print(cli.flags_text(options), end="")
+        print(config.flags_text(options), end="")
     logging.info("a library tells")
     print("chatter")
     cli.print_json({"miou": float("nan"), "crop": options.crop_size})
@@ -310,7 +310,7 @@ def test_a_run_is_repeated_from_its_flag_file(config_class, tmp_path):
         config.DecodeConfig: ["--run_dir=a", "--filter_multiplier=8,12"],
     }.get(config_class, [])
     options = cli.parse(config_class, arguments)
-    (tmp_path / "flags.txt").write_text(cli.flags_text(options))
+    (tmp_path / "flags.txt").write_text(config.flags_text(options))
     assert cli.parse(config_class, [f"--flagfile={tmp_path / 'flags.txt'}"]) == options
 
 

@@ -38,7 +38,7 @@ class _KerasHubNetwork(SegmentationNetwork):
             if isinstance(layer, keras.layers.BatchNormalization):
                 # The same weights and configuration, with another `call`.
                 layer.__class__ = BatchNormalization
-                layer.momentum = self.batch_norm_decay
+                layer.momentum = self.norm.decay
         self.build(self.static_input_shape)
 
     def build(self, input_shape: Shape) -> None:

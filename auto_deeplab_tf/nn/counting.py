@@ -40,7 +40,7 @@ def count_network(network: keras.Model, input_size: tuple[int, int]) -> Count:
     multi_adds: dict[int, int] = {}
 
     def note(layer: Any, output: Any) -> None:
-        shapes[id(layer)] = tuple(_last(output).shape)[1:]
+        shapes[id(layer)] = tuple(keras.tree.flatten(output)[-1].shape)[1:]
         if _is_convolution(layer):
             taps = math.prod(layer.kernel.shape) * math.prod(shapes[id(layer)][:2])
             multi_adds[id(layer)] = multi_adds.get(id(layer), 0) + taps
@@ -54,7 +54,7 @@ def count_network(network: keras.Model, input_size: tuple[int, int]) -> Count:
     def row(layer: Any) -> LayerCount:
         inside = [layer, *_flat(layer)]
         return LayerCount(
-            _name(layer, network),
+            str(layer.path).removeprefix(f"{network.name}/"),
             shapes.get(id(layer), ()),  # type: ignore[arg-type]
             sum(math.prod(variable.shape) for variable in layer.trainable_variables),
             sum(multi_adds.get(id(each), 0) for each in inside),
@@ -128,11 +128,3 @@ def _units(network: keras.Model) -> list[Any]:
 
 def _is_convolution(layer: Any) -> bool:
     return isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D))
-
-
-def _name(layer: Any, network: keras.Model) -> str:
-    return str(layer.path).removeprefix(f"{network.name}/")
-
-
-def _last(output: Any) -> Any:
-    return keras.tree.flatten(output)[-1]

@@ -35,7 +35,8 @@ def take_weights(model: Any, source: Any, path: str | os.PathLike[str]) -> dict[
     ours, theirs = _by_name(model.network), _by_name(source.network)
     new: set[str] = set()
     if model.num_classes != source.num_classes or model.class_names != source.class_names:
-        new = _class_layer(model.network, ours)
+        of_classes = {id(variable) for variable in model.network.class_layer.variables}
+        new = {name for name, variable in ours.items() if id(variable) in of_classes}
     for name in ours.keys() | theirs.keys():
         if name not in ours or name not in theirs:
             raise UserError(
@@ -86,9 +87,3 @@ def _by_name(network: Any) -> dict[str, Any]:
         for variable in network.weights
         if id(variable) in trainable or variable.name in _STATISTICS
     }
-
-
-def _class_layer(network: Any, named: dict[str, Any]) -> set[str]:
-    """Names of the variables of the layer whose outputs are the classes."""
-    of_layer = {id(variable) for variable in network.class_layer.variables}
-    return {name for name, variable in named.items() if id(variable) in of_layer}
