@@ -413,14 +413,16 @@ class Segmenter(keras.Model):
             return super().predict(x, batch_size, *args, **kwargs)
         with self.distribute_strategy.scope():
             data = KerasData(x, None, batch_size, shuffle=False, predicts=True)
-        logits, given = super().predict(data.dataset, None, *args, **kwargs)
-        return logits[given == 1]
+        result = super().predict(data.dataset, None, *args, **kwargs)
+        # Of a data set that is distributed already, the logits of all of its images.
+        return result[0][result[1] == 1] if isinstance(result, tuple) else result
 
     def predict_step(self, data: Any) -> Any:
         """Returns the logits of a batch; on several devices beside them which images were given."""
         logits = super().predict_step(data)
         _, given, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return logits if given is None or self._num_replicas() == 1 else (logits, given)
+        is_filled = self._num_replicas() > 1 and given is not None and given.shape.rank == 1
+        return (logits, given) if is_filled else logits
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes one step on a batch, or this replica's share of it; returns the metrics so far."""
