@@ -210,11 +210,6 @@ class RelaxedEdge(NamedTuple):
     block: int
     source: str
 
-    @property
-    def source_index(self) -> int:
-        """0 for `prev`, 1 for `prev_prev`, 2 + j for `block_j`."""
-        return block_sources(self.block).index(self.source)
-
 
 @functools.cache
 def relaxed_edges(num_blocks: int) -> tuple[RelaxedEdge, ...]:

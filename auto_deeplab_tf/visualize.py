@@ -259,28 +259,26 @@ def draw_cell(axes: Axes, cell: Sequence[tuple[Edge, Edge]], atrous: str) -> Non
     columns = [_LABELS + 0.1 + (block + 0.5) * _BLOCK_PITCH for block in range(len(cell))]
     end = _LABELS + 0.1 + len(cell) * _BLOCK_PITCH + 0.15
     _panel_title(axes, "b", f"Cell (atrous operation: {atrous} convolution)")
-    _rails(axes, cell, rows, columns, end)
+    readers: dict[str, float] = {}  # the last of each rail
     for block, edges in enumerate(cell):
         center = (columns[block], rows[f"block_{block}"])
         ordered = sorted(edges, key=lambda edge: edge.source_index)
         for edge, shift in zip(ordered, (-0.34, 0.34), strict=True):
+            readers[edge.source] = center[0] + shift
             _tap(axes, edge, rows[edge.source], center, shift)
         _box(axes, center, 1.02, 0.25, f"+  block_{block}", (_INK, "white"))
+    _rails(axes, readers, rows, columns, end)
     _concat(axes, [rows[f"block_{block}"] for block in range(len(cell))], end)
 
 
-def _rails(axes: Axes, cell: Any, rows: dict[str, float], columns: list[float], end: float) -> None:
+def _rails(
+    axes: Axes, readers: dict[str, float], rows: dict[str, float], columns: list[float], end: float
+) -> None:
     for name, label in (("prev", "$H^{\\,l-1}$"), ("prev_prev", "$H^{\\,l-2}$")):
-        readers = [
-            columns[block] + (0.34 if index else -0.34)
-            for block, edges in enumerate(cell)
-            for index, edge in enumerate(sorted(edges, key=lambda edge: edge.source_index))
-            if edge.source == name
-        ]
         axes.text(_LABELS - 0.1, rows[name] + 0.07, name, ha="right", va="center", **_FONT)
         axes.text(_LABELS - 0.1, rows[name] - 0.09, label, ha="right", va="center", **_FONT)
         axes.plot(_LABELS, rows[name], "o", ms=5, color=_INK, zorder=3)
-        right = max(readers, default=_LABELS + 0.2)
+        right = readers.get(name, _LABELS + 0.2)
         axes.plot([_LABELS, right], [rows[name]] * 2, color=_INK, lw=1.3, zorder=1)
     for block, x in enumerate(columns):
         y = rows[f"block_{block}"]
