@@ -4,6 +4,7 @@ import dataclasses
 import os
 import random
 
+import numpy as np
 import pytest
 
 from auto_deeplab_tf import config, errors
@@ -343,3 +344,18 @@ def test_a_flag_needs_its_line_of_help():
         config.flag(3, "two\nlines")
     with pytest.raises(ValueError, match="on_resume is same, grow or free"):
         config.flag(3, "a number", on_resume="never")
+
+
+def test_settings_are_given_whole_or_as_keywords():
+    keywords = {"filter_multiplier": np.int64(3), "drop_path_keep": np.float32(0.5), "name": "n"}
+    found, others = config.NetworkConfig.given(None, keywords | {"seed": 1}, ["seed"])
+    assert found == config.NetworkConfig(filter_multiplier=3, drop_path_keep=0.5)
+    assert type(found.filter_multiplier) is int and type(found.drop_path_keep) is float
+    assert others == {"name": "n", "seed": 1}
+    # A class that has all fields may stand for its part.
+    whole = config.SegmenterConfig(filter_multiplier=3, drop_path_keep=0.5, label_smoothing=0.1)
+    assert config.NetworkConfig.given(whole, {"name": "n"}) == (found, {"name": "n"})
+    with pytest.raises(TypeError, match=r"whole or as keywords. Received: \['label_smoothing'\]"):
+        config.SegmenterConfig.given(whole, {"label_smoothing": 0.2})
+    with pytest.raises(TypeError, match="no setting 'seed'"):
+        config.NetworkConfig.given(None, {"seed": 1})

@@ -132,6 +132,17 @@ def test_no_two_texts_meet_and_none_leaves_the_figure(num_layers, num_blocks):
             assert not first.overlaps(second)
 
 
+def test_the_rail_of_an_input_ends_where_its_last_reader_taps_it():
+    _, _, architecture = random_search(1)
+    _, cell = visualize.architecture_figure(architecture).axes
+    rails = [line for line in lines(cell, visualize._INK) if line.get_linewidth() == 1.3]
+    for name, rail in zip(("prev", "prev_prev"), rails[-7:-5], strict=True):
+        assert rail.get_ydata()[0] == labelled_places(cell)[name][1] - 0.07
+        dots = [line for line in cell.lines if line.get_marker() == "o"]
+        taps = [dot.get_xdata()[0] for dot in dots if dot.get_ydata()[0] == rail.get_ydata()[0]]
+        assert rail.get_xdata()[1] == max(taps)
+
+
 def test_every_operation_has_a_label_of_its_own():
     labels = [visualize.operation_label(name, " ") for name in OPERATIONS]
     assert labels[3:7] == ["atrous 5×5", "avg pool 3×3", "max pool 3×3", "skip"]
