@@ -1,11 +1,8 @@
 """The search on Keras' JAX backend takes the steps of `BilevelModel`."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
+from commands import run_on_jax
 
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.bilevel import BilevelModel
@@ -14,32 +11,28 @@ from auto_deeplab_tf.training.schedules import Cosine
 CLASSES, SIZE, STEPS = 4, (33, 49), 3
 CLASS_WEIGHTS = (0.5, 1.0, 2.0, 1.5)
 PROGRAM = """
-import sys
-import jax, keras, numpy as np
+import jax, keras
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.schedules import Cosine
 from benchmarks import jax_search
 
-assert "tensorflow" not in sys.modules
-classes, folder = int(sys.argv[1]), sys.argv[2]
-data = np.load(f"{folder}/in.npz")
-supernet = build_supernet(classes, 2, 1, 2, input_size=data["images"].shape[2:4])
+images, labels, class_weights = data["images"], data["labels"], data["class_weights"]
+supernet = build_supernet(len(class_weights), 2, 1, 2, input_size=images.shape[2:4])
 supernet.execution = Execution(remat=False)
-for index, variable in enumerate(supernet.variables):
-    variable.assign(data[f"variable_{index}"])
+assign(supernet)
 bilevel = jax_search.Bilevel(
     supernet,
     keras.optimizers.SGD(Cosine(steps=10), momentum=0.9),
     keras.optimizers.Adam(0.003),
-    class_weights=data["class_weights"],
+    class_weights=class_weights,
 )
-jax_search.compile_ahead(supernet, data["images"].shape[1:], threads=2)
+jax_search.compile_ahead(supernet, images.shape[1:], threads=2)
 losses = []
-for images, labels in zip(data["images"], data["labels"]):
-    losses.append(bilevel.step((images, labels), (images[::-1], labels[::-1])))
+for image, label in zip(images, labels):
+    losses.append(bilevel.step((image, label), (image[::-1], label[::-1])))
 variables = {f"variable_{i}": np.asarray(v) for i, v in enumerate(supernet.variables)}
-np.savez(f"{folder}/out.npz", losses=np.asarray(losses), **variables)
+save(losses=np.asarray(losses), **variables)
 """
 
 
@@ -53,19 +46,14 @@ def test_steps_on_jax_are_those_of_the_bilevel_model(tmp_path):
         if segment.affine is not None:
             segment.affine.assign(generator.uniform(0.5, 1.5, segment.affine.shape))
     supernet.alpha_logits.assign(generator.normal(size=supernet.alpha_logits.shape))
-    np.savez(
-        tmp_path / "in.npz",
+    theirs = run_on_jax(
+        PROGRAM,
+        tmp_path,
+        supernet.variables,
         images=images,
         labels=labels,
         class_weights=CLASS_WEIGHTS,
-        **{f"variable_{i}": np.asarray(v) for i, v in enumerate(supernet.variables)},
     )
-    subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(CLASSES), str(tmp_path)],
-        check=True,
-        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
-    )
-    theirs = np.load(tmp_path / "out.npz")
 
     model = BilevelModel(supernet, class_weights=CLASS_WEIGHTS)
     model.compile(

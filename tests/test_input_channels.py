@@ -61,11 +61,6 @@ def test_counts_equal_the_built_network(channels):
     assert result.multi_adds - rgb.multi_adds == (channels - 3) * 9 * 64 * 49 * 66
 
 
-def test_counts_refuse_other_channels():
-    with pytest.raises(ValueError, match=r"input_channels must be 1, 3 or 4. Received: 2\."):
-        count(random_architecture(2), input_size=(97, 131), input_channels=2, **SMALL)
-
-
 def test_a_supernet_of_grey_images_is_one_of_coloured_images_that_agree():
     settings = {"num_classes": 3, "num_layers": 2, "num_blocks": 1, "filter_multiplier": 2}
     size = {"input_size": (40, 45)}

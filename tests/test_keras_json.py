@@ -20,12 +20,11 @@ def run(program, home, **content):
     return done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1]
 
 
-@pytest.mark.parametrize("module", ["segmenter", "searcher"])
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("module", "content", "message"),
     [
-        ({"backend": "jax"}, "set KERAS_BACKEND=tensorflow"),
-        ({"floatx": "float16"}, "Keras' floatx must be 'float32', and is 'float16'"),
+        ("segmenter", {"backend": "jax"}, "set KERAS_BACKEND=tensorflow"),
+        ("searcher", {"floatx": "float16"}, "floatx must be 'float32', and is 'float16'"),
     ],
 )
 def test_what_cannot_train_is_named_at_import(module, content, message, tmp_path):

@@ -49,7 +49,7 @@ def train(network, steps, size, learning_rate=5e-3):
 @pytest.mark.parametrize("atrous", ["full", "separable"])
 def test_auto_deeplab_learns_in_mixed_precision(atrous):
     keras.utils.set_random_seed(0)
-    architecture = Architecture((0, 1, 1), PUBLISHED.cell, atrous)
+    architecture = Architecture((0, 1), PUBLISHED.cell, atrous)
     network = build_network(
         architecture, 3, 4, head_channels=32, decoder_channels=8, batch_norm_decay=0.9, dtype=DTYPE
     )

@@ -1,24 +1,23 @@
 """What version 0.1.0 wrote is read, and run folders resume, as they did then (tests/fixtures)."""
 
-import json
 import pathlib
 import shutil
-import subprocess
-import sys
 import tarfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from commands import run, snapshot
+from commands import call, run, snapshot
 from PIL import Image
 
-from auto_deeplab_tf import baselines
+from auto_deeplab_tf import baselines, cli, config, evaluate, predict, search
+from auto_deeplab_tf import decode as decode_command
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.decoding import decode, load_logits
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.served import load_segmenter
+from export.tensorrt import export_tensorrt
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures/0.1.0"
 SMALL_BASELINES = (
@@ -129,23 +128,23 @@ def test_a_training_resumes_as_it_did(old, tmp_path, monkeypatch):
         assert ours[name] == pytest.approx(then[name], rel=1e-3), name
 
 
-def test_a_finished_search_stays_as_it_is(old, tmp_path):
+def test_a_finished_search_stays_as_it_is(old, tmp_path, monkeypatch):
     shutil.copytree(old / "search", tmp_path / "search")
     Architecture.load(old / "search/architecture.json")
     before = snapshot(tmp_path)
-    done, _ = resumed("search", old, tmp_path, "--json")
-    assert done.returncode == 0, done.stderr
+    flags = [f"--flagfile={tmp_path}/search/flags.txt", f"--run_dir={tmp_path}/search"]
+    call(search, config.SearchConfig, flags, monkeypatch)
     assert {name: content for name, (_, content) in snapshot(tmp_path).items()} == {
         name: content for name, (_, content) in before.items()
     }
 
 
-def test_logits_decode_to_the_architecture_of_then(old, tmp_path):
+def test_logits_decode_to_the_architecture_of_then(old, tmp_path, monkeypatch):
     alpha, beta, *_ = load_logits(old / "search/logits.npz")
     architecture = Architecture.load(old / "search/architecture.json")
     assert decode(alpha, beta, "separable") == architecture
-    done = run("decode", f"--run_dir={old}/search", f"--output={tmp_path}/architecture.json")
-    assert done.returncode == 0, done.stderr
+    flags = [f"--run_dir={old}/search", f"--output={tmp_path}/architecture.json"]
+    call(decode_command, config.DecodeConfig, flags, monkeypatch)
     assert Architecture.load(tmp_path / "architecture.json") == architecture
 
 
@@ -155,16 +154,9 @@ def test_a_served_version(old, expected, tmp_path):
     assert np.mean(class_ids == expected["searched"].argmax(-1)) > 0.999
     scores = {}
     for name, model in (("folder", "saved_model"), ("file", "train/model.keras")):
-        done = run(
-            "evaluate",
-            f"--model={old}/{model}",
-            "--dataset=camvid",
-            f"--data_dir={old}/data",
-            f"--cache_dir={old}/cache",
-            f"--output_dir={tmp_path}/{name}",
-        )
-        assert done.returncode == 0, done.stderr
-        scores[name] = json.loads((tmp_path / name / "metrics.json").read_text())["miou"]
+        flags = [f"--model={old}/{model}", f"--output_dir={tmp_path}/{name}", "--dataset=camvid"]
+        flags += [f"--data_dir={old}/data", f"--cache_dir={old}/cache"]
+        scores[name] = evaluate.evaluate(cli.parse(config.EvaluateConfig, flags))["miou"]
     assert scores["folder"] == pytest.approx(scores["file"], abs=1e-3)
     assert scores["file"] == pytest.approx(
         last_row(old / "train/metrics.csv")["val_miou"], abs=0.02
@@ -173,19 +165,12 @@ def test_a_served_version(old, expected, tmp_path):
 
 def test_predict_and_export_read_an_old_model(old, expected, tmp_path):
     Image.fromarray(expected["images"][0].astype("uint8")).save(tmp_path / "a.png")
-    done = run(
-        "predict",
-        f"--model={old}/train/model.keras",
-        f"--image={tmp_path}/a.png",
-        f"--output_dir={tmp_path}/out",
-    )
-    assert done.returncode == 0, done.stderr
+    model = f"{old}/train/model.keras"
+    flags = [f"--model={model}", f"--image={tmp_path}/a.png", f"--output_dir={tmp_path}/out"]
+    predict.predict(cli.parse(config.PredictConfig, flags))
     mask = np.asarray(Image.open(tmp_path / "out/a_mask.png"))
     assert np.mean(mask == expected["searched"][0].argmax(-1)) > 0.999
-    flags = [f"--model={old}/train/model.keras", f"--output={tmp_path}/m.onnx"]
-    command = [sys.executable, "-m", "export.tensorrt", *flags, "--input_size=40x56"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    export_tensorrt(model, tmp_path / "m.onnx", (40, 56))
 
 
 def test_a_run_of_a_retired_mode_is_named(old, tmp_path):
@@ -196,6 +181,8 @@ def test_a_run_of_a_retired_mode_is_named(old, tmp_path):
     shutil.copytree(old / "search", copy)
     text = flags.read_text().replace("--mix_predecessors=false", "--mix_predecessors=true")
     (copy / "flags.txt").write_text(text)
-    done = run("search", f"--flagfile={copy}/flags.txt", f"--run_dir={copy}", "--epochs=3")
-    assert done.returncode == 2
-    assert "--mix_predecessors=true: this version has no mix_predecessors" in done.stderr
+    flags = [f"--flagfile={copy}/flags.txt", f"--run_dir={copy}", "--epochs=3"]
+    with pytest.raises(
+        cli.FlagsError, match="--mix_predecessors=true: this version has no mix_predecessors"
+    ):
+        cli.parse(config.SearchConfig, flags)

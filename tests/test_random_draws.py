@@ -54,12 +54,8 @@ def test_a_hundred_draws_decode_validate_and_count():
     assert any(0 not in architecture.levels for architecture in draws)
 
 
-@pytest.mark.parametrize("seed", range(9))
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 100))]
+)
 def test_draws_build_run_and_train_a_step(seed):
     trains_a_step(draw(seed), SIZES[seed % 3], seed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(9, 100))
-def test_the_other_draws_build_run_and_train_a_step(seed):
-    trains_a_step(draw(seed), SIZES[seed // 3 % 3], seed)

@@ -268,22 +268,22 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     assert history.epoch == [0] and not np.isfinite(history.history["loss"][0])
 
 
-@pytest.mark.parametrize("name", ["miou", "val_miou", "pixel_accuracy", "val_pixel_accuracy"])
-def test_callbacks_know_that_larger_scores_are_better(name, tmp_path):
+def test_callbacks_know_that_larger_scores_are_better(tmp_path):
     images, masks = examples(2)
-    chosen = [
-        keras.callbacks.EarlyStopping(name),
-        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", name, save_best_only=True),
-    ]
+    chosen = []
+    for name in ("miou", "val_miou", "pixel_accuracy", "val_pixel_accuracy"):
+        file = tmp_path / f"{name}.keras"
+        chosen.append(keras.callbacks.EarlyStopping(name))
+        chosen.append(keras.callbacks.ModelCheckpoint(file, name, save_best_only=True))
     model = segmenter()
     model.compile(metrics=[keras.metrics.SparseCategoricalAccuracy(name="extra")])
     history = model.fit(images, masks, validation_data=(images, masks), callbacks=chosen, verbose=0)
     assert set(history.history) >= {"loss", "miou", "extra", "val_extra", "val_miou"}
     for callback in chosen:
         assert bool(callback.monitor_op(2.0, 1.0))
-        assert float(callback.best) == pytest.approx(history.history[name][0])
+        assert float(callback.best) == pytest.approx(history.history[callback.monitor][0])
     # What is saved are the metrics of the user alone.
-    again = keras.saving.load_model(tmp_path / "best.keras")
+    again = keras.saving.load_model(file)
     assert again.get_compile_config() == model.get_compile_config()
 
 
@@ -425,8 +425,8 @@ def test_two_devices_equal_one(mirrored):
         "class_weights": (1, 2, 0.5),
         "hardest_fraction": 0.5,
         "weight_decay": 0.01,
-        # Scheduled, but so that it drops nothing: each replica draws for images of its own.
-        "drop_path_keep": 1 - 1e-6,
+        # The replicas draw what one draws for the global batch.
+        "drop_path_keep": 0.5,
     }
     one = segmenter(**settings)
     before = arrays(one.trainable_variables)
@@ -524,18 +524,6 @@ def test_the_training_drives_drop_path():
     fresh = segmenter(drop_path_keep=0.5)
     with pytest.raises(ValueError, match="drop path needs the number of steps"):
         fresh.train_step((images, masks))
-
-
-def test_mixed_precision_trains():
-    model = segmenter(dtype="mixed_bfloat16")
-    before = arrays(model.trainable_variables)
-    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
-    images, masks = examples(2)
-    history = model.fit(images, masks, verbose=0).history
-    assert np.isfinite(history["loss"][0])
-    after = arrays(model.trainable_variables)
-    assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
-    assert model(images).dtype == tf.float32
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_camvid
-from commands import check_refused, run
 
 from auto_deeplab_tf import cli, config, evaluate, served
 from auto_deeplab_tf.architecture import Architecture, Edge
@@ -143,8 +142,6 @@ def test_what_is_no_such_saved_model_is_refused_in_one_line(data, tmp_path):
         )
         with pytest.raises(ValueError, match=words):
             score(folder, data, tmp_path / "out")
-    output = f"--output_dir={tmp_path / 'out'}"
-    check_refused(run("evaluate", f"--model={floats}", output, *data), "needed is", "class_ids")
 
 
 def test_more_than_256_classes_are_read_as_16_bits():

@@ -11,15 +11,25 @@ from auto_deeplab_tf.accounting import count
 from auto_deeplab_tf.nn.counting import count_network
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_equal_to_counting_alone(seed):
-    architecture = random_architecture(seed, first_level=seed % 2)
+@pytest.mark.parametrize(
+    "seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 100))]
+)
+def test_counting_alone_equals_the_built_network(seed):
+    larger = {"max_layers": 14, "max_blocks": 6} if seed >= 50 else {}
+    architecture = random_architecture(seed, **larger)
     settings = {"num_classes": 5, "filter_multiplier": 2, "head_channels": 6, "decoder_channels": 4}
+    settings |= {"stem_channels": (3, 5, 7)} if seed % 2 else {}
     network = build_network(architecture, **settings)
     built = count_network(network, (97, 131))
     counted = count(architecture, input_size=(97, 131), **settings)
     assert (built.params, built.multi_adds) == (counted.params, counted.multi_adds)
     assert built.parts == counted.parts
+    # A row's name is the path of a layer.
+    found = dict.fromkeys((row.name for row in counted.layers), 0)
+    for variable in network.trainable_variables:
+        (name,) = [name for name in found if f"/{name}/" in f"/{variable.path}"]
+        found[name] += int(np.prod(variable.shape))
+    assert found == {row.name: row.params for row in counted.layers}
     # Its rows are finer: the convolutions of a separable operation one by one.
     by_name = {row.name: row for row in counted.layers}
     for name, row in by_name.items():

@@ -304,16 +304,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, modes):
         np.testing.assert_array_equal(*values([first, second]))
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
-    bilevel = model()
-    variables = loop.checkpointed_variables(bilevel)
-    Checkpoints(tmp_path, variables, "one").save(0)
-    with pytest.raises(ValueError, match="belongs to one, not to another"):
-        Checkpoints(tmp_path, variables, "another").restore()
-    with pytest.raises(ValueError, match="does not fit this program"):
-        Checkpoints(tmp_path, variables[:-1], "one").restore()
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where():
     bilevel = model()
 
@@ -327,18 +317,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where():
         RunError, match=r"loss became nan at step 1 \(epoch 1, learning rate 0.05\)"
     ):
         loop.fit(bilevel, data_at, epochs=3, steps_per_epoch=1, eager=True, verbose=0)
-
-
-def test_data_that_end_early_stop_the_run():
-    with pytest.raises(RunError, match="the data ended after step 1"):
-        loop.fit(
-            model(),
-            lambda step: tf.data.Dataset.from_tensors(batch(0)),
-            epochs=1,
-            steps_per_epoch=2,
-            eager=True,
-            verbose=0,
-        )
 
 
 def test_a_keras_file_holds_both_optimizers(tmp_path):
