@@ -213,7 +213,7 @@ class _Training:
         checkpoints.restore()
         model.fit(
             self._batches,
-            epochs=self._last_epoch,
+            epochs=self._epochs,  # also where it stops earlier: schedules span all steps
             steps_per_epoch=self._steps_per_epoch,
             validation_data=lambda epoch: self._validate(model, epoch),
             callbacks=self._callbacks(),
@@ -331,10 +331,19 @@ class _Training:
                 if miou > best:
                     _save(self.model, run / MODEL_FILE)
 
+        last_epoch = self._last_epoch
+
+        class StopEarly(keras.callbacks.Callback):
+            """Ends the training after the epoch that `stop_after_steps` names."""
+
+            def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+                self.model.stop_training |= epoch + 1 >= last_epoch
+
         return [
             callbacks.MetricsRow(metrics.path, METRICS),
             callbacks.TensorBoardLogs(run / "logs"),
             BestModel(),
+            StopEarly(),
         ]
 
     def _result(self, seconds: float) -> dict[str, Any]:
