@@ -9,5 +9,6 @@ a few images. Where its classes are not those of the Keras model, nothing is pub
 - `image_files` decodes and resizes in graph operations; `flatbuffer` edits TFLite files.
 - `signatures` holds the graph functions of the served SavedModel, `warmup` its warm-up requests.
 - `saved_model`, `tflite`, `tensorrt` are the entry points; `onnx` is the last one's default route.
+- `serving` is a package of its own: client, load test, stand-in server, files for the real one.
 - `provenance` writes and checks the manifest of every export; `verify` is its entry point.
 """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +21,9 @@ HEADER_BYTES = 24  # of a PNG file up to the end of its width and height
 _HEAD_BYTES = 2**17
 
 
-def decode(image_bytes: tf.Tensor, max_pixels: int, channels: int = 3) -> tf.Tensor:
+def decode(
+    image_bytes: tf.Tensor, max_pixels: int, channels: int = 3, place: Sequence[Any] = ()
+) -> tf.Tensor:
     """Decodes PNG (gray, palette, RGB, with alpha, 8 or 16 bit) or JPEG as `data.image_files` does.
 
     The size is read from the header and checked first: a file of a few kB may declare gigabytes.
@@ -29,6 +33,7 @@ def decode(image_bytes: tf.Tensor, max_pixels: int, channels: int = 3) -> tf.Ten
         max_pixels: Largest height times width.
         channels: 1: gray, of colours their luminance; 3: RGB; 4: RGB and the alpha channel of a PNG
             (255 where there is none).
+        place: Words and scalars that errors begin with.
 
     Returns:
         uint8 [H, W, channels], turned by a JPEG's EXIF orientation; 16 bits are cut to the upper 8.
@@ -41,10 +46,12 @@ def decode(image_bytes: tf.Tensor, max_pixels: int, channels: int = 3) -> tf.Ten
     header = tf.io.decode_raw(tf.strings.join([head, "\0" * HEADER_BYTES]), tf.uint8)
     is_png = tf.reduce_all(header[: len(PNG_MAGIC)] == tf.constant(list(PNG_MAGIC), tf.uint8))
     is_jpeg = tf.reduce_all(header[: len(JPEG_MAGIC)] == tf.constant(list(JPEG_MAGIC), tf.uint8))
-    known = tf.debugging.Assert(is_png | is_jpeg, ["image_bytes must hold a PNG or JPEG file."])
+    known = tf.debugging.Assert(
+        is_png | is_jpeg, [*place, "image_bytes must hold a PNG or JPEG file."]
+    )
     special = is_png & _has_png_chunk(header, b"eXIf", b"acTL")
     plain = tf.debugging.Assert(
-        ~special, ["a PNG must be a single image without EXIF data: save it again without."]
+        ~special, [*place, "a PNG must be a single image without EXIF data: save it again without."]
     )
     # An operation without state, such as a decoder, would not wait for an assertion by itself.
     with tf.control_dependencies([known, plain]):
@@ -60,7 +67,7 @@ def decode(image_bytes: tf.Tensor, max_pixels: int, channels: int = 3) -> tf.Ten
         )
     bounded = tf.debugging.Assert(
         tf.reduce_prod(size) <= max_pixels,
-        ["an image must have at most", max_pixels, "pixels, but its size is", size],
+        [*place, "an image must have at most", max_pixels, "pixels, but its size is", size],
     )
     with tf.control_dependencies([bounded]):
         image = tf.cond(

@@ -63,11 +63,13 @@ def describe(segmenter: Segmenter) -> dict[str, Any]:
     """Returns the metadata of a model that travels with its exports, as plain JSON values."""
     architecture = getattr(segmenter.network, "architecture", None)  # a baseline has none
     names = segmenter.class_names or [str(index) for index in range(segmenter.num_classes)]
+    palette = segmenter.palette
     return {
         "package": f"auto_deeplab_tf {auto_deeplab_tf.__version__}",
         "architecture": architecture and architecture.to_dict(),
         "architecture_fingerprint": architecture and architecture.fingerprint,
         "class_names": list(names),
+        "palette": None if palette is None else np.asarray(palette).tolist(),
         "image_size": segmenter.image_size,
         "input": f"{CHANNEL_NAMES[segmenter.input_channels]}, 0..255; normalised inside",
     }

@@ -40,8 +40,9 @@ class ServedSegmenter(tf.Module):
     size or, if the training images were resized to one size, to as many pixels; the logits are
     resized back to the image's own size before the argmax. A network of 4 channels does not have
     this signature. The pixels of a mask are class ids. The names end in `_bytes` because TensorFlow
-    Serving's REST interface sends such strings as base64. Images smaller than 32 pixels are an
-    InvalidArgumentError in every signature.
+    Serving's REST interface sends such strings as base64. Images smaller than 32 pixels, and values
+    that are not finite, are an InvalidArgumentError in every signature: a batch is refused whole,
+    and where this module checks, the message names the place of the image in it.
 
     Args:
         segmenter: The model.
@@ -113,7 +114,12 @@ class ServedSegmenter(tf.Module):
         # Convolutions of an empty batch fail on CPU: one black image takes its place.
         count = tf.shape(images)[0]
         missing = tf.cast(count == 0, tf.int32)
-        return self._forward(tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]))[:count]
+        finite = tf.reduce_all(tf.math.is_finite(images), axis=[1, 2, 3])
+        bad = tf.where(~finite)[:, 0]
+        rule = ["images must be finite, but are not at these places of the batch:", bad]
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(finite), rule)]):
+            images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
+        return self._forward(images)[:count]
 
     def _class_ids(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         return {
@@ -126,15 +132,20 @@ class ServedSegmenter(tf.Module):
     def _encoded_image(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         # One image at a time: sizes differ, and max_image_pixels bounds the memory of one pass.
         masks = tf.map_fn(
-            self._mask,
-            image_bytes,
+            lambda each: self._mask(*each),
+            (tf.range(tf.size(image_bytes)), image_bytes),
             fn_output_signature=tf.TensorSpec([], tf.string),
             parallel_iterations=1,
         )
         return {"mask_png_bytes": masks}
 
-    def _mask(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        image = image_files.decode(image_bytes, self._max_image_pixels, self._channels)
+    def _mask(self, index: tf.Tensor, image_bytes: tf.Tensor) -> tf.Tensor:
+        image = image_files.decode(
+            image_bytes,
+            self._max_image_pixels,
+            self._channels,
+            place=("image", index, "of a batch:"),
+        )
         size = tf.shape(image)[:2]
         seen = image_files.input_size(size, self._input_size, self._trained_size)
         logits = self._forward(image_files.resize(image, seen)[None])

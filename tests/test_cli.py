@@ -76,6 +76,10 @@ COMMANDS = {
     "export.tflite": config.TFLiteConfig,
     "export.tensorrt": config.TensorRTConfig,
     "export.verify": config.VerifyConfig,
+    "export.serving.client": config.ServingClientConfig,
+    "export.serving.load_test": config.LoadTestConfig,
+    "export.serving.native": config.NativeConfig,
+    "export.serving.stand_in": config.StandInConfig,
 }
 
 
@@ -307,6 +311,7 @@ def test_a_run_is_repeated_from_its_flag_file(config_class, tmp_path):
         config.TrainConfig: ["--architecture=a.json"],
         config.SelectConfig: ["--num_random=1"],
         config.SummarizeConfig: ["--architecture=a.json"],
+        config.StandInConfig: ["--model_base_path=a"],
         config.DecodeConfig: ["--run_dir=a", "--filter_multiplier=8,12"],
     }.get(config_class, [])
     options = cli.parse(config_class, arguments)

@@ -26,6 +26,7 @@ GROUPS = [
     "training.",
     "visualize",
     "overlay",
+    "image_results",
     "segmenter",
     "served",
     "searcher",

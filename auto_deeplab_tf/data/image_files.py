@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from auto_deeplab_tf.config.options import MAX_IMAGE_PIXELS
@@ -294,6 +293,8 @@ class Decoded:
         """
         image, mode = self.image, self.mode
         if self.depth == 16 and self.format == "PNG":
+            import tensorflow as tf  # a client of a server starts without it
+
             # Pillow cuts 16-bit colours to 8 bits.
             return _turned(tf.io.decode_png(self.data, dtype=tf.uint16).numpy(), self.orientation)
         if self.depth == 16 and _is_tiff(image) and mode not in _GRAY_16:
@@ -466,6 +467,8 @@ def _deep_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes) -> np.ndarray:
 def encode_png(array: np.ndarray) -> bytes:
     """Encodes uint8 or uint16 [h, w] or [h, w, c] as a PNG file."""
     if array.dtype == np.uint16:  # Pillow writes 16 bits of one channel only
+        import tensorflow as tf
+
         return tf.io.encode_png(array if array.ndim == 3 else array[..., None]).numpy()
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array).save(buffer, "PNG")

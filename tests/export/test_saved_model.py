@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import struct
 import subprocess
@@ -21,6 +22,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from auto_deeplab_tf import Segmenter
 from export import common, signatures
 from export.saved_model import export_saved_model
+from export.serving import native
 
 SIZES = [(97, 129), (64, 32), (33, 80)]
 
@@ -257,24 +259,65 @@ def test_the_network_is_in_the_file_once(functions, segmenter):
     assert calls.count("Conv2D") == len(layers) > 10
 
 
-def test_the_loader_of_the_server_answers_alike(exported, graph, answer, tmp_path):
-    """The C++ loader alone, without Python TensorFlow: the way TensorFlow Serving goes."""
-    library = pathlib.Path(tf.__file__).parent / "libtensorflow_cc.so.2"
-    if not library.exists():
-        pytest.skip(f"this TensorFlow has no {library.name}")
+def test_the_loader_of_the_server_predicts_alike(exported, served, answer, tmp_path):
+    """Every signature by the C++ loader alone, without Python TensorFlow, as a server loads it."""
+    if native.library_path() is None:
+        pytest.skip(f"this TensorFlow has no {native.LIBRARY}")
     images = common.random_images(2, (97, 129), seed=12)
-    np.save(tmp_path / "images.npy", images)
-    signature = graph.signature_def["serving_default"]
-    tensors = (signature.inputs["images"].name, signature.outputs["class_ids"].name)
-    files = (tmp_path / "images.npy", tmp_path / "class_ids.npy")
+    pixels = images.astype(np.uint8)
+    files = [png(pixels[0]), jpeg(pixels[1])]
+    requests = [
+        ("serving_default", {"images": images}),
+        ("probabilities", {"images": images}),
+        ("encoded_image", {"image_bytes": np.array(files, object)}),
+        ("labels", {"class_ids": np.array([2, 0, 9], np.int32)}),
+        ("metadata", {}),
+        ("serving_default", {"images": images[:0]}),
+        ("encoded_image", {"image_bytes": np.array([], object)}),
+        ("encoded_image", {"image_bytes": np.array([b"junk"], object)}),
+        ("metadata", {}),  # a constant, which the first response must not have freed
+    ]
+    (tmp_path / "requests").write_bytes(pickle.dumps(requests))
     client = pathlib.Path(__file__).with_name("native_client.py")
-    subprocess.run(
-        [sys.executable, client, library, exported.path, *tensors, *files],
+    done = subprocess.run(
+        [sys.executable, client, exported.path, tmp_path / "requests", tmp_path / "responses"],
         check=True,
         capture_output=True,
-        timeout=120,
+        text=True,
+        timeout=240,
     )
-    check_same(np.load(files[1]), images, answer)
+    print(done.stdout)  # the latencies
+    *responses, empty, no_files, refused, again = pickle.loads(
+        (tmp_path / "responses").read_bytes()
+    )
+    assert responses[0]["class_ids"].dtype == np.int32
+    check_same(responses[0]["class_ids"], images, answer)
+    np.testing.assert_allclose(responses[1]["probabilities"], answer(images)[1], atol=1e-4)
+    expected = [np.asarray(mask) for mask in masks(served, *files)]
+    for found, mask in zip(responses[2]["mask_png_bytes"], expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(found))), mask)
+    names = [name.decode() for name in responses[3]["names"]]
+    assert names == ["Häuser", "road", "unknown"]
+    metadata = (exported.path / "assets.extra" / "metadata.json").read_text().strip()
+    assert responses[4]["metadata_json"].item().decode() == metadata
+    assert again["metadata_json"].item().decode() == metadata
+    assert empty["class_ids"].shape == (0, 97, 129)
+    assert no_files["mask_png_bytes"].shape == (0,)
+    assert refused[0] == native.INVALID_ARGUMENT and "must hold a PNG or JPEG" in refused[1]
+
+
+def test_values_that_are_not_finite_are_refused_with_their_place(served):
+    images = np.zeros((3, 40, 50, 3), np.float32)
+    images[1, 3, 4, 0], images[2, 0, 0, 2] = np.nan, np.inf
+    for name in ("serving_default", "probabilities"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"(?s)not at these.*\[1 2\]"):
+            served.signatures[name](images=tf.constant(images))
+
+
+def test_an_encoded_image_that_is_refused_is_named(served):
+    good = png(np.zeros((40, 50, 3), np.uint8))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[image\] \[2\] \[of a batch"):
+        masks(served, good, good, b"junk")
 
 
 def test_warm_up_requests_are_answered(model_file, segmenter, tmp_path):
