@@ -309,7 +309,7 @@ def test_a_run_is_repeated_from_its_flag_file(config_class, tmp_path):
             arguments.append(f"--{'no' if field.default else ''}{field.name}")
     arguments += {
         config.TrainConfig: ["--architecture=a.json"],
-        config.SelectConfig: ["--num_random=1"],
+        config.SelectConfig: ["--num_random=1", "--max_params=1000"],
         config.SummarizeConfig: ["--architecture=a.json"],
         config.StandInConfig: ["--model_base_path=a"],
         config.DecodeConfig: ["--run_dir=a", "--filter_multiplier=8,12"],

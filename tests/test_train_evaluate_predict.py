@@ -204,7 +204,7 @@ def test_a_bare_network_is_evaluated_and_predicts(finished, model, places, pictu
     predict.predict(prediction(tmp_path / "bare", folder / "rgb.png", tmp_path / "masks"))
     mask = np.asarray(Image.open(tmp_path / "masks" / "rgb_mask.png"))
     np.testing.assert_array_equal(
-        mask, model.predict_class_ids(predict.read_image(folder / "rgb.png"))
+        mask, model.predict_class_ids(np.asarray(Image.open(folder / "rgb.png")))
     )
 
 

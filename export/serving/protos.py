@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import math
 import sys
+import threading
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +39,7 @@ GRPC_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),
 )
+_LOCK = threading.Lock()
 
 
 def load(name: str) -> types.ModuleType:
@@ -48,15 +50,16 @@ def load(name: str) -> types.ModuleType:
     """
     if name in sys.modules or "tensorflow" in sys.modules:
         return common.require(name)
-    spec = importlib.util.find_spec("tensorflow")
-    stub = types.ModuleType("tensorflow")
-    stub.__path__ = list((spec and spec.submodule_search_locations) or ())
-    sys.modules["tensorflow"] = stub
-    try:
-        return common.require(name)
-    finally:
-        # The packages below stay: TensorFlow imports them again by their names.
-        del sys.modules["tensorflow"]
+    with _LOCK:
+        spec = importlib.util.find_spec("tensorflow")
+        stub = types.ModuleType("tensorflow")
+        stub.__path__ = list((spec and spec.submodule_search_locations) or ())
+        sys.modules["tensorflow"] = stub
+        try:
+            return common.require(name)
+        finally:
+            # The packages below stay: TensorFlow imports them again by their names.
+            del sys.modules["tensorflow"]
 
 
 def to_array(proto: Any) -> np.ndarray:
