@@ -75,6 +75,8 @@ def to_array(proto: Any) -> np.ndarray:
     if proto.tensor_shape.unknown_rank or min(shape, default=0) < 0:
         raise UserError("the shape of a tensor must be known.")
     count = math.prod(shape)
+    if math.prod(side or 1 for side in shape) > 2**40:
+        raise UserError(f"a tensor of shape {shape} is too large.")
     if proto.tensor_content:
         size = count * dtype.itemsize
         if dtype.kind == "O" or len(proto.tensor_content) != size:
@@ -84,16 +86,16 @@ def to_array(proto: Any) -> np.ndarray:
             )
         content: np.ndarray = np.frombuffer(proto.tensor_content, dtype)
         return content.reshape(shape)
-    if dtype == np.float16:
-        raise UserError("float16 tensors must use tensor_content.")
-    values = list(getattr(proto, _VALUE_FIELDS.get(dtype.name, "int_val")))
-    if len(values) > count or (count and not values and dtype.kind == "O"):
+    values: Any = list(getattr(proto, _VALUE_FIELDS.get(dtype.name, "int_val")))
+    if dtype == np.float16:  # as the integers of their bits
+        values = np.array(proto.half_val, np.uint16).view(dtype)
+    if len(values) > count or (count and not len(values) and dtype.kind == "O"):
         raise UserError(f"a tensor of shape {shape} cannot hold {len(values)} values.")
     if count > len(values) and count * dtype.itemsize > 2**28:
         raise UserError(f"a tensor of shape {shape} is larger than 256 MiB.")
     # The last value stands for the rest, zero where there is none.
     found: np.ndarray = np.empty(count, dtype)
-    found[:] = values[-1] if values else 0
+    found[:] = values[-1] if len(values) else 0
     found[: len(values)] = values
     return found.reshape(shape)
 
