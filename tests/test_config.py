@@ -21,6 +21,7 @@ NEEDED = {
     config.SelectConfig: {"num_random": 1},
     config.SummarizeConfig: {"architecture": "auto_deeplab"},
     config.NetworkChoiceConfig: {"architecture": "auto_deeplab"},
+    config.StandInConfig: {"model_base_path": "served"},
 }
 
 
@@ -111,7 +112,24 @@ def test_every_bound_is_held(config_class):
         (
             config.SearchConfig,
             {"epochs": 4, "arch_start_epoch": 5},
-            "arch_start_epoch=5 must not be greater than epochs=4",
+            "arch_start_epoch=5 must not be greater than epochs=4: alpha and beta would never ",
+        ),
+        *(
+            (
+                config.SearchConfig,
+                {"formulation": "plain"} | other,
+                "formulation=plain needs distribution_strategy=one_device and dtype_policy=float32",
+            )
+            for other in (
+                {"distribution_strategy": "mirrored"},
+                {"dtype_policy": "mixed_bfloat16"},
+            )
+        ),
+        (
+            config.SearchConfig,
+            {"jit_compile": "true", "distribution_strategy": "mirrored"},
+            "^jit_compile=true needs distribution_strategy=one_device: inside a function that XLA "
+            "compiles, replicas cannot share the statistics of a batch$",
         ),
         (
             config.SearchConfig,
@@ -284,6 +302,9 @@ def test_settings_that_belong_together_are_accepted():
     config.DecodeConfig(logits="a.npz", output="b.json")
     config.DecodeConfig(run_dir="a", max_params=3, filter_multiplier=(8,))
     config.TFLiteConfig(**EXPORT, precision="int8", calibration_dir="c")
+    config.SearchConfig(run_dir="a", formulation="plain", jit_compile="true")
+    other = {"dtype_policy": "mixed_float16", "distribution_strategy": "mirrored"}
+    config.SearchConfig(run_dir="a", jit_compile="auto", **other)
 
 
 def test_options_cannot_be_changed():
