@@ -59,7 +59,7 @@ def check_names(paths: Sequence[Path], output_dir: Path) -> None:
         by_stem[path.stem] = path
     inputs = {path.resolve() for path in paths}
     for stem in by_stem:
-        for result in _results(output_dir, stem):
+        for result in results_of(output_dir, stem):
             if result.resolve() in inputs:
                 raise FieldError(
                     f"{result} is one of the images and would be overwritten: name another "
@@ -68,7 +68,8 @@ def check_names(paths: Sequence[Path], output_dir: Path) -> None:
                 )
 
 
-def _results(output_dir: Path, stem: str) -> tuple[Path, Path]:
+def results_of(output_dir: Path, stem: str) -> tuple[Path, Path]:
+    """Returns the files of the mask and of the overlay of an image."""
     return output_dir / f"{stem}_mask.png", output_dir / f"{stem}_overlay.png"
 
 
@@ -94,7 +95,7 @@ def write_results(
 
     if palette is None:
         palette = overlay.default_palette(num_classes)
-    mask, drawing = _results(output_dir, stem)
+    mask, drawing = results_of(output_dir, stem)
     overlay.save_png(mask, class_ids.astype(np.uint8 if num_classes <= 256 else np.uint16))
     overlay.save_png(drawing, overlay.overlay(overlay.displayable(image), class_ids, palette))
     return mask, drawing

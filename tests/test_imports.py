@@ -27,6 +27,8 @@ GROUPS = [
     "visualize",
     "overlay",
     "image_results",
+    "tiling",
+    "video",
     "segmenter",
     "served",
     "searcher",

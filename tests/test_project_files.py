@@ -42,10 +42,10 @@ def declared(*requirements):
     ("folder", "extras"),
     [
         # dev: JAX, for the fast paths on that backend.
-        ("auto_deeplab_tf", ("references", "dev")),
+        ("auto_deeplab_tf", ("references", "media", "dev")),
         ("export", ("export",)),
         ("benchmarks", ("export", "references", "dev")),
-        ("tests", ("export", "references", "dev")),
+        ("tests", ("export", "references", "media", "dev")),
     ],
 )
 def test_every_imported_package_is_declared(folder, extras):

@@ -647,6 +647,61 @@ def test_predict_refuses_what_it_cannot_do(finished, pictures, tmp_path):
         predict.predict(prediction(finished, tmp_path / "empty", output))
 
 
+def test_a_tile_as_large_as_the_image_predicts_the_same(finished, pictures, tmp_path):
+    folder, _ = pictures
+    for more in ([], ["--input_size=64x48"]):
+        plain, tiled = tmp_path / f"plain{len(more)}", tmp_path / f"tiled{len(more)}"
+        predict.predict(prediction(finished, folder, plain, *more))
+        result = predict.predict(prediction(finished, folder, tiled, "--tile=64x64", *more))
+        assert result["failures"] == []
+        assert all(row["tile"] == [40, 52] and row["overlap"] == 8 for row in result["images"])
+        for path in plain.iterdir():
+            np.testing.assert_array_equal(Image.open(path), Image.open(tiled / path.name))
+
+
+def test_an_image_in_tiles(finished, model, tmp_path):
+    """Where a pixel belongs to one tile, its class is that of the tile alone."""
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.tif")
+    done = run(
+        "predict",
+        f"--model={finished / 'model.keras'}",
+        f"--image={tmp_path / 'image.tif'}",
+        f"--output_dir={tmp_path / 'out'}",
+        *("--tile=50x40", "--overlap=10", "--max_image_pixels=1024", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"][0]["overlap"] == 10
+    mask = np.asarray(Image.open(tmp_path / "out" / "image_mask.png"))
+    for start, part in ((0, slice(0, 30)), (30, slice(40, 70))):
+        alone = model.predict_class_ids(image[:, start : start + 40])
+        np.testing.assert_array_equal(mask[:, part], alone[:, part.start - start :][:, :30])
+
+
+def test_a_video_is_drawn_frame_by_frame(finished, model, tmp_path):
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    path = tmp_path / "drive.mp4"
+    writer = imageio_ffmpeg.write_frames(str(path), (64, 48), fps=5, macro_block_size=2)
+    writer.send(None)
+    for value in (30, 120, 220):
+        writer.send(np.full((48, 64, 3), value, np.uint8))
+    writer.close()
+    result = predict.predict(prediction(finished, path, tmp_path / "out"))
+    (row,) = result["videos"]
+    assert (row["num_frames"], row["size"], row["fps"]) == (3, [48, 64], 5)
+    assert row["frames_per_second"] > 0 and result["num_images"] == 0
+
+    def frames(file):
+        _, *content = imageio_ffmpeg.read_frames(str(file))
+        return [np.frombuffer(frame, np.uint8).reshape(48, 64, 3) for frame in content]
+
+    for frame, drawn in zip(frames(path), frames(row["overlay"]), strict=True):
+        expected = overlay.overlay(frame, model.predict_class_ids(frame), model.palette)
+        assert np.abs(drawn.astype(int) - expected).mean() < 12
+    failed = predict.predict(prediction(finished, path, tmp_path / "out", "--tile=64x64"))
+    assert "tile is for images" in failed["failures"][0]
+
+
 @pytest.mark.slow
 def test_a_mirrored_training_runs_to_its_end(places, tmp_path, mirrored):
     path = tmp_path / "mirrored"

@@ -771,12 +771,36 @@ class EvaluateConfig(DatasetConfig, ModelConfig):
 class PredictConfig(ModelConfig):
     """Settings of the prediction of masks for images."""
 
-    image: str = flag(help="an image, a folder of images, or a glob", metavar="PATH", path=True)
+    image: str = flag(
+        help="an image, a folder of images, a glob, or a video", metavar="PATH", path=True
+    )
     output_dir: str = _output(help="folder for the masks and overlays", metavar="DIR", path=True)
     input_size: Size | None = changed(EvaluateConfig, "input_size", None, group="run")
     max_image_pixels: int = changed(
         DataFilesConfig, "max_image_pixels", MAX_IMAGE_PIXELS, group="run"
     )
+    tile: Size | None = flag(
+        None,
+        "predict in tiles of this size, for images larger than memory (default: as a whole)",
+        minimum=MINIMUM_SIZE,
+    )
+    overlap: int | None = flag(
+        None, "pixels over which tiles are blended (default: an eighth of a tile)", minimum=0
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.overlap is None:
+            return
+        if self.tile is None:
+            raise FieldError("overlap is for tiles: give tile too. Received: no tile", "overlap")
+        if 3 * self.overlap > min(self.tile):
+            height, width = self.tile
+            raise FieldError(
+                f"overlap={self.overlap} must be at most a third of tile={height}x{width}",
+                "overlap",
+                "tile",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
