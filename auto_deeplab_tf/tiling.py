@@ -179,7 +179,7 @@ class TiffWindows:
         if len(pages) != 1:
             raise UserError(f"it holds {len(pages)} images; give one in a file")
         page = pages[0]
-        photometric = page.photometric.name
+        photometric = getattr(page.photometric, "name", page.photometric)
         if photometric not in ("MINISBLACK", "RGB", "YCBCR") or page.imagedepth != 1:
             raise UserError(f"its colours are {photometric}; windows are read of gray and RGB")
         if page.tags.valueof(_ORIENTATION, 1) != 1:
@@ -196,7 +196,7 @@ class TiffWindows:
             self._part = (min(page.rowsperstrip, self.size[0]), self.size[1])
         self._across = -(-self.size[1] // self._part[1])
         self._down = -(-self.size[0] // self._part[0])
-        self._separate = page.planarconfig.value == 2 and page.samplesperpixel > 1
+        self._separate = page.planarconfig == 2 and page.samplesperpixel > 1
         self._cache: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -232,13 +232,12 @@ class TiffWindows:
             return self._cache[index]
         page = self._page
         count = page.databytecounts[index]
-        content = None
-        if count:
+        with _readable():
             self._file.filehandle.seek(page.dataoffsets[index])
-            content = self._file.filehandle.read(count)
-        decoded, _, shape = page.decode(content, index, jpegtables=page.jpegtables)
-        part = np.zeros(shape, page.dtype) if decoded is None else np.asarray(decoded)
-        part = part.reshape(shape)[0]  # of the depth, 1
+            content = self._file.filehandle.read(count) if count else None
+            decoded, _, shape = page.decode(content, index, jpegtables=page.jpegtables)
+            part = np.zeros(shape, page.dtype) if decoded is None else np.asarray(decoded)
+            part = part.reshape(shape)[0]  # of the depth, 1
         self._cache[index] = part
         while sum(each.nbytes for each in self._cache.values()) > _CACHE_BYTES:
             self._cache.popitem(last=False)
@@ -274,12 +273,21 @@ def open_windows(path: Path, channels: int, max_pixels: int) -> Iterator[Windows
         raise MissingExtraError(
             f"tiles of a TIFF need tifffile ({error}): pip install auto_deeplab_tf[media]"
         ) from error
+    with contextlib.ExitStack() as stack:
+        with _readable():
+            file = stack.enter_context(tifffile.TiffFile(path))
+            windows = TiffWindows(file, channels)
+        yield windows
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Turns what tifffile and the decoders raise of a damaged file into an error for the user."""
     try:
-        with tifffile.TiffFile(path) as file:
-            yield TiffWindows(file, channels)
-    except UserError:
+        yield
+    except (UserError, OSError, MemoryError):
         raise
-    except (ValueError, NotImplementedError, zlib.error, struct.error) as error:
+    except Exception as error:  # each compression has a decoder with errors of its own
         raise UserError(f"it cannot be read as a TIFF: {error}") from error
 
 

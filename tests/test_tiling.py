@@ -126,22 +126,30 @@ def test_tiffs_that_are_refused(tmp_path):
     )
     with pytest.raises(UserError, match="orientation"), tiling.open_windows(path, 3, 1):
         pass
-    path.write_bytes(b"II*\0junk")
+    path.write_bytes(b"junk")
     with (
         pytest.raises(UserError, match="cannot be read as a TIFF"),
         tiling.open_windows(path, 3, 1),
     ):
         pass
+    write_tiff(path, np.arange(1600).astype(np.uint8).reshape(40, 40), compression="deflate")
+    content = path.read_bytes()
+    with tifffile.TiffFile(path) as file:
+        start = file.pages[0].dataoffsets[0]
+    path.write_bytes(content[: start + 5] + b"junk" * 8 + content[start + 37 :])
+    with tiling.open_windows(path, 3, 1) as windows:
+        with pytest.raises(UserError, match="cannot be read as a TIFF"):
+            windows.read(0, 0, 40, 40)
 
 
 def test_memory_is_that_of_a_tile(tmp_path):
     """A prediction of an image of 24 million pixels, in a few MB."""
     size = (4000, 6000)
     path = tmp_path / "large.tif"
-    file = tifffile.memmap(path, shape=(*size, 3), dtype=np.uint8, tile=(256, 256))
-    file[1000:1010, 2000:2010] = 255
-    file.flush()
-    del file
+    image = np.zeros((*size, 3), np.uint8)
+    image[1000:1010, 2000:2010] = 255
+    write_tiff(path, image, tile=(256, 256), photometric="rgb")
+    del image
     tracemalloc.start()
     try:
         with (

@@ -378,7 +378,8 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise UserError(
             f"an image must have at most {max_pixels} pixels; found {height}x{width} = "
-            f"{width * height}: predict it in tiles (tile), or raise max_image_pixels if the memory allows"
+            f"{width * height}: cut it into tiles (predict does, by tile), or raise "
+            "max_image_pixels if the memory allows"
         )
 
 
