@@ -306,7 +306,9 @@ class PngWriter:
 
     def __init__(self, path: Path, size: tuple[int, int], channels: int = 1, bits: int = 8) -> None:
         self._path, self._size, self._bits = path, size, bits
-        self._partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{path.suffix}.part")
+        # The mask and the overlay of an image are written at the same time.
+        name = f".{os.getpid()}-{threading.get_ident()}-{id(self)}.part"
+        self._partial = path.with_name(name)
         self._rows = 0
         self._compress = zlib.compressobj(6)
         color = {1: 0, 3: 2}[channels]

@@ -193,3 +193,13 @@ def test_a_png_written_in_parts(shape, bits, tmp_path):
     with pytest.raises(ValueError, match="0 rows were written of 37"):
         with tiling.PngWriter(path, shape[:2]):
             pass
+
+
+def test_two_files_are_written_at_the_same_time(tmp_path):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    rows = np.ones((4, 5), np.uint8)
+    with tiling.PngWriter(paths[0], (4, 5)) as first, tiling.PngWriter(paths[1], (4, 5)) as second:
+        first.write(rows)
+        second.write(2 * rows)
+    for value, path in enumerate(paths, 1):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), value * rows)

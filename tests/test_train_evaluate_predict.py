@@ -13,7 +13,7 @@ from PIL import Image
 
 from auto_deeplab_tf import cli, config, evaluate, overlay, predict, train
 from auto_deeplab_tf.architecture import Architecture, Edge
-from auto_deeplab_tf.data import pipeline, sets
+from auto_deeplab_tf.data import image_files, pipeline, sets
 from auto_deeplab_tf.served import load_segmenter
 
 ARCHITECTURE = Architecture(
@@ -593,7 +593,7 @@ def test_predict_writes_a_mask_and_an_overlay_of_each_image(finished, model, pic
         f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "overlay")
     )
     for row, stem in zip(result["images"], stems, strict=True):
-        image = predict.read_image(folder / row["image"])
+        image = image_files.read_photograph((folder / row["image"]).read_bytes(), channels=3)
         mask = np.asarray(Image.open(output / f"{stem}_mask.png"))
         assert mask.dtype == np.uint8 and row["size"] == [40, 52]
         np.testing.assert_array_equal(mask, model.predict_class_ids(image))
