@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import LiteralPath
 from export import common
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def convert(graph: pathlib.Path, metadata: Mapping[str, str]) -> onnx.ModelProto
     from tensorflow.python.framework import convert_to_constants
 
     package = common.require("onnx")
-    loaded = tf.saved_model.load(str(graph))
+    literal = LiteralPath(graph)
+    loaded = tf.saved_model.load(literal.path)
     function = loaded.signatures["serving_default"]
     try:
         with common.quiet():

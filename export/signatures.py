@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf.files import LiteralPath
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.segmenter import Segmenter
 from export import common, image_files
@@ -200,7 +201,8 @@ def check(
     Raises:
         common.Disagreement: If a signature returns something else.
     """
-    signatures = tf.saved_model.load(str(folder)).signatures
+    literal = LiteralPath(folder)
+    signatures = tf.saved_model.load(literal.path).signatures
     agreements = []
     for batch, reference in zip(images, references, strict=True):
         inputs = tf.constant(batch)

@@ -23,6 +23,7 @@ import numpy as np
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.errors import RunError, UserError
+from auto_deeplab_tf.files import LiteralPath
 from export import common, provenance
 
 cli.define(config.TensorRTConfig)
@@ -171,7 +172,8 @@ def check_saved_model(
     """
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(folder))
+    literal = LiteralPath(folder)
+    loaded = tf.saved_model.load(literal.path)
     serve = loaded.signatures["serving_default"]
     class_ids = [serve(images=tf.constant(image[None]))["class_ids"].numpy() for image in images]
     # It gives no probabilities, so only the classes can be judged.

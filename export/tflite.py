@@ -21,6 +21,7 @@ import numpy as np
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import LiteralPath
 from export import common
 
 cli.define(config.TFLiteConfig)
@@ -124,8 +125,9 @@ def convert(
 
     from export import flatbuffer
 
+    literal = LiteralPath(graph)
     converter = tf.lite.TFLiteConverter.from_saved_model(
-        str(graph), signature_keys=["serving_default"]
+        literal.path, signature_keys=["serving_default"]
     )
     if precision != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]

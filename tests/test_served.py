@@ -59,7 +59,7 @@ def score(model, data, output_dir, *more):
 
 
 def test_a_saved_model_has_the_scores_of_its_keras_file(model_file, data, tmp_path):
-    exported = export_saved_model(model_file, tmp_path / "served").path
+    exported = export_saved_model(model_file, tmp_path / "served [1]").path
     expected = score(model_file, data, tmp_path / "keras")
     assert expected["pixel_accuracy"] > 0
     # The folder of versions, and the version itself.

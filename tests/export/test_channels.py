@@ -53,7 +53,7 @@ def test_saved_model(exported_from, tmp_path):
 
 def test_tflite(exported_from, tmp_path):
     channels, path, images, expected = exported_from
-    file = tflite.export_tflite(path, tmp_path / "model.tflite", SIZE).path
+    file = tflite.export_tflite(path, tmp_path / "f[1]" / "model.tflite", SIZE).path
     answer = tflite.run(file.read_bytes(), images[:1])[0]
     assert np.mean(answer == expected[:1]) > 0.999
 
@@ -63,7 +63,7 @@ def test_onnx(exported_from, tmp_path):
 
     channels, path, _, _ = exported_from
     # The exporter itself compares the file's answers with those of Keras.
-    file = tensorrt.export_tensorrt(path, tmp_path / "model.onnx", SIZE, "onnx").path
+    file = tensorrt.export_tensorrt(path, tmp_path / "f[1]" / "model.onnx", SIZE, "onnx").path
     shape = onnx.load(file).graph.input[0].type.tensor_type.shape
     assert [dimension.dim_value for dimension in shape.dim] == [1, *SIZE, channels]
 
