@@ -8,6 +8,7 @@ With --tile, an image is segmented tile by tile, and a TIFF is read window by wi
 larger than memory. For a video, STEM_overlay.mp4 is written.
 """
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,24 @@ def _palette(model: Any) -> Any:
     return overlay.default_palette(model.num_classes) if model.palette is None else model.palette
 
 
+@functools.lru_cache(maxsize=1)
+def _network(model: Any) -> Any:
+    """The graph function of all tiles: images, size of the result or None -> logits."""
+    import tensorflow as tf
+
+    from auto_deeplab_tf.nn.resize import resize_bilinear
+    from auto_deeplab_tf.training import whole_images
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def network(images: Any, size: Any) -> Any:
+        found = whole_images.logits(
+            lambda batch: model(batch, training=False), images, model.network.mean
+        )
+        return found if size is None else resize_bilinear(found, (size[0], size[1]))
+
+    return network
+
+
 def _predict_tiled(
     model: Any, path: Path, output_dir: Path, options: config.PredictConfig
 ) -> dict[str, Any]:
@@ -121,8 +140,6 @@ def _predict_tiled(
 
     from auto_deeplab_tf import overlay
     from auto_deeplab_tf.data.resizing import resize_image
-    from auto_deeplab_tf.nn.resize import resize_bilinear
-    from auto_deeplab_tf.training import whole_images
 
     assert options.tile is not None
     overlap = min(options.tile) // 8 if options.overlap is None else options.overlap
@@ -132,17 +149,14 @@ def _predict_tiled(
         # A tile is seen as an image of its size would be.
         seen = model.command_input_size(size, options.input_size)
 
-        @tf.function(autograph=False)
-        def network(images: Any) -> Any:
-            found = whole_images.logits(
-                lambda batch: model(batch, training=False), images, model.network.mean
-            )
-            return found if seen == size else resize_bilinear(found, size)
+        network = _network(model)
 
         def logits(*window: int) -> Any:
             part = image.read(*window)
-            part = part if seen == size else resize_image(part, seen)
-            return network(tf.constant(part[None], tf.float32))[0].numpy()
+            if seen == size:
+                return network(tf.constant(part[None], tf.float32), None)[0].numpy()
+            part = tf.cast(resize_image(part, seen)[None], tf.float32)
+            return network(part, tf.constant(size))[0].numpy()
 
         mask, drawing = results_of(output_dir, path.stem)
         bits = 8 if model.num_classes <= 256 else 16
