@@ -68,7 +68,8 @@ def last_row(path):
     """The numbers of the last row of a metrics.csv, by column."""
     header, *_, last = path.read_text().splitlines()
     row = dict(zip(header.split(","), last.split(","), strict=True))
-    return {name: float(value) for name, value in row.items() if name not in ("levels", "cell")}
+    texts = ("levels", "cell", "collapse")
+    return {name: float(value) for name, value in row.items() if value and name not in texts}
 
 
 def check_logits(model, images, expected):
@@ -108,7 +109,8 @@ def test_a_search_resumes_as_it_did(old, tmp_path):
     done, folder = resumed("search", old, tmp_path, "--epochs=3")
     assert done.returncode == 0, done.stderr
     ours, then = last_row(folder / "metrics.csv"), last_row(old / "resumed/search/metrics.csv")
-    assert ours.keys() == then.keys() and ours["epoch"] == 2
+    # A search scores more now.
+    assert ours.keys() >= then.keys() and ours["epoch"] == 2
     for name in ("step", "loss", "arch_loss", "learning_rate", "alpha_entropy", "beta_entropy"):
         assert ours[name] == pytest.approx(then[name], rel=1e-3), name
     with np.load(old / "resumed/search/logits.npz") as logits:
