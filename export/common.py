@@ -276,9 +276,9 @@ class Tolerance:
         )
 
 
-# For float32 arithmetic in another order. Measured: 1e-7 to 1e-5; 6e-4 at single pixels (1e-6 on
-# average) of a network after 8 steps, whose logits reach some hundreds.
-EXACT = Tolerance(same_class=0.999, max_error=1e-3, mean_error=1e-5, tie=1e-4)
+# For float32 arithmetic in another order. Measured: 1e-7 to 1e-5; of a network after 8 steps, whose
+# logits reach some hundreds, up to 6e-4 at single pixels and 1.1e-5 on average.
+EXACT = Tolerance(same_class=0.999, max_error=1e-3, mean_error=1e-4, tie=1e-4)
 
 
 def compare(
