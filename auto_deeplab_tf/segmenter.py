@@ -286,6 +286,10 @@ class Segmenter(keras.Model):
             RunError: If the loss is not finite.
         """
         inputs.refuse_weights(class_weight=class_weight, sample_weight=sample_weight)
+        if not self.trainable_variables:
+            raise UserError(
+                "no variable is trainable: set trainable = True, of the model or of its layers"
+            )
         if validation_split and validation_data is None:
             x, y, validation_data = split_off(x, y, validation_split)
         if y is not None:

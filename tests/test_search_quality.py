@@ -233,6 +233,14 @@ def test_depth_of_a_cell_counts_blocks_in_a_row():
     assert trainings.cell_depth(Architecture((0,), cell, "separable")) == 3
 
 
+def test_operations_are_counted_by_their_kind():
+    operations = [("skip", "max_pool_3x3"), ("avg_pool_3x3", "atrous_3x3"), ("skip", "skip")]
+    cell = tuple((Edge("prev", a), Edge("prev_prev", b)) for a, b in operations)
+    architecture = Architecture((0,), cell, "separable")
+    counted = [trainings.operations_of_kind(architecture, kind) for kind in ("skip", "pool")]
+    assert counted == [3, 2]
+
+
 def test_a_failing_command_is_named_and_its_seconds_add_up(tmp_path):
     log = tmp_path / "a.seconds"
     spin = ["python", "-c", "import time\nwhile time.process_time() < 0.3: pass"]

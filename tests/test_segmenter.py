@@ -561,8 +561,14 @@ def test_wrong_masks_of_a_dataset_are_refused():
         model.fit(images, masks, class_weight={0: 1.0})
     with pytest.raises(ValueError, match="without sample_weight"):
         model.fit(batches.map(lambda x, y: (x, tf.maximum(y, 0), x[..., 0])), verbose=0)
+    with pytest.raises(ValueError, match="without sample_weight"):
+        fine = np.minimum(masks, 2)
+        model.fit(images, fine, validation_data=(images, fine, images[..., 0]), verbose=0)
     with pytest.raises(ValueError, match="give steps_per_epoch"):
         model.fit(batches.repeat(), verbose=0)
+    model.trainable = False
+    with pytest.raises(ValueError, match="no variable is trainable"):
+        model.fit(images, masks, verbose=0)
 
 
 @pytest.mark.parametrize(

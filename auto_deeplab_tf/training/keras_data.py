@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras.src.trainers import data_adapters
 
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.training import inputs
 
 
 class KerasData:
@@ -136,7 +137,8 @@ def validation(
         return lambda epoch: {}
     if callable(data):
         return lambda epoch: data(epoch) if is_due(epoch) else {}
-    x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    inputs.refuse_weights(sample_weight=sample_weight)
     iterates = isinstance(x, Iterator)
     steps = arguments["steps"]
 

@@ -12,13 +12,13 @@ import pathlib
 import shlex
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.search_space import operation
 from benchmarks import rows
 from benchmarks.search_quality import population
 
@@ -123,13 +123,12 @@ def train(
         run(["python", "-m", module, *map(str, arguments)], log, core)
     low, high = bootstrap(np.load(matrices))
     parts = {"1_8": 1, "1_4": 2, "1_2": 4}
-    operations = Counter(edge.op for block in training.architecture.cell for edge in block)
     row = {name: getattr(training, name) for name in _KEY}
     row |= {"architecture": training.architecture.fingerprint, **cost}
     row |= {
         "levels": "".join(map(str, training.architecture.levels)),
-        "num_skips": operations["skip_connect"],
-        "num_pools": sum(n for name, n in operations.items() if "pool" in name),
+        "num_skips": operations_of_kind(training.architecture, "skip"),
+        "num_pools": operations_of_kind(training.architecture, "pool"),
         "depth": cell_depth(training.architecture),
         "val_miou": mious[-1],
         "val_miou_low": low,
@@ -144,6 +143,11 @@ def train(
         "commit": rows.machine()["commit"],
     }
     return {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
+
+
+def operations_of_kind(architecture: Architecture, kind: str) -> int:
+    """Returns how many edges of the cell have an operation of a kind of the search space's table."""
+    return sum(operation(edge.op).kind == kind for block in architecture.cell for edge in block)
 
 
 def cell_depth(architecture: Architecture) -> int:
