@@ -146,7 +146,7 @@ def train(
 
 
 def operations_of_kind(architecture: Architecture, kind: str) -> int:
-    """Returns how many edges of the cell have an operation of a kind of the search space's table."""
+    """Returns how many edges of the cell have an operation of a kind, such as `skip`."""
     return sum(operation(edge.op).kind == kind for block in architecture.cell for edge in block)
 
 
