@@ -135,8 +135,8 @@ def warn_of_absent_classes(pixels: Any, ignore_label: int, total: int | None = N
             f"(masks[masks == {ignore_label}] = {absent[0]}), or choose another ignore_label"
         )
     warnings.warn(
-        f"{classes} not one pixel in the training masks: it cannot be learnt, and a mIoU without "
-        f"it is no score of it; {remedy}",
+        f"{classes} not one pixel in the training masks: nothing can be learnt of what has none, "
+        f"and a mIoU says nothing of it; {remedy}",
         stacklevel=4,
     )
 
