@@ -97,8 +97,7 @@ import sys, types, time
 sys.modules["tensorflow"] = None  # the device has none
 import numpy as np, jax
 from auto_deeplab_tf.sampling import random_architecture
-from auto_deeplab_tf.training import metrics
-from benchmarks.search_quality import jax_train, methods, population, report, trainings
+from benchmarks.search_quality import jax_train, population
 population.SETTINGS.update(num_classes=11)
 generator = np.random.default_rng(0)
 labels = (generator.uniform(size=(24, 6, 8)) < 0.5).astype(np.uint8).repeat(8, 1).repeat(8, 2)
