@@ -89,6 +89,17 @@ class Client:
         kind = _Grpc if protocol == "grpc" else _Rest
         self._transport = kind(server, model_name, model_version)
 
+    @classmethod
+    def of(cls, options: config.ServerConfig) -> Client:
+        """Returns the client of the server that a command's options name."""
+        return cls(
+            options.server,
+            options.protocol,
+            options.model_name,
+            options.model_version,
+            options.deadline_seconds,
+        )
+
     def predict(self, image_bytes: bytes) -> np.ndarray:
         """Segments one encoded image.
 
@@ -315,13 +326,7 @@ def segment(options: config.ServingClientConfig) -> dict[str, Any]:
     paths = image_results.find_images(options.image)
     output_dir = pathlib.Path(options.output_dir)
     image_results.check_names(paths, output_dir)
-    with Client(
-        options.server,
-        options.protocol,
-        options.model_name,
-        options.model_version,
-        options.deadline_seconds,
-    ) as client:
+    with Client.of(options) as client:
         metadata = client.metadata()
         num_classes = len(metadata["class_names"])
         channels = 1 if str(metadata.get("input", "")).startswith("grey") else 3

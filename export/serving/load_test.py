@@ -40,13 +40,7 @@ def load_test(options: config.LoadTestConfig) -> dict[str, Any]:
         ServerError: If the first request fails.
     """
     image, size = _image(options)
-    with Client(
-        options.server,
-        options.protocol,
-        options.model_name,
-        options.model_version,
-        options.deadline_seconds,
-    ) as client:
+    with Client.of(options) as client:
         cold, warm = _seconds(client, image), _seconds(client, image)
         latencies: list[float] = []
         errors: collections.Counter[str] = collections.Counter()
