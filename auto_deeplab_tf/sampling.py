@@ -1,9 +1,13 @@
-"""Architectures drawn at random: the baseline that a search has to beat. Pure Python and NumPy."""
+"""Architectures drawn at random: uniformly, the baseline that a search has to beat, or by a search.
+
+Pure Python and NumPy.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+from auto_deeplab_tf import decoding
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.search_space import (
     DECODABLE_OPERATIONS,
@@ -34,14 +38,14 @@ def random_architecture(
     """
     generator = np.random.default_rng(seed)
     onward = paths_onward(num_layers)
-    level, levels = 0, []
+    levels: list[int] = []
     for layer in range(num_layers):
+        level = levels[-1] if levels else 0
         weights = [
             onward[layer + 1, level + move - 1] if 0 <= level + move - 1 < NUM_LEVELS else 0
             for move in range(NUM_MOVES)
         ]
-        level += int(generator.choice(NUM_MOVES, p=np.array(weights, float) / sum(weights))) - 1
-        levels.append(level)
+        levels.append(level + _move(generator, np.array(weights, float) / sum(weights)))
     cell = []
     for block in range(num_blocks):
         sources = generator.choice(block_sources(block), 2, replace=False)
@@ -50,3 +54,39 @@ def random_architecture(
         cell.append((first, second))
     provenance = {"random": {"seed": seed}}
     return Architecture(tuple(levels), tuple(cell), atrous, provenance)
+
+
+def sampled_architecture(
+    logits: decoding.Logits, seed: int, atrous: str = "separable"
+) -> tuple[Architecture, float]:
+    """Draws an architecture by the probabilities of a search.
+
+    The path is drawn move by move, each with its beta. The cell is what decoding makes of alpha's
+    logits, and those of the edges, with Gumbel noise added: an operation comes first on its edge
+    with the probability that alpha gives it. While alpha is uniform, so are the cells.
+
+    Args:
+        logits: Of the search.
+        seed: Seed of NumPy's generator; the same seed draws the same architecture.
+        atrous: `"full"` or `"separable"`, what the search used.
+
+    Returns:
+        (architecture, log_prob): its provenance names the seed; the log-probability of its path.
+    """
+    generator = np.random.default_rng(seed)
+    log_beta = decoding.log_softmax_beta(logits.beta)
+    levels: list[int] = []
+    log_prob = 0.0
+    for log_moves in log_beta:
+        level = levels[-1] if levels else 0
+        move = _move(generator, np.exp(log_moves[level]))
+        log_prob += float(log_moves[level, move + 1])
+        levels.append(level + move)
+    alpha = decoding.log_softmax_alpha(logits.alpha)
+    cell = decoding.decode_cell(alpha + generator.gumbel(size=alpha.shape), logits.edge)
+    return Architecture(tuple(levels), cell, atrous, {"sampled": {"seed": seed}}), log_prob
+
+
+def _move(generator: np.random.Generator, probabilities: np.ndarray) -> int:
+    """Draws -1, 0 or 1 by the probabilities of the three moves."""
+    return int(generator.choice(NUM_MOVES, p=probabilities / probabilities.sum())) - 1

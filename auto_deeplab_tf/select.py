@@ -1,10 +1,10 @@
 """Selects one network of many: by searches, random draws, and synchronous halving of trainings.
 
-Candidates are the best paths of searches (--search_runs) and random draws (--num_random), all
-within a budget. They are trained by the recipe in --train_flagfile without a part of the training
-set, on which they are scored; val is never read. After each rung one candidate in --reduction
-resumes its training, and the best of the last rung wins. With --num_random alone it is random
-search.
+Candidates are the best paths of searches (--search_runs), draws by their probabilities
+(--samples_per_search) and random draws (--num_random), all within a budget. They are trained by the
+recipe in --train_flagfile without a part of the training set, on which they are scored; val is
+never read. After each rung one candidate in --reduction resumes its training, and the best of the
+last rung wins. With --num_random alone it is random search.
 
 Writes into --output_dir: candidates.csv (every candidate, every score), architecture.json (the
 winner), candidates/ (their architectures), runs/ (their trainings), flags.txt, train.flags. The

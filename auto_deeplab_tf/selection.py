@@ -64,7 +64,7 @@ def candidates(
     perturbed_cell: Callable[[str], Any] | None = None,
     **network: Any,
 ) -> list[Candidate]:
-    """Returns the candidates within the budget: of each search its best paths, then random ones.
+    """Returns the candidates within the budget: paths and samples of each search, then random ones.
 
     Args:
         options: How many of each, and the budget.
@@ -91,6 +91,8 @@ def candidates(
                 cell = perturbed_cell(run)
                 drawn = _paths(f"{name}-perturbation", run, logits, cell, space.atrous)
                 found += itertools.islice(budget.within(drawn), 1)
+            drawn = _samples(f"{name}-sample", run, logits, options.random_seed, space.atrous)
+            found += itertools.islice(budget.within(drawn), options.samples_per_search)
     drawn = (
         Candidate(f"random-{seed}", "random", str(seed), sampling.random_architecture(seed, *space))
         for seed in itertools.count(options.random_seed)
@@ -149,6 +151,17 @@ def _paths(
         provenance = {"search": {"run_dir": run, "rank": rank, "log_prob": log_prob}}
         architecture = Architecture(levels, cell, atrous, provenance)
         yield Candidate(f"{name}-{rank}", "searched", run, architecture, log_prob=log_prob)
+
+
+def _samples(
+    name: str, run: str, logits: decoding.Logits, first_seed: int, atrous: str
+) -> Iterator[Candidate]:
+    """Architectures drawn by the probabilities of a search."""
+    for seed in itertools.count(first_seed):
+        architecture, log_prob = sampling.sampled_architecture(logits, seed, atrous)
+        provenance = {"search": {"run_dir": run, "seed": seed, "log_prob": log_prob}}
+        architecture = dataclasses.replace(architecture, provenance=provenance)
+        yield Candidate(f"{name}-{seed}", "searched", run, architecture, log_prob=log_prob)
 
 
 class _Budget:

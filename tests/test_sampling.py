@@ -6,8 +6,18 @@ import functools
 import numpy as np
 import pytest
 
-from auto_deeplab_tf.sampling import random_architecture
-from auto_deeplab_tf.search_space import DECODABLE_OPERATIONS, block_sources, paths_onward
+from auto_deeplab_tf import decoding
+from auto_deeplab_tf.sampling import random_architecture, sampled_architecture
+from auto_deeplab_tf.search_space import (
+    DECODABLE_OPERATIONS,
+    OPERATIONS,
+    block_sources,
+    paths_onward,
+)
+
+
+def logits(alpha, beta):
+    return decoding.Logits(np.asarray(alpha, float), np.asarray(beta, float), "separable", None)
 
 
 def chi_square(counts, expected):
@@ -52,3 +62,49 @@ def test_the_seed_is_all_there_is_to_a_draw():
     assert first == again and first != other
     assert first.provenance == {"random": {"seed": 7}}
     assert (first.num_layers, first.num_blocks, first.atrous) == (12, 5, "separable")
+
+
+def test_the_probabilities_of_a_search_are_those_of_its_draws():
+    beta = np.zeros((2, 4, 3))
+    beta[0, 0, 2], beta[1, 1, 0] = np.log(3.0), np.log(2.0)
+    alpha = np.zeros((2, len(OPERATIONS)))
+    column = OPERATIONS.index(DECODABLE_OPERATIONS[2])
+    alpha[0, column] = np.log(6.0)
+    draws = [sampled_architecture(logits(alpha, beta), seed) for seed in range(2000)]
+    paths = collections.Counter(architecture.levels for architecture, _ in draws)
+    # 3 of 4 go to stride 8 first, and of these 2 of 4 return; the others stay or move on.
+    expected = {(0, 0): 1 / 8, (0, 1): 1 / 8, (1, 0): 3 / 8, (1, 1): 3 / 16, (1, 2): 3 / 16}
+    assert paths.keys() == expected.keys()
+    statistic, degrees = chi_square(
+        [paths[levels] for levels in expected], 2000 * np.array(list(expected.values()))
+    )
+    assert statistic < degrees + 5 * np.sqrt(2 * degrees)
+    for architecture, log_prob in draws[:20]:
+        assert log_prob == pytest.approx(np.log(expected[architecture.levels]))
+    # Of the 7 operations that decoding may keep one has 6 of 12 shares.
+    first = collections.Counter(architecture.cell[0][0].op for architecture, _ in draws)
+    share = first[DECODABLE_OPERATIONS[2]] / 2000
+    assert share == pytest.approx(6 / 12, abs=5 * np.sqrt(0.25 / 2000))
+
+
+def test_where_alpha_is_uniform_the_cells_are_drawn_uniformly():
+    edges = sum(len(block_sources(block)) for block in range(3))
+    uniform = logits(np.zeros((edges, len(OPERATIONS))), np.zeros((4, 4, 3)))
+    blocks = [sampled_architecture(uniform, seed)[0].cell[2] for seed in range(1400)]
+    pairs = collections.Counter(frozenset(edge.source for edge in pair) for pair in blocks)
+    operations = collections.Counter(edge.op for pair in blocks for edge in pair)
+    assert len(pairs) == 6 and set(operations) == set(DECODABLE_OPERATIONS)
+    for counts, expected in ((pairs, 1400 / 6), (operations, 400)):
+        statistic, degrees = chi_square(list(counts.values()), expected)
+        assert statistic <= degrees + 5 * np.sqrt(2 * degrees)
+
+
+def test_a_saturated_search_draws_what_it_decodes():
+    rng = np.random.default_rng(0)
+    alpha = 1e3 * rng.normal(size=(5, len(OPERATIONS)))
+    sure = logits(alpha, 1e3 * rng.normal(size=(6, 4, 3)))
+    drawn, _ = sampled_architecture(sure, 4)
+    # Beta is drawn move by move: the likeliest move each time, which is not Viterbi's path.
+    assert drawn.cell == decoding.decode_cell(sure.alpha)
+    assert drawn == sampled_architecture(sure, 5)[0]
+    assert drawn.provenance == {"sampled": {"seed": 4}}

@@ -71,6 +71,22 @@ def test_candidates_are_the_best_paths_of_searches_and_then_random_draws(tmp_pat
         assert (candidate.params, candidate.multi_adds) == (counted.params, counted.multi_adds)
 
 
+def test_candidates_are_drawn_by_the_probabilities_of_a_search(tmp_path):
+    run_dir = search_run(tmp_path / "a")
+    found = selection.candidates(
+        options(search_runs=(run_dir,), paths_per_search=1, samples_per_search=2, random_seed=5),
+        SIZES,
+        **NETWORK,
+    )
+    assert [candidate.name for candidate in found] == [
+        *("search-0-path-1", "search-0-sample-5", "search-0-sample-6")
+    ]
+    logits = decoding.load_logits(f"{run_dir}/logits.npz")
+    drawn, log_prob = sampling.sampled_architecture(logits, 6)
+    assert (found[2].architecture, found[2].log_prob) == (drawn, log_prob)
+    assert (found[2].kind, found[2].source) == ("searched", run_dir)
+
+
 def test_the_choice_of_a_perturbation_is_a_candidate_on_the_best_path(tmp_path):
     run_dir = search_run(tmp_path / "a")
     cell = sampling.random_architecture(3, 4, 2).cell

@@ -663,8 +663,11 @@ class SelectConfig(HoldBackConfig, OutputConfig):
     paths_per_search: int = _candidates(
         3, "most probable paths of each search, with its cell", minimum=1
     )
+    samples_per_search: int = _candidates(
+        0, "paths and cells drawn by the probabilities of each search", minimum=0
+    )
     num_random: int = _candidates(0, "number of architectures drawn at random", minimum=0)
-    random_seed: int = _candidates(0, "seed of the first one; the next have the next", minimum=0)
+    random_seed: int = _candidates(0, "seed of the first draw; the next have the next", minimum=0)
     num_layers: int = changed(
         SupernetConfig,
         "num_layers",
