@@ -10,8 +10,9 @@
         cli.run(main)
 
 Exit codes: 0 on success and on --help, 1 with one line on stderr for an error the user can fix
-(its traceback with --verbosity=1), 2 for wrong flags, 130 after an interrupt, 141 where the reader
-of stdout has gone, 143 after SIGTERM. An error that is not meant for the user keeps its traceback.
+(its traceback with --verbosity=1), 2 for wrong flags, 75 where --max_hours is over, 130 after an
+interrupt, 141 where the reader of stdout has gone, 143 after SIGTERM. An error that is not meant
+for the user keeps its traceback.
 
 TensorFlow is imported neither here nor by an entry point before its `main` runs: --help and the
 message for a wrong flag come at once.
@@ -59,7 +60,7 @@ _COMMON = (
     ("--help, --helpfull", "this text; also the flags of the libraries"),
 )
 
-_config_of_module: dict[str, type] = {}
+_config_of_module: dict[str, type[config_lib.Config]] = {}
 _result_stream: Any = None
 
 
@@ -134,19 +135,27 @@ def _guard(main: Callable[[], Any]) -> int:
     # With --json nothing but the result reaches stdout, whatever a library prints.
     wants_json = "json" in flags.FLAGS and flags.FLAGS["json"].value is True
     quiet = contextlib.redirect_stdout(sys.stderr) if wants_json else contextlib.nullcontext()
+    config_class = _config_of_module.get(main.__globals__["__name__"])
+    hint = "; the same command resumes" if config_class and config_class.resumes else ""
+
+    def terminate(*_: Any) -> None:
+        # Not by print, which the signal may have come in the middle of.
+        os.write(2, f"terminated{hint}\n".encode())
+        sys.exit(128 + signal.SIGTERM)
+
     # What is half done is cleared away; a training first saves (training/termination.py).
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, terminate)
     try:
         with quiet:
             return main() or 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        # A training says what it has saved.
+        print(str(error) or f"interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         _close_stdout()
         return 141  # what a shell gives for SIGPIPE
     except Exception as error:
-        config_class = _config_of_module.get(main.__globals__["__name__"])
         message = _message(error, config_class)
         if message is None:
             raise

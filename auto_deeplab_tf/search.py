@@ -139,6 +139,8 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
             ],
             checkpoints=checkpoints,
             checkpoint_every_steps=options.checkpoint_every_steps,
+            log_every_steps=options.log_every_steps,
+            max_hours=options.max_hours,
             traced=setup.traced,
             verbose=callbacks.verbosity(options),
         )

@@ -161,6 +161,8 @@ class ArchitectureSearch:
         callbacks: Sequence[keras.callbacks.Callback] = (),
         checkpoints: Checkpoints | None = None,
         checkpoint_every_steps: int | None = None,
+        log_every_steps: int = SearchConfig.log_every_steps,
+        max_hours: float | None = None,
         traced: bool | None = None,
         verbose: int = 1,
     ) -> keras.callbacks.History:
@@ -185,7 +187,9 @@ class ArchitectureSearch:
             callbacks: Keras callbacks; the logs of an epoch are `METRICS` (`collapse` with a
                 `CollapseWatch` alone).
             checkpoints: see `training.loop.fit`; likewise:
-            checkpoint_every_steps: see there.
+            checkpoint_every_steps: see there; likewise:
+            log_every_steps: see there; likewise:
+            max_hours: see there.
             traced: one traced function for the whole step; None: where more than one device, or a
                 GPU, takes part.
             verbose: as in Keras: 0, 1 or 2.
@@ -226,6 +230,8 @@ class ArchitectureSearch:
                 callbacks=callbacks,
                 checkpoints=checkpoints,
                 checkpoint_every_steps=checkpoint_every_steps,
+                log_every_steps=log_every_steps,
+                max_hours=max_hours,
                 eager=not traced,
                 verbose=verbose,
             )

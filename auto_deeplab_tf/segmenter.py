@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf import baselines
 from auto_deeplab_tf.architecture import Architecture
-from auto_deeplab_tf.config import LossConfig, SegmenterConfig
+from auto_deeplab_tf.config import LossConfig, RunConfig, SegmenterConfig
 from auto_deeplab_tf.data.resizing import resize_image
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn.backend import require_tensorflow
@@ -253,6 +253,8 @@ class Segmenter(keras.Model):
         *,
         checkpoints: Checkpoints | None = None,
         checkpoint_every_steps: int | None = None,
+        log_every_steps: int = RunConfig.log_every_steps,
+        max_hours: float | None = None,
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, on images and integer masks, by `training.loop.fit`.
 
@@ -278,6 +280,8 @@ class Segmenter(keras.Model):
             validation_freq: As in Keras.
             checkpoints: Where the state of the training is written, see `training.loop.fit`.
             checkpoint_every_steps: Write a checkpoint also within an epoch.
+            log_every_steps: Read the losses from the device after every so many steps.
+            max_hours: With checkpoints, end the process so many hours after it began.
 
         Raises:
             UserError: If masks have another form or other values than classes and the ignore label,
@@ -346,6 +350,8 @@ class Segmenter(keras.Model):
                     callbacks=container,
                     checkpoints=checkpoints,
                     checkpoint_every_steps=checkpoint_every_steps,
+                    log_every_steps=log_every_steps,
+                    max_hours=max_hours,
                     eager=self.run_eagerly,
                 )
             self.optimizer.finalize_variable_values(self.trainable_variables)

@@ -30,6 +30,8 @@ from auto_deeplab_tf import cli, config, selection
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.files import write_text
+from auto_deeplab_tf.process import seconds_since_start
+from auto_deeplab_tf.training import termination
 
 cli.define(config.SelectConfig)
 
@@ -43,6 +45,7 @@ _DECIDED = (
     "dry_run",
     "json",
     "stop_after_steps",
+    "max_hours",
     "hold_back",
     "hold_back_groups",
 )
@@ -66,20 +69,17 @@ class _Selection:
         from auto_deeplab_tf.training.run_dir import RunDir
 
         self._options = options
-        self._training: config.TrainConfig = cli.parse(
-            config.TrainConfig,
-            [f"--flagfile={options.train_flagfile}", "--architecture=auto_deeplab", "--run_dir=."],
-        ).with_absolute_paths()
+        self._training = _recipe_of(options.train_flagfile).with_absolute_paths()
         self._run = RunDir(options.output_dir, options, setting="output_dir")
         self._check_recipe()
         self._table = selection.Table(self._run.path)
 
     def _check_recipe(self) -> None:
         """Refuses to resume with another recipe of the trainings."""
-        lines = config.flags_text(self._training).splitlines(keepends=True)
-        self._recipe = "".join(line for line in lines if line[2:].partition("=")[0] not in _DECIDED)
+        self._recipe = _recipe_text(self._training)
         file = self._run / "train.flags"
-        if file.exists() and file.read_text("utf-8") != self._recipe:
+        # Through the settings: an older version wrote no flags that are newer.
+        if file.exists() and _recipe_text(_recipe_of(str(file))) != self._recipe:
             raise UserError(
                 f"{file} holds another recipe than train_flagfile={self._options.train_flagfile} "
                 "now: name another output_dir, or bring the old recipe back."
@@ -173,8 +173,16 @@ class _Selection:
             f"--hold_back_groups={','.join(options.hold_back_groups or ())}",
             "--progress=none",
         ]
+        if options.max_hours is not None:
+            left = options.max_hours - seconds_since_start() / 3600
+            if left <= 0:
+                termination.end(termination.TIME_IS_UP, str(self._table.path))
+            command.append(f"--max_hours={left!r}")
         code, cpu_seconds, output = _run(command)
         spent = float(row["cpu_seconds"] or 0.0) + cpu_seconds
+        if code in termination.CODES:
+            self._table.set(name, cpu_seconds=f"{spent:.1f}")
+            termination.end(code, f"the training of {name}")
         last_line = output.strip().splitlines()[-1] if output.strip() else "no message"
         if code and _DIVERGED.search(last_line):
             self._table.set_diverged(name, rung, steps)
@@ -221,6 +229,18 @@ class _Selection:
             print(text, flush=True)
 
 
+def _recipe_of(flagfile: str) -> config.TrainConfig:
+    """Reads the settings of the trainings; what the selection decides is a placeholder."""
+    decided = ["--architecture=auto_deeplab", "--run_dir=."]
+    return cli.parse(config.TrainConfig, [f"--flagfile={flagfile}", *decided])
+
+
+def _recipe_text(training: config.TrainConfig) -> str:
+    """The settings of the trainings as a flag file, without what the selection decides."""
+    lines = config.flags_text(training).splitlines(keepends=True)
+    return "".join(line for line in lines if line[2:].partition("=")[0] not in _DECIDED)
+
+
 def _scores(metrics: Path, rung: int) -> dict[str, Any]:
     """The scores of a rung: mean training loss of all steps so far, mIoU on the part held back."""
     with open(metrics, newline="", encoding="utf-8") as file:
@@ -237,7 +257,11 @@ def _scores(metrics: Path, rung: int) -> dict[str, Any]:
 
 
 def _run(command: list[str]) -> tuple[int, float, str]:
-    """Runs a command; returns (exit code, CPU seconds, what it wrote to stderr)."""
+    """Runs a command; returns (exit code, CPU seconds, what it wrote to stderr).
+
+    SIGTERM and Ctrl-C are passed on to it: a training saves, and ends with the code for them.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -245,12 +269,23 @@ def _run(command: list[str]) -> tuple[int, float, str]:
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=_end_with_parent,
+        start_new_session=True,  # else the terminal would send it Ctrl-C too
     ) as process:
         assert process.stderr is not None
-        output = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
+        before = {
+            number: signal.signal(number, lambda number, _: process.send_signal(number))
+            for number in numbers
+        }
+        try:
+            output = process.stderr.read()
+            _, status, usage = os.wait4(process.pid, 0)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_utime + usage.ru_stime, output
+    # Negative where the signal came before the command could take note of it.
+    code = 128 - process.returncode if -process.returncode in numbers else process.returncode
+    return code, usage.ru_utime + usage.ru_stime, output
 
 
 def _end_with_parent() -> None:

@@ -219,6 +219,8 @@ class _Training:
             callbacks=self._callbacks(),
             checkpoints=checkpoints,
             checkpoint_every_steps=options.checkpoint_every_steps,
+            log_every_steps=options.log_every_steps,
+            max_hours=options.max_hours,
             verbose=callbacks.verbosity(options),
         )
 

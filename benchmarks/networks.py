@@ -24,7 +24,7 @@ from typing import Any
 from absl import app, flags
 
 from auto_deeplab_tf import accounting
-from auto_deeplab_tf.memory import peak_memory_mib
+from auto_deeplab_tf.process import peak_memory_mib
 from benchmarks import process, reference_official, rows
 
 FLAGS = flags.FLAGS

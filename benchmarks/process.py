@@ -8,15 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 
-def seconds_since_start() -> float:
-    """Wall seconds since the operating system started this process (Linux: from /proc)."""
-    with open("/proc/self/stat", encoding="ascii") as file:
-        started_ticks = int(file.read().rsplit(")", 1)[1].split()[19])
-    with open("/proc/uptime", encoding="ascii") as file:
-        uptime = float(file.read().split()[0])
-    return uptime - started_ticks / os.sysconf("SC_CLK_TCK")
-
-
 def rss_mib() -> float:
     """Resident size of this process now, MiB (Linux: from /proc)."""
     with open("/proc/self/statm", encoding="ascii") as file:

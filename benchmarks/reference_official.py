@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
-from auto_deeplab_tf.memory import peak_memory_mib
+from auto_deeplab_tf.process import peak_memory_mib
 from benchmarks import process, rows
 
 FLAGS = flags.FLAGS

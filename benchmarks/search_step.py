@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
-from auto_deeplab_tf.memory import peak_memory_mib
+from auto_deeplab_tf.process import peak_memory_mib, seconds_since_start
 from benchmarks import process, rows
 
 FLAGS = flags.FLAGS
@@ -118,7 +118,7 @@ def measure() -> dict[str, Any]:
         return logs
 
     losses = iterate()
-    seconds_to_first = process.seconds_since_start()
+    seconds_to_first = seconds_since_start()
     for _ in range(FLAGS.warmup):
         iterate()
     wall, cpu = [], []

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 GROUPS = [
     "errors",
     "files",
-    "memory",
+    "process",
     "search_space",
     "architecture",
     "config.",

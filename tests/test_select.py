@@ -3,8 +3,13 @@
 import csv
 import json
 import math
+import os
 import pathlib
 import shutil
+import signal
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -268,6 +273,65 @@ def test_a_candidate_that_diverges_comes_last_and_another_failure_ends_the_run(p
     monkeypatch.setattr(select, "_run", lambda command: (1, 0.0, "note\nerror: no room\n"))
     with pytest.raises(RunError, match="the training of random-0 ended with 1: no room"):
         selected(arguments, "--num_random=3", "--json")
+
+
+def test_a_recipe_that_an_older_version_wrote_resumes(places, monkeypatch):
+    folder, arguments = places
+    monkeypatch.setattr(select, "_run", FakeTrainings())
+    result = selected(arguments, "--num_random=2", "--rungs=1", "--json")
+    (folder / "out" / "architecture.json").unlink()
+    file = folder / "out" / "train.flags"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith("--log_every_steps")))
+    assert len(file.read_text().splitlines()) == len(lines) - 1
+    assert selected(arguments, "--num_random=2", "--rungs=1", "--json") == result
+
+
+def test_a_clock_is_handed_on_to_trainings_and_ends_the_selection(places, monkeypatch, capsys):
+    _, arguments = places
+    arguments = [*arguments, "--num_random=2", "--rungs=1", "--json", "--max_hours=2"]
+    hours, given = 0.5, []
+    monkeypatch.setattr(select, "seconds_since_start", lambda: 3600 * hours)
+    monkeypatch.setattr(select, "_run", lambda command: given.append(command[-1]) or (75, 1.0, ""))
+    for line in ("the training of random-0", "candidates.csv"):
+        with pytest.raises(SystemExit) as e:
+            selected(arguments)
+        assert e.value.code == 75
+        assert f"{line} is saved; the same command resumes" in capsys.readouterr().err
+        hours = 2.0  # over before the training is started
+    assert given == ["--max_hours=1.5"]
+    hours = 0.0
+    monkeypatch.setattr(select, "_run", FakeTrainings())
+    assert selected(arguments)["candidate"] == "random-1"
+
+
+SAVES = """
+import signal, sys, time
+def save(number, frame):
+    sys.exit(128 + number)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, save)
+open(sys.argv[1], "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_to_the_training(number, tmp_path):
+    started = tmp_path / "started"
+
+    def kill():
+        while not started.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    threading.Thread(target=kill).start()
+    code, *_ = select._run([sys.executable, "-c", SAVES, str(started)])
+    assert code == 128 + number
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    code, *_ = select._run(["sh", "-c", f"kill -{int(number)} $$; sleep 60"])
+    assert code == 128 + number
 
 
 def test_another_recipe_or_other_candidates_do_not_resume(places, monkeypatch):

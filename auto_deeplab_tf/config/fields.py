@@ -19,7 +19,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from auto_deeplab_tf.errors import FieldError, UserError
 
@@ -351,6 +351,9 @@ class Config:
         FieldError: Naming the field, the value and the rule.
         TypeError: For a keyword that is no field, with the nearest that is.
     """
+
+    # Whether the same command, run again, resumes what was stopped.
+    resumes: ClassVar[bool] = False
 
     def __new__(cls, **values: Any) -> Self:
         """Refuses settings that do not exist."""

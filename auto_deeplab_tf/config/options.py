@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 from auto_deeplab_tf.config.fields import Config, Size, changed, flag
 from auto_deeplab_tf.errors import FieldError
@@ -308,9 +308,23 @@ class DataConfig(DatasetConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(DataConfig, OutputConfig):
+class TimeLimitConfig(Config):
+    """A limit of time, as that of a batch system's queue."""
+
+    max_hours: float | None = flag(
+        None,
+        "save and exit with 75 so many hours after the start; the same command resumes (default: "
+        "no limit)",
+        above=0,
+        on_resume="free",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(DataConfig, TimeLimitConfig, OutputConfig):
     """A run folder, its checkpoints, its validation and its devices."""
 
+    resumes: ClassVar[bool] = True
     run_dir: str = flag(
         help="folder of the run; the same command again resumes from its last checkpoint",
         metavar="DIR",
@@ -331,6 +345,12 @@ class RunConfig(DataConfig, OutputConfig):
         100, "write a checkpoint after every N-th step", minimum=1, on_resume="free"
     )
     keep_checkpoints: int = flag(3, "number of checkpoints kept", minimum=1, on_resume="free")
+    log_every_steps: int = flag(
+        10,
+        "read the losses from the device after every N-th step; results do not depend on it",
+        minimum=1,
+        on_resume="free",
+    )
     deterministic: bool = _device(True, "same seed, same bits: TensorFlow operations without races")
     distribution_strategy: str = _device(
         "one_device",
@@ -421,6 +441,7 @@ class CheckConfig(DataFilesConfig, OutputConfig):
 class PrepareConfig(DatasetConfig, OutputConfig):
     """Settings of the preparation of records."""
 
+    resumes: ClassVar[bool] = True
     verify: bool = flag(False, "compare the checksum of every file of the records")
 
 
@@ -644,9 +665,10 @@ class TrainConfig(HoldBackConfig, RunConfig, NetworkChoiceConfig, SegmenterConfi
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SelectConfig(HoldBackConfig, OutputConfig):
+class SelectConfig(HoldBackConfig, TimeLimitConfig, OutputConfig):
     """Settings of the selection of one network among searched and random candidates."""
 
+    resumes: ClassVar[bool] = True
     output_dir: str = flag(
         help="folder of the selection; the same command again resumes it", metavar="DIR", path=True
     )

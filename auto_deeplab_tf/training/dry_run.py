@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from auto_deeplab_tf.memory import peak_memory_mib
+from auto_deeplab_tf.process import peak_memory_mib
 
 # Of each kind of step: the first one compiles, the shortest of the others is what one takes.
 STEPS = 3

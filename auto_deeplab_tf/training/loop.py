@@ -5,7 +5,6 @@ callbacks and metrics are used as they are. `Segmenter.fit` brings Keras' forms 
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf.config import RunConfig
 from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.nn.segmentation_network import UPDATES_NAME, SegmentationNetwork
 from auto_deeplab_tf.training import termination
@@ -45,15 +45,23 @@ def fit(
     callbacks: keras.callbacks.CallbackList | Sequence[keras.callbacks.Callback] = (),
     checkpoints: Checkpoints | None = None,
     checkpoint_every_steps: int | None = None,
+    log_every_steps: int = RunConfig.log_every_steps,
+    max_hours: float | None = None,
     eager: bool = False,
     verbose: int = 1,
 ) -> keras.callbacks.History:
     """Trains from `model.completed_steps` to the end of the last epoch.
 
     At the end of an epoch come, in this order: `validate`, the callbacks, a checkpoint. With
-    checkpoints, SIGTERM ends the process with 143 after the step and a checkpoint. A run that is
-    killed in between repeats what came after its last checkpoint; whatever the callbacks write
-    must bear that.
+    checkpoints, SIGTERM, Ctrl-C and `max_hours` end the process after the step and a checkpoint
+    (`training.termination`). A run that is killed in between repeats what came after its last
+    checkpoint; whatever the callbacks write must bear that.
+
+    Reading the logs of a step waits for the device to finish it. They are read every
+    `log_every_steps` steps, after the first step of an epoch, before a checkpoint and at the end
+    of an epoch; between, the progress bar shows the last ones. Where a callback has a hook of its
+    own at the end of a batch, they are read after every step, and it gets that step's. What is
+    computed and written does not depend on it.
 
     Args:
         model: Has `train_step(batch) -> logs so far`, Keras metrics and `completed_steps`, a
@@ -71,6 +79,9 @@ def fit(
         callbacks: Keras callbacks, or the `callback_list` of them.
         checkpoints: Where checkpoints are written; None: nowhere.
         checkpoint_every_steps: Write one also within an epoch, after every so many steps.
+        log_every_steps: Read the logs after every so many steps. A loss that is not finite is
+            found then, and named with its very step.
+        max_hours: With checkpoints, end the process so many hours after it began.
         eager: Call `train_step` as it is, instead of inside one traced function (on one device
             only).
         verbose: Keras' progress bar: 0 silent, 1 a bar, 2 a line per epoch.
@@ -116,27 +127,35 @@ def fit(
     if isinstance(getattr(model, "network", None), SegmentationNetwork):
         model.network.resume_updates(step)
     logs: dict[str, Any] = {}
-    with termination.noted(wanted=checkpoints is not None) as terminated:
+    reads_every_step = log_every_steps == 1 or _have_batch_hooks(callbacks)
+    with termination.noted(checkpoints is not None, max_hours) as stop:
         while epoch < epochs and not model.stop_training:
             if first == 0:
                 model.reset_metrics()
             callbacks.on_epoch_begin(epoch)
-            logs = {}
+            logs, on_device = {}, _DeviceLogs()
             batches = _batches(data_at(step), steps_per_epoch, first, strategy)
             for index, batch in enumerate(batches, start=first):
                 callbacks.on_train_batch_begin(index)
-                logs = {name: _number(value) for name, value in take_step(batch).items()}
-                step = int(model.completed_steps.assign_add(1).numpy())
+                on_device.add(step, take_step(batch))
+                model.completed_steps.assign_add(1)
+                step += 1
+                is_last = step % (steps_per_epoch or step + 1) == 0
+                code = stop()
+                saves = code is not None or step % (checkpoint_every_steps or step + 1) == 0
+                if reads_every_step or saves or is_last or step % log_every_steps == 0 or not logs:
+                    logs = on_device.read()
                 callbacks.on_train_batch_end(index, logs)
                 if model.stop_training:
                     break
-                _check_finite(logs, model, step - 1, epoch, checkpoints)
-                is_last = step % (steps_per_epoch or step + 1) == 0
-                if checkpoints and not is_last:
-                    if terminated() or step % (checkpoint_every_steps or step + 1) == 0:
-                        checkpoints.save(step)
-                    if terminated():
-                        sys.exit(termination.EXIT_CODE)
+                on_device.check(model, epoch, checkpoints)
+                if checkpoints and saves and not is_last:
+                    saved = checkpoints.save(step)
+                    if code:
+                        termination.end(code, saved)
+            logs = on_device.read()
+            if not model.stop_training:
+                on_device.check(model, epoch, checkpoints)
             ended = step < (epoch + 1) * steps_per_epoch if steps_per_epoch else not logs
             if ended and not model.stop_training:
                 raise RunError(
@@ -148,11 +167,12 @@ def fit(
             if validate is not None:
                 logs |= validate(epoch)
             callbacks.on_epoch_end(epoch, logs)
-            if checkpoints:
-                checkpoints.save(step)
-            if terminated():
-                sys.exit(termination.EXIT_CODE)
             epoch, first = epoch + 1, 0
+            is_end = epoch >= epochs or model.stop_training
+            if checkpoints:
+                saved, code = checkpoints.save(step), stop()
+                if code and not (is_end and code == termination.TIME_IS_UP):
+                    termination.end(code, saved)
     callbacks.on_train_end(logs)
     return model.history
 
@@ -215,19 +235,72 @@ def _traced_step(model, strategy):
     return tf.function(step, autograph=False)
 
 
+def _have_batch_hooks(callbacks: keras.callbacks.CallbackList) -> bool:
+    """Tells whether a callback, the progress bar apart, does something at the end of a batch."""
+    default = keras.callbacks.Callback
+    return any(
+        getattr(getattr(callback, name), "__func__", None) is not getattr(default, name)
+        for callback in callbacks.callbacks
+        for name in ("on_train_batch_end", "on_batch_end")
+        if not isinstance(callback, keras.callbacks.ProgbarLogger)
+    )
+
+
+class _DeviceLogs:
+    """The logs of an epoch's steps, on the device until they are read.
+
+    Those of a step are what holds for the epoch so far, so a loss that is not finite stays so.
+    All since the last reading are kept, which for a few numbers costs nothing, so that the step
+    where it became so is found.
+    """
+
+    def __init__(self):
+        self._unread: list[tuple[int, Mapping[str, Any]]] = []
+        self._done: list[tuple[int, Mapping[str, Any]]] = []
+        self._numbers: dict[str, Any] = {}
+
+    def add(self, step: int, logs: Mapping[str, Any]) -> None:
+        """Takes the logs of a step."""
+        self._unread.append((step, logs))
+
+    def read(self) -> dict[str, Any]:
+        """Returns the newest logs as numbers, after waiting for the device."""
+        if self._unread:
+            newest = self._unread[-1][1]
+            self._numbers = {name: _number(value) for name, value in newest.items()}
+            self._done, self._unread = self._unread, []
+        return self._numbers
+
+    def check(self, model, epoch: int, checkpoints: Checkpoints | None) -> None:
+        """Raises a RunError if a loss of the logs just read is not finite, with its step."""
+        done, self._done = self._done, []
+        names = [name for name in self._numbers if name.endswith("loss")]
+        if all(math.isfinite(self._numbers[name]) for name in names):
+            return
+        step, name, value = next(
+            (step, name, float(logs[name]))
+            for step, logs in done
+            for name in names
+            if not math.isfinite(float(logs[name]))
+        )
+        rate = _learning_rate(model.optimizer, done[-1][0] + 1 - step)
+        latest = checkpoints.latest if checkpoints else None
+        raise RunError(
+            f"{name} became {value} at step {step} (epoch {epoch}, learning rate {rate:g}): lower "
+            "the learning rate, or look at the images of that step. Last checkpoint: "
+            f"{latest or 'none'}"
+        )
+
+
+def _learning_rate(optimizer, steps_ago):
+    """The learning rate of one of the last steps; 1 is the last."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    schedule = optimizer._learning_rate
+    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return float(optimizer.learning_rate)
+    return float(schedule(max(int(optimizer.iterations) - steps_ago, 0)))
+
+
 def _number(value):
     """A log as a float; a metric of the user's may be an array."""
     return float(value) if np.size(value) == 1 else np.asarray(value)
-
-
-def _check_finite(logs, model, step, epoch, checkpoints):
-    losses = {name: value for name, value in logs.items() if name.endswith("loss")}
-    wrong = [name for name, value in losses.items() if not math.isfinite(value)]
-    if not wrong:
-        return
-    latest = checkpoints.latest if checkpoints else None
-    raise RunError(
-        f"{wrong[0]} became {logs[wrong[0]]} at step {step} (epoch {epoch}, learning "
-        f"rate {float(model.optimizer.learning_rate):g}): lower the learning rate, or look at "
-        f"the images of that step. Last checkpoint: {latest or 'none'}"
-    )
