@@ -8,13 +8,12 @@ import json
 import operator
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from auto_deeplab_tf.errors import MissingFileError, UserError
-from auto_deeplab_tf.files import write_atomically
+from auto_deeplab_tf.files import as_path, write_atomically
 from auto_deeplab_tf.search_space import (
     ATROUS_KINDS,
     CELL_INPUTS,
@@ -188,13 +187,13 @@ class Architecture:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Architecture:
         """Reads a JSON file; errors begin with its name."""
-        path = Path(path)
-        if not path.is_file():
+        file = as_path(path)
+        if not file.is_file():
             raise MissingFileError(
                 f"{path} is not a file: give an architecture.json, as `decode` writes it."
             )
         try:
-            return cls.from_json(path.read_bytes())
+            return cls.from_json(file.read_bytes())
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
 
@@ -213,7 +212,7 @@ class Architecture:
         """Reads what `--architecture` takes: a preset's name, or else a file."""
         if argument in PRESETS:
             return cls.preset(argument)
-        if not Path(argument).exists():
+        if not as_path(argument).exists():
             raise MissingFileError(
                 f"architecture={argument} is neither a file nor a preset: give an "
                 f"architecture.json, as `decode` writes it, or one of {', '.join(PRESETS)}."

@@ -13,13 +13,12 @@ import io
 import itertools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from auto_deeplab_tf import accounting, cli, config, decoding, visualize
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
-from auto_deeplab_tf.files import write_atomically
+from auto_deeplab_tf.files import AnyPath, as_path, write_atomically
 from auto_deeplab_tf.search_space import OPERATIONS, stride
 
 cli.define(config.DecodeConfig)
@@ -46,7 +45,7 @@ def main() -> None:
     """Runs the command."""
     options = cli.read(config.DecodeConfig)
     logits, source = _read(options)
-    output = Path(options.output or Path(options.run_dir) / "architecture.json")
+    output = as_path(options.output or as_path(options.run_dir) / "architecture.json")
     cell = (
         decoding.decode_cell(logits.alpha, logits.edge)
         if options.selection == "alpha"
@@ -74,12 +73,12 @@ def main() -> None:
         print(in_words(architecture, logits, best, options, files))
 
 
-def _read(options: config.DecodeConfig) -> tuple[decoding.Logits, Path]:
+def _read(options: config.DecodeConfig) -> tuple[decoding.Logits, AnyPath]:
     """Returns the logits with the kind of atrous operation of their search, and their file."""
     if options.run_dir is None:
-        path = Path(str(options.logits))
+        path = as_path(str(options.logits))
     else:
-        path = Path(options.run_dir) / "logits.npz"
+        path = as_path(options.run_dir) / "logits.npz"
         if not path.is_file():
             raise MissingFileError(
                 f"run_dir={options.run_dir} has no logits.npz: it is not the folder of a search, "
@@ -187,7 +186,7 @@ def _nothing_fits(limits: Cost, multiplier: int, costs: decoding.PathCosts) -> s
     return text + ". Allow more, or give a smaller multiplier, input or head."
 
 
-def _provenance(options: config.DecodeConfig, source: Path, best: Choice) -> dict[str, Any]:
+def _provenance(options: config.DecodeConfig, source: AnyPath, best: Choice) -> dict[str, Any]:
     """What the search said of itself, and under `decode` what was decided here."""
     decided: dict[str, Any] = {"logits": str(source), "log_prob": best.log_prob}
     if options.selection != "alpha":
@@ -227,7 +226,7 @@ def _csv(ranked: list[Choice]) -> str:
 
 
 def _summary(
-    architecture: Architecture, logits: decoding.Logits, best: Choice, files: Mapping[str, Path]
+    architecture: Architecture, logits: decoding.Logits, best: Choice, files: Mapping[str, AnyPath]
 ) -> dict[str, Any]:
     summary = {
         **{name: str(path) for name, path in files.items()},
@@ -254,7 +253,7 @@ def in_words(
     logits: decoding.Logits,
     best: Choice,
     options: config.DecodeConfig,
-    files: Mapping[str, Path],
+    files: Mapping[str, AnyPath],
 ) -> str:
     """Returns the result as text: path, cell, what beta could not learn, counts and files."""
     levels = architecture.levels

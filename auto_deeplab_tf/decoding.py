@@ -16,14 +16,13 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.errors import MissingFileError, UserError
-from auto_deeplab_tf.files import write_atomically
+from auto_deeplab_tf.files import as_path, read_locally, write_atomically
 from auto_deeplab_tf.search_space import (
     ATROUS_KINDS,
     BUILT_IN_OPERATIONS,
@@ -96,12 +95,15 @@ def load_logits(path: str | os.PathLike[str]) -> Logits:
         MissingFileError: Where there is no such file.
         UserError: For other content, beginning with the file's name.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not as_path(path).is_file():
         raise MissingFileError(f"{path} is not a file: expected an .npz of alpha and beta.")
     try:
         # Opened as an archive first: NumPy would read a single array as well.
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
+        with (
+            read_locally(path) as local,
+            zipfile.ZipFile(local),
+            np.load(local, allow_pickle=False) as file,
+        ):
             arrays = {name: file[name] for name in file.files}
     except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         raise UserError(f"{path} is not a complete .npz file of numbers.") from None

@@ -17,7 +17,7 @@ from typing import Any
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.files import write_text
+from auto_deeplab_tf.files import as_path, write_text
 
 cli.define(config.EvaluateConfig)
 
@@ -34,8 +34,6 @@ def main() -> None:
 
 def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     """Scores as the command does; returns what it writes into metrics.json."""
-    from pathlib import Path
-
     from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.served import load_model
     from auto_deeplab_tf.training.metrics import named_scores
@@ -51,7 +49,7 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
     split = source.open_for(options, options.split)
     train = source.open_for(options, "train") if options.trivial_predictors else None
     batches = pipeline.evaluation_batches(split, options.batch_size)
-    output_dir = Path(options.output_dir)
+    output_dir = as_path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
     label_ids_dir = output_dir / "label_ids" if options.write_label_ids else None

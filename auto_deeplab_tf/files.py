@@ -1,14 +1,51 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, on this machine or on a filesystem that TensorFlow reads."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from auto_deeplab_tf.errors import StorageError
+from auto_deeplab_tf.errors import FieldError, StorageError, UserError
+
+# A `pathlib.Path`, or a `remote.RemotePath`, which has the methods of it that the package uses.
+AnyPath = Any
+
+
+def as_path(path: str | os.PathLike[str]) -> AnyPath:
+    """Returns the path of a file or folder: of pathlib, or where its text is a URL, of `remote`.
+
+    Raises:
+        UserError: For a URL of a filesystem that TensorFlow does not read.
+    """
+    text = os.fspath(path)
+    if not is_url(text):
+        return Path(text)
+    # Imports TensorFlow, which a command without URLs may do without.
+    from auto_deeplab_tf.remote import RemotePath
+
+    return RemotePath(text)
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Tells whether a path is none of this machine's: SCHEME://..."""
+    scheme, separator, _ = os.fspath(path).partition("://")
+    return bool(separator) and scheme.isalnum()
+
+
+def check_local(name: str, value: str | os.PathLike[str] | None) -> None:
+    """Refuses a URL as the value of a setting.
+
+    Raises:
+        FieldError: Naming the setting.
+    """
+    if value is not None and is_url(value):
+        raise FieldError(f"{name} must be a path of this machine. Received: {os.fspath(value)}")
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -17,19 +54,20 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     Raises:
         StorageError: Where it cannot be written.
     """
-    path = Path(path)
+    target = as_path(path)
     # Not longer than the file's own name, which may be as long as the file system allows.
-    partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
+    partial = target.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+            if isinstance(target, Path):
+                os.fsync(file.fileno())
+        partial.replace(target)
     except OSError as error:
         remedy = "make room there, or name another folder"
-        raise StorageError.of(path, error, remedy, len(content)) from error
+        raise StorageError.of(target, error, remedy, len(content)) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -38,6 +76,47 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file in UTF-8, atomically."""
     write_atomically(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def read_locally(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a file of this machine to read: the file itself, or a copy for as long as `with`."""
+    source = as_path(path)
+    if isinstance(source, Path):
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / source.name
+        source.copy(source, copy)
+        yield copy
+
+
+@contextlib.contextmanager
+def written_locally(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a file of this machine to write: the file itself, or one that is copied there.
+
+    The copy is made at the end of `with`, atomically, unless an error ends it.
+    """
+    target = as_path(path)
+    if isinstance(target, Path):
+        yield target
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / target.name
+        yield copy
+        partial = target.with_name(f".{target.name}.partial")
+        partial.unlink(missing_ok=True)
+        partial.copy(copy, partial)
+        partial.replace(target)
+
+
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Removes a folder and all that it holds."""
+    folder = as_path(path)
+    if isinstance(folder, Path):
+        shutil.rmtree(folder)
+    else:
+        folder.rmtree()
 
 
 class LiteralPath:
@@ -51,12 +130,19 @@ class LiteralPath:
 
     Attributes:
         path: A path of the folder without such characters.
+
+    Raises:
+        UserError: For a URL with such characters.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
         self.path = os.fspath(folder)
         if not set(self.path) & set("[]*?\\"):
             return
+        if is_url(self.path):
+            raise UserError(
+                f"{self.path} must hold none of [ ] * ? \\, which TensorFlow takes as a pattern"
+            )
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._temporary = tempfile.TemporaryDirectory()
         self.path = os.path.join(self._temporary.name, "folder")

@@ -8,21 +8,25 @@ from typing import Any
 
 from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES, is_hidden
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
+from auto_deeplab_tf.files import AnyPath, as_path
 
 
-def find_images(argument: str) -> list[Path]:
+def find_images(argument: str) -> list[AnyPath]:
     """Lists the images that the setting `image` means: a file, those of a folder, or of a glob.
 
     Raises:
         MissingFileError: Where there are none.
     """
-    path = Path(argument)
+    path = as_path(argument)
     if path.is_file():
         return [path]
     if path.is_dir():
         names = (entry for entry in path.iterdir() if not is_hidden(entry.name))
         found = [entry for entry in names if entry.suffix.lower() in IMAGE_SUFFIXES]
         rule = f"the folder has no {', '.join(IMAGE_SUFFIXES)} file"
+    elif not isinstance(path, Path):
+        found = list(path.parent.glob(path.name))
+        rule = "no file has that name or matches that pattern"
     else:
         # Folders that are there by that very name are no pattern, whatever characters they hold.
         there = next(parent for parent in path.parents if parent.is_dir())
@@ -35,7 +39,7 @@ def find_images(argument: str) -> list[Path]:
     return found
 
 
-def left_out(folder: Path) -> int:
+def left_out(folder: AnyPath) -> int:
     """Returns the number of files in a folder that are no images."""
     if not folder.is_dir():
         return 0
@@ -43,13 +47,13 @@ def left_out(folder: Path) -> int:
     return sum(path.is_file() and not is_hidden(path.name) for path in others)
 
 
-def check_names(paths: Sequence[Path], output_dir: Path) -> None:
+def check_names(paths: Sequence[AnyPath], output_dir: AnyPath) -> None:
     """Checks that no result would overwrite another one, or an image.
 
     Raises:
         UserError: If one would.
     """
-    by_stem: dict[str, Path] = {}
+    by_stem: dict[str, AnyPath] = {}
     for path in paths:
         if path.stem in by_stem:
             raise UserError(
@@ -68,14 +72,14 @@ def check_names(paths: Sequence[Path], output_dir: Path) -> None:
                 )
 
 
-def results_of(output_dir: Path, stem: str) -> tuple[Path, Path]:
+def results_of(output_dir: AnyPath, stem: str) -> tuple[AnyPath, AnyPath]:
     """Returns the files of the mask and of the overlay of an image."""
     return output_dir / f"{stem}_mask.png", output_dir / f"{stem}_overlay.png"
 
 
 def write_results(
-    image: Any, class_ids: Any, num_classes: int, palette: Any, output_dir: Path, stem: str
-) -> tuple[Path, Path]:
+    image: Any, class_ids: Any, num_classes: int, palette: Any, output_dir: AnyPath, stem: str
+) -> tuple[AnyPath, AnyPath]:
     """Writes the mask and the overlay of an image.
 
     Args:

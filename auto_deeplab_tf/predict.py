@@ -10,12 +10,12 @@ larger than memory. For a video, STEM_overlay.mp4 is written.
 
 import functools
 import sys
-from pathlib import Path
 from typing import Any
 
 from auto_deeplab_tf import cli, config, tiling, video
 from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import AnyPath, as_path, read_locally, written_locally
 from auto_deeplab_tf.image_results import (
     check_names,
     find_images,
@@ -55,11 +55,11 @@ def main() -> None:
 def predict(options: config.PredictConfig) -> dict[str, Any]:
     """Segments as the command does; returns what it wrote, and the images that failed."""
     paths = find_images(options.image)
-    check_names(paths, Path(options.output_dir))
+    check_names(paths, as_path(options.output_dir))
     from auto_deeplab_tf.served import load_segmenter
 
     model = load_segmenter(options.model)
-    output_dir = Path(options.output_dir)
+    output_dir = as_path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     written: list[dict[str, Any]] = []
     videos: list[dict[str, Any]] = []
@@ -81,12 +81,12 @@ def predict(options: config.PredictConfig) -> dict[str, Any]:
         "images": written,
         "videos": videos,
         "failures": failures,
-        "left_out": left_out(Path(options.image)),
+        "left_out": left_out(as_path(options.image)),
     }
 
 
 def _predict(
-    model: Any, path: Path, output_dir: Path, options: config.PredictConfig
+    model: Any, path: AnyPath, output_dir: AnyPath, options: config.PredictConfig
 ) -> dict[str, Any]:
     from auto_deeplab_tf.data import image_files
 
@@ -132,7 +132,7 @@ def _network(model: Any) -> Any:
 
 
 def _predict_tiled(
-    model: Any, path: Path, output_dir: Path, options: config.PredictConfig
+    model: Any, path: AnyPath, output_dir: AnyPath, options: config.PredictConfig
 ) -> dict[str, Any]:
     """As `_predict`, with memory for a tile instead of the image."""
     import numpy as np
@@ -144,7 +144,10 @@ def _predict_tiled(
     assert options.tile is not None
     overlap = min(options.tile) // 8 if options.overlap is None else options.overlap
     palette = _palette(model)
-    with tiling.open_windows(path, model.input_channels, options.max_image_pixels) as image:
+    with (
+        read_locally(path) as local,
+        tiling.open_windows(local, model.input_channels, options.max_image_pixels) as image,
+    ):
         size = (min(options.tile[0], image.size[0]), min(options.tile[1], image.size[1]))
         # A tile is seen as an image of its size would be.
         seen = model.command_input_size(size, options.input_size)
@@ -161,8 +164,10 @@ def _predict_tiled(
         mask, drawing = results_of(output_dir, path.stem)
         bits = 8 if model.num_classes <= 256 else 16
         with (
-            tiling.PngWriter(mask, image.size, bits=bits) as masks,
-            tiling.PngWriter(drawing, image.size, channels=3) as drawings,
+            written_locally(mask) as local_mask,
+            written_locally(drawing) as local_drawing,
+            tiling.PngWriter(local_mask, image.size, bits=bits) as masks,
+            tiling.PngWriter(local_drawing, image.size, channels=3) as drawings,
         ):
             top = 0
             for band in tiling.class_ids(image.size, options.tile, overlap, logits):
@@ -183,7 +188,7 @@ def _predict_tiled(
 
 
 def _predict_video(
-    model: Any, path: Path, output_dir: Path, options: config.PredictConfig
+    model: Any, path: AnyPath, output_dir: AnyPath, options: config.PredictConfig
 ) -> dict[str, Any]:
     """Writes a video of the overlays of another one's frames."""
     from auto_deeplab_tf import overlay
@@ -199,7 +204,8 @@ def _predict_video(
         return overlay.overlay(frame, model.predict_class_ids(image, input_size=seen), palette)
 
     output = output_dir / f"{path.stem}_overlay.mp4"
-    drawn = video.draw(path, output, picture, options.max_image_pixels)
+    with read_locally(path) as frames, written_locally(output) as local:
+        drawn = video.draw(frames, local, picture, options.max_image_pixels)
     return {"image": str(path), "overlay": str(output), **drawn}
 
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -23,6 +22,7 @@ from auto_deeplab_tf.config import (
 from auto_deeplab_tf.data import pipeline, source, split
 from auto_deeplab_tf.data.source import Source
 from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.files import as_path
 from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
@@ -419,11 +419,11 @@ def restored(
     Raises:
         MissingFileError: If it is not the folder of a search, or has no checkpoint.
     """
-    flags = Path(run_dir) / "flags.txt"
+    flags = as_path(run_dir) / "flags.txt"
     if not flags.is_file():
         raise MissingFileError(f"{run_dir} has no flags.txt: it is not the folder of a search.")
     settings = from_flags_text(SearchConfig, flags.read_text("utf-8"))
-    folder = Path(run_dir) / "checkpoints"
+    folder = as_path(run_dir) / "checkpoints"
     if not (folder / "checkpoint").is_file():
         raise MissingFileError(
             f"{run_dir} has no checkpoints, so there are no weights to score with."

@@ -14,7 +14,6 @@ same command resumes after a kill; on a finished folder it changes nothing.
 from __future__ import annotations
 
 import contextlib
-import csv
 import ctypes
 import dataclasses
 import math
@@ -23,13 +22,12 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from auto_deeplab_tf import cli, config, selection
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.errors import RunError, UserError
-from auto_deeplab_tf.files import write_text
+from auto_deeplab_tf.files import AnyPath, write_text
 from auto_deeplab_tf.process import seconds_since_start
 from auto_deeplab_tf.training import termination
 
@@ -194,7 +192,7 @@ class _Selection:
             self._table.set(name, **_scores(run_dir / "metrics.csv", rung))
         self._table.set(name, cpu_seconds=f"{spent:.1f}")
 
-    def _save_winner(self, name: str, file: Path) -> None:
+    def _save_winner(self, name: str, file: AnyPath) -> None:
         row = self._table.rows[name]
         architecture = self._table.architecture(name)
         counted = ("filter_multiplier", "params", "multi_adds")
@@ -216,7 +214,7 @@ class _Selection:
         # Last: where it exists, the selection is complete.
         dataclasses.replace(architecture, provenance=provenance).save(file)
 
-    def _result(self, winner_file: Path) -> dict[str, Any]:
+    def _result(self, winner_file: AnyPath) -> dict[str, Any]:
         return {
             "output_dir": str(self._run.path),
             "architecture": str(winner_file),
@@ -241,10 +239,11 @@ def _recipe_text(training: config.TrainConfig) -> str:
     return "".join(line for line in lines if line[2:].partition("=")[0] not in _DECIDED)
 
 
-def _scores(metrics: Path, rung: int) -> dict[str, Any]:
+def _scores(metrics: AnyPath, rung: int) -> dict[str, Any]:
     """The scores of a rung: mean training loss of all steps so far, mIoU on the part held back."""
-    with open(metrics, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    from auto_deeplab_tf.training.run_dir import MetricsFile
+
+    rows = MetricsFile(metrics).rows()
     ends = [0, *(int(row["step"]) for row in rows)]
     losses = [
         float(row["loss"]) * (ends[index + 1] - ends[index]) for index, row in enumerate(rows)

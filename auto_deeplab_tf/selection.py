@@ -9,13 +9,12 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from auto_deeplab_tf import accounting, config, decoding, sampling
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
-from auto_deeplab_tf.files import write_text
+from auto_deeplab_tf.files import AnyPath, as_path, write_text
 
 # Of paths of one search, or of random draws, that are counted to find those within the budget.
 MAX_TRIES = 10_000
@@ -119,7 +118,7 @@ class _Space(tuple[int, int, str]):
 
 
 def _search(run: str) -> decoding.Logits:
-    path = Path(run) / "logits.npz"
+    path = as_path(run) / "logits.npz"
     if not path.is_file():
         raise MissingFileError(
             f"search_runs: {run} has no logits.npz: it is not the folder of a search, or the "
@@ -238,12 +237,12 @@ class Table:
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self._directory = Path(directory)
+        self._directory = as_path(directory)
         self.path = self._directory / "candidates.csv"
         self.rows: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                self.rows = {row["candidate"]: dict(row) for row in csv.DictReader(file)}
+            text = io.StringIO(self.path.read_text("utf-8"), newline="")
+            self.rows = {row["candidate"]: dict(row) for row in csv.DictReader(text)}
 
     def begin(self, found: Sequence[Candidate], rungs: int) -> None:
         """Writes the architectures, then the table without scores."""
@@ -254,7 +253,7 @@ class Table:
         self.rows = {candidate.name: candidate.row() | empty for candidate in found}
         self._write()
 
-    def architecture_file(self, name: str) -> Path:
+    def architecture_file(self, name: str) -> AnyPath:
         """Returns the file of a candidate's architecture."""
         return self._directory / "candidates" / f"{name}.json"
 

@@ -6,7 +6,6 @@ The SavedModel may be one of `export.saved_model`, or any other with the same si
 import json
 import os
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,7 +15,7 @@ import tensorflow as tf
 from auto_deeplab_tf import baselines
 from auto_deeplab_tf.data.resizing import resize_image
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
-from auto_deeplab_tf.files import LiteralPath
+from auto_deeplab_tf.files import AnyPath, LiteralPath, as_path, read_locally
 from auto_deeplab_tf.segmenter import Segmenter
 from auto_deeplab_tf.training.whole_images import with_area_of
 
@@ -44,7 +43,7 @@ class ServedModel:
     palette = None
     architecture = None
 
-    def __init__(self, path: str | os.PathLike, folder: Path):
+    def __init__(self, path: str | os.PathLike, folder: AnyPath):
         self._path = path
         literal = LiteralPath(folder)
         try:
@@ -181,16 +180,17 @@ def load_segmenter(path: str | os.PathLike[str], name: str = "model") -> Segment
         UserError: If it is no .keras file of a segmentation network, or is damaged.
     """
     rule = "give the model.keras that `python -m auto_deeplab_tf.train` or Segmenter.save wrote"
-    if not os.path.isfile(path):
+    if not as_path(path).is_file():
         raise MissingFileError(f"{name}={path}: no such file; {rule}")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{name}={path} is no .keras file; {rule}")
-    baselines.register_classes()
-    try:
-        model = keras.saving.load_model(path)
-    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{name}={path} cannot be read: {reason}") from error
+    with read_locally(path) as local:
+        if not zipfile.is_zipfile(local):
+            raise UserError(f"{name}={path} is no .keras file; {rule}")
+        baselines.register_classes()
+        try:
+            model = keras.saving.load_model(local)
+        except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{name}={path} cannot be read: {reason}") from error
     if isinstance(model, Segmenter):
         return model
     if not all(hasattr(model, attribute) for attribute in ("num_classes", "mean", "std")):
@@ -207,9 +207,9 @@ def load_model(path: str | os.PathLike) -> Any:
         FileNotFoundError: where there is neither.
         ValueError: where it is something else, or damaged.
     """
-    if not os.path.isdir(path):
+    folder = as_path(path)
+    if not folder.is_dir():
         return load_segmenter(path)
-    folder = Path(path)
     if not (folder / "saved_model.pb").is_file():
         versions = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
         versions = [entry for entry in versions if (entry / "saved_model.pb").is_file()]

@@ -9,13 +9,12 @@ are new). The same command resumes from the last checkpoint; on a finished run i
 import hashlib
 import json
 import math
-import os
 import time
 from typing import Any
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.errors import StorageError, UserError
-from auto_deeplab_tf.files import write_text
+from auto_deeplab_tf.files import write_text, written_locally
 from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
 
 cli.define(config.TrainConfig)
@@ -398,15 +397,17 @@ def _architecture(options: config.TrainConfig, run: Any) -> Any:
 
 def _save(model: Any, path: Any) -> None:
     """Writes a model file whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.partial.keras")
     try:
-        model.save(temporary, include_optimizer=False)
-        os.replace(temporary, path)
+        with written_locally(path) as local:
+            temporary = local.with_name(f".{local.stem}.partial.keras")
+            try:
+                model.save(temporary, include_optimizer=False)
+                temporary.replace(local)
+            finally:
+                temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         resumes = "make room, and the same command resumes from the last checkpoint"
         raise StorageError.of(path, error, resumes, 4 * model.count_params()) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -33,7 +32,7 @@ from auto_deeplab_tf.decoding import (
     viterbi,
 )
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.files import write_atomically
+from auto_deeplab_tf.files import AnyPath, as_path, write_atomically
 from auto_deeplab_tf.search_space import (
     NUM_LEVELS,
     OPERATIONS,
@@ -106,14 +105,14 @@ def architecture_figure(architecture: Architecture, beta_logits: Any = None) -> 
 
 def save_architecture_drawing(
     architecture: Architecture, path: str | os.PathLike[str], beta_logits: Any = None
-) -> tuple[Path, Path]:
+) -> tuple[AnyPath, AnyPath]:
     """Writes `architecture_figure` beside `path`, with the suffixes .svg and .png.
 
     Returns:
         The paths of the SVG and the PNG file.
     """
     figure = architecture_figure(architecture, beta_logits)
-    svg, png = Path(path).with_suffix(".svg"), Path(path).with_suffix(".png")
+    svg, png = as_path(path).with_suffix(".svg"), as_path(path).with_suffix(".png")
     save_figure(figure, svg)
     save_figure(figure, png)
     return svg, png
@@ -121,8 +120,7 @@ def save_architecture_drawing(
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure atomically, in the format of the path's suffix; same figure, same bytes."""
-    path = Path(path)
-    kind = path.suffix.removeprefix(".")
+    kind = as_path(path).suffix.removeprefix(".")
     if kind not in ("svg", "png", "pdf"):
         raise UserError(f"{path}: a drawing is written as .svg, .png or .pdf.")
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})

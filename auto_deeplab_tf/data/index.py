@@ -4,11 +4,13 @@ An example takes about 45 bytes: a tuple of Python strings and numbers would tak
 """
 
 import dataclasses
+import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+
+from auto_deeplab_tf.files import AnyPath, read_locally, write_atomically
 
 
 class Texts(Sequence[str]):
@@ -93,11 +95,12 @@ class Index:
     offsets: np.ndarray
     sizes: np.ndarray
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes the index as an .npz file."""
         group_names, group_codes = self.groups.coded()
+        content = io.BytesIO()
         np.savez(
-            path,
+            content,
             ids=self.ids.encoded,
             group_names=group_names,
             group_codes=group_codes,
@@ -105,11 +108,12 @@ class Index:
             offsets=self.offsets.astype(np.int64),
             sizes=self.sizes.astype(np.int32),
         )
+        write_atomically(path, content.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> "Index":
+    def load(cls, path: AnyPath) -> "Index":
         """Reads an index that `save` wrote."""
-        with np.load(path) as arrays:
+        with read_locally(path) as local, np.load(local) as arrays:
             return cls(
                 ids=Texts(arrays["ids"]),
                 groups=Texts(arrays["group_names"], arrays["group_codes"]),

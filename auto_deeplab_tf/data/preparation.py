@@ -3,6 +3,10 @@
 The folder appears complete or not at all. Until then it has the same name with `.unfinished` behind
 it, and holds the shards that are finished. A preparation that was killed, or that found no space,
 resumes from them.
+
+Where the cache is a URL, the folder has its name from the start, since an object store renames no
+folder: it is complete once it has its `records.json`, which is written last. No lock keeps two
+processes from preparing there at a time.
 """
 
 import concurrent.futures
@@ -11,7 +15,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +25,7 @@ import tensorflow as tf
 from auto_deeplab_tf.data import records, shards
 from auto_deeplab_tf.data.dataset import RawDataset
 from auto_deeplab_tf.errors import StorageError, UserError
+from auto_deeplab_tf.files import AnyPath, remove_folder
 
 # Files of up to this size together are hashed whole, which takes about a second; larger sets by
 # samples of each file.
@@ -29,7 +33,7 @@ _HASHED_WHOLE_BYTES = 2**29
 _SAMPLE_BYTES = 4096
 
 
-def prepared(raw: RawDataset, cache: Path, settings: records.Settings) -> Path:
+def prepared(raw: RawDataset, cache: AnyPath, settings: records.Settings) -> AnyPath:
     """Returns the folder of the records, after making it if it is not there.
 
     Args:
@@ -48,20 +52,26 @@ def prepared(raw: RawDataset, cache: Path, settings: records.Settings) -> Path:
         _check_fingerprint(cache, raw, settings, fingerprint)
         return cache
     directory = cache / f"{raw.info.name}-{settings.name}-{fingerprint[:16]}"
-    if not directory.exists():
+    if not _is_there(directory):
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f"{directory.name}.lock"):
-            if not directory.exists():  # else another process made it while this one waited
+            if not _is_there(directory):  # else another process made it while this one waited
                 _prepare(directory, raw, settings, fingerprint)
     _check_fingerprint(directory, raw, settings, fingerprint)
     return directory
 
 
+def _is_there(directory: AnyPath) -> bool:
+    return (directory if isinstance(directory, Path) else directory / records.MANIFEST).exists()
+
+
 def _prepare(
-    directory: Path, raw: RawDataset, settings: records.Settings, fingerprint: str
+    directory: AnyPath, raw: RawDataset, settings: records.Settings, fingerprint: str
 ) -> None:
     """Writes the records in an unfinished folder, and gives it its name when it is complete."""
-    unfinished = directory.with_name(f"{directory.name}.unfinished")
+    unfinished = directory
+    if isinstance(directory, Path):
+        unfinished = directory.with_name(f"{directory.name}.unfinished")
     name = raw.info.name
     verb = "Resuming the preparation of" if unfinished.exists() else "Preparing"
     print(f"{verb} {name} ({', '.join(raw.splits)}), once, in {directory}", file=sys.stderr)
@@ -72,10 +82,12 @@ def _prepare(
             unfinished.mkdir(exist_ok=True)
             with _progress_bar(sum(len(raw.ids(split)) for split in raw.splits)) as report:
                 shards.write(unfinished, raw, settings, fingerprint=fingerprint, report=report)
-        unfinished.rename(directory)
+        if unfinished != directory:
+            unfinished.rename(directory)
     except ValueError:
         # The data have to be fixed first, and will have another fingerprint then.
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_folder(unfinished)
         raise
     except (OSError, tf.errors.OpError) as error:
         finished = len(list(unfinished.glob("*.tfrecord")))
@@ -93,7 +105,7 @@ def _check_format(raw: RawDataset, settings: records.Settings) -> None:
 
 
 def _check_fingerprint(
-    directory: Path, raw: RawDataset, settings: records.Settings, fingerprint: str
+    directory: AnyPath, raw: RawDataset, settings: records.Settings, fingerprint: str
 ) -> None:
     """Refuses records that were not made from these files with these settings.
 
@@ -206,8 +218,14 @@ def _progress_bar(num_examples: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Holds a lock file; the system frees it when the process dies, however it dies."""
+def _lock(path: AnyPath) -> Iterator[None]:
+    """Holds a lock file; the system frees it when the process dies, however it dies.
+
+    There are no such locks behind a URL.
+    """
+    if not isinstance(path, Path):
+        yield
+        return
     while True:
         file = path.open("w")
         fcntl.flock(file, fcntl.LOCK_EX)

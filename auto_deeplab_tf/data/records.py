@@ -11,17 +11,17 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.files import write_text
+from auto_deeplab_tf.files import AnyPath, write_text
 
 # Part of every fingerprint: raise it whenever records made by older code must not be used any more.
 VERSION = 4
 MANIFEST = "records.json"
+_CHUNK_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +115,14 @@ def channel_statistics(sums: np.ndarray, bits: int) -> tuple[tuple[float, ...], 
     return tuple((mean / scale).tolist()), tuple((deviation / scale).tolist())
 
 
-def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(directory: AnyPath, manifest: dict[str, Any]) -> None:
     """Writes `records.json`, which is what makes a folder one of records: last of all."""
     manifest = {**manifest, "version": VERSION}
     manifest["digest"] = _manifest_digest(manifest)
     write_text(directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: AnyPath) -> dict[str, Any]:
     """Reads and checks `records.json`."""
     path = directory / MANIFEST
     try:
@@ -135,7 +135,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def verify(directory: AnyPath, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Compares the SHA-256 of files with what the manifest says.
 
     Raises:
@@ -149,7 +149,7 @@ def verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
                 raise damaged(path)
 
 
-def verify_sizes(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def verify_sizes(directory: AnyPath, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Compares the sizes of files with what the manifest says.
 
     Raises:
@@ -161,20 +161,20 @@ def verify_sizes(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> Non
             raise damaged(path)
 
 
-def damaged(path: Path) -> UserError:
+def damaged(path: AnyPath) -> UserError:
     """Returns the error for a file of records that was cut or changed."""
     return UserError(
         f"{path} is damaged: delete the folder {path.parent} to have the records prepared again"
     )
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: AnyPath) -> dict[str, Any]:
     """Returns the size in bytes and the SHA-256 of a file, as the manifest holds them."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def _manifest_digest(manifest: Mapping[str, Any]) -> str:

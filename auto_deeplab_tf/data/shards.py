@@ -23,6 +23,7 @@ from auto_deeplab_tf.data.dataset import Dataset, RawDataset, RawExample
 from auto_deeplab_tf.data.index import Index, Texts
 from auto_deeplab_tf.data.resizing import resize_image, resize_label
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import AnyPath
 
 # What a stop costs is at most one shard's work; a folder holds at most this many files a split.
 _MIN_EXAMPLES_PER_SHARD = 32
@@ -57,7 +58,7 @@ class _Shard:
 
 
 def write(
-    directory: Path,
+    directory: AnyPath,
     raw: RawDataset,
     settings: records.Settings,
     *,
@@ -93,7 +94,7 @@ def write(
     clear(directory)
 
 
-def clear(directory: Path) -> None:
+def clear(directory: AnyPath) -> None:
     """Removes what only an unfinished folder needs."""
     for path in (*directory.glob("*-*.json"), *directory.glob("*.part*")):
         path.unlink()
@@ -106,7 +107,7 @@ def spans(num_examples: int) -> list[range]:
 
 
 def _write_missing(
-    directory: Path,
+    directory: AnyPath,
     raw: RawDataset,
     split: str,
     settings: records.Settings,
@@ -186,7 +187,7 @@ def _encode_example(example: RawExample, info: Dataset, settings: records.Settin
 
 
 def _write_shard(
-    path: Path,
+    path: AnyPath,
     encoded: Iterator[_Encoded | None],
     info: Dataset,
     fingerprint: str,
@@ -225,7 +226,7 @@ def _write_shard(
             channel_sums=channel_sums.tolist(),
         )
         part.replace(path)
-        part.write_text(json.dumps(dataclasses.asdict(shard)))
+        part.write_bytes(json.dumps(dataclasses.asdict(shard)).encode())
         _sync(part)
         part.replace(path.with_suffix(".json"))
     except BaseException:
@@ -234,7 +235,7 @@ def _write_shard(
     return shard
 
 
-def _finished(path: Path, fingerprint: str) -> _Shard | None:
+def _finished(path: AnyPath, fingerprint: str) -> _Shard | None:
     """A shard that an earlier writing finished, if it is there and whole."""
     try:
         shard = _Shard(**json.loads(path.with_suffix(".json").read_bytes()))
@@ -245,7 +246,7 @@ def _finished(path: Path, fingerprint: str) -> _Shard | None:
 
 
 def _finish_split(
-    directory: Path, split: str, shards: list[_Shard], info: Dataset
+    directory: AnyPath, split: str, shards: list[_Shard], info: Dataset
 ) -> dict[str, Any]:
     """Writes the index, ordered by image id; returns what the manifest says of the split."""
     rows = [row for shard in shards for row in shard.rows]
@@ -287,8 +288,10 @@ def _sum(values: Iterable[list]) -> list:
     return np.sum([np.array(value, np.int64) for value in values], axis=0).tolist()
 
 
-def _sync(path: Path) -> None:
+def _sync(path: AnyPath) -> None:
     """Has the system write a file to the disk before its name says that it is whole."""
+    if not isinstance(path, Path):
+        return
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

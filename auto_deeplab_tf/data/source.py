@@ -17,6 +17,7 @@ from auto_deeplab_tf.data import preparation, records, sets
 from auto_deeplab_tf.data.dataset import Dataset, RawDataset, absent_classes_note
 from auto_deeplab_tf.data.index import Index
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
+from auto_deeplab_tf.files import AnyPath, as_path
 
 # Up to this much is read whole when a split is opened, which takes about a second.
 _CHECKED_AT_OPENING_BYTES = 2**30
@@ -42,7 +43,7 @@ class Source:
             without a pixel in this split.
     """
 
-    def __init__(self, directory: Path, split: str, info: Dataset, notes: Sequence[str] = ()):
+    def __init__(self, directory: AnyPath, split: str, info: Dataset, notes: Sequence[str] = ()):
         """Opens records, after comparing the sizes and checksums of their files.
 
         Where the shards are many, a byte that changed in them is noticed when its record is read.
@@ -166,9 +167,11 @@ def open_split(
     Args:
         name: a name of `sets.names()`.
         split: a split of that data set.
-        data_dir: folder of the user's files; never written to. None for a set that needs none.
-        cache_dir: folder for prepared records; None for `$XDG_CACHE_HOME/auto_deeplab_tf`, or
-            `~/.cache/auto_deeplab_tf`. It may also be such a folder of records itself.
+        data_dir: folder of the user's files, on this machine; never written to. None for a set
+            that needs none.
+        cache_dir: folder for prepared records, also a URL; None for
+            `$XDG_CACHE_HOME/auto_deeplab_tf`, or `~/.cache/auto_deeplab_tf`. It may also be such a
+            folder of records itself.
         image_size: (height, width) to bring every example to; None to keep them as they are.
         max_image_side: pixels to bring the longer side of every example to.
         image_format: "jpeg" or "png" for the images; None as `records.Settings` says.
@@ -218,7 +221,7 @@ def _find(options: config.DataFilesConfig) -> RawDataset:
     )
 
 
-def _prepare(raw: RawDataset, options: config.DatasetConfig) -> Path:
+def _prepare(raw: RawDataset, options: config.DatasetConfig) -> AnyPath:
     settings = records.Settings(options.image_size, options.max_image_side, options.image_format)
     return preparation.prepared(raw, _cache_dir(options.cache_dir), settings)
 
@@ -261,9 +264,9 @@ def _measured(info: Dataset, entry: Mapping[str, Any]) -> Dataset:
     return dataclasses.replace(info, mean=mean, std=std)
 
 
-def _cache_dir(cache_dir: str | os.PathLike | None) -> Path:
+def _cache_dir(cache_dir: str | os.PathLike | None) -> AnyPath:
     if cache_dir is not None:
-        return Path(cache_dir).expanduser()
+        return as_path(os.path.expanduser(cache_dir))
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     path = Path(base).expanduser() / "auto_deeplab_tf"
     try:

@@ -1,16 +1,14 @@
 """The checkpoints of a run: read completely or not at all, and only into what they belong to."""
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf.errors import StorageError, UserError
-from auto_deeplab_tf.files import LiteralPath
+from auto_deeplab_tf.files import LiteralPath, as_path, remove_folder
 
 
 class Checkpoints:
@@ -35,7 +33,7 @@ class Checkpoints:
         keep: int = 3,
         former_fingerprint: str | None = None,
     ):
-        self._directory = Path(directory)
+        self._directory = as_path(directory)
         self._former = former_fingerprint
         self._fingerprint = tf.Variable(fingerprint, trainable=False)
         # Numbered, not named: the names that Keras makes up depend on what else a process made.
@@ -58,7 +56,7 @@ class Checkpoints:
     def latest(self) -> str | None:
         """The path of the newest checkpoint, None where there is none."""
         path = self._manager.latest_checkpoint
-        return None if path is None else str(self._directory / Path(path).name)
+        return None if path is None else str(self._directory / os.path.basename(path))
 
     def save(self, step: int) -> str:
         """Writes a checkpoint of that step and returns its path.
@@ -72,7 +70,7 @@ class Checkpoints:
         except (tf.errors.OpError, OSError) as error:
             for left in self._directory.iterdir():
                 if left.name.startswith((f"{path.name}.", f"{path.name}_")):
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                    remove_folder(left) if left.is_dir() else left.unlink()
             resumes = f"make room, and the same command resumes from {self.latest or 'the start'}"
             raise StorageError.of(path, error, resumes, self._num_bytes) from error
         return str(path)
@@ -95,11 +93,11 @@ class Checkpoints:
         if path is None:
             return False
         if step is not None:
-            path = str(Path(path).with_name(f"step-{step}"))
+            path = os.path.join(os.path.dirname(path), f"step-{step}")
         try:
-            found = tf.train.load_checkpoint(path).get_tensor(
-                "fingerprint/.ATTRIBUTES/VARIABLE_VALUE"
-            )
+            # tf.train.load_checkpoint takes a prefix on ram:// for a folder.
+            reader = tf.compat.v1.train.NewCheckpointReader(path)
+            found = reader.get_tensor("fingerprint/.ATTRIBUTES/VARIABLE_VALUE")
         except (tf.errors.OpError, KeyError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{self.latest} cannot be read ({error}); delete it and its line in "

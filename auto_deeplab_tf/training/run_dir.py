@@ -13,7 +13,7 @@ from typing import Any
 from auto_deeplab_tf import config as config_lib
 from auto_deeplab_tf.data import records
 from auto_deeplab_tf.errors import FieldError, UserError
-from auto_deeplab_tf.files import write_text
+from auto_deeplab_tf.files import AnyPath, as_path, write_text
 
 FLAGS_FILE = "flags.txt"
 DATA_FILE = "data.json"
@@ -25,7 +25,7 @@ class RunDir:
     """The folder of one run.
 
     Making the object checks that the folder belongs to these options and writes nothing; `with`
-    makes the folder, locks it and writes `flags.txt`.
+    makes the folder, locks it and writes `flags.txt`. A folder that is a URL is not locked.
 
     Args:
         path: The folder.
@@ -45,7 +45,7 @@ class RunDir:
         resume: bool = True,
         setting: str = "run_dir",
     ):
-        self.path = Path(path)
+        self.path = as_path(path)
         self._setting = setting
         self._options = options
         self._lock: Any = None
@@ -70,11 +70,18 @@ class RunDir:
                 f"name an empty or a new folder as {setting}."
             )
 
-    def __truediv__(self, name: str) -> Path:
+    def __truediv__(self, name: str) -> AnyPath:
         return self.path / name
 
     def __enter__(self) -> "RunDir":
         self.path.mkdir(parents=True, exist_ok=True)
+        if not isinstance(self.path, Path):
+            print(
+                f"note: {self.path} is not locked, since it is no folder of this machine: see that "
+                "no other process uses it.",
+                file=sys.stderr,
+            )
+            return self._begin()
         self._lock = open(self.path / _LOCK_FILE, "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,11 +91,15 @@ class RunDir:
                 f"{self.path} is in use by another process: wait for it, or name another "
                 f"{self._setting}."
             ) from None
+        return self._begin()
+
+    def _begin(self) -> "RunDir":
         write_text(self / FLAGS_FILE, config_lib.flags_text(self._options.with_absolute_paths()))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def record(self, name: str, value: Any) -> None:
         """Writes a fact of the run as JSON; refuses to resume a run that had another.
@@ -133,14 +144,13 @@ class MetricsFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = as_path(path)
 
     def rows(self) -> list[dict[str, str]]:
         """Returns the rows as texts by column; none where there is no file."""
         if not self.path.exists():
             return []
-        with open(self.path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        return list(csv.DictReader(io.StringIO(self.path.read_text("utf-8"), newline="")))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds a row for `row["epoch"]`; rows of that epoch or later are dropped."""

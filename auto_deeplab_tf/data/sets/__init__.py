@@ -13,6 +13,7 @@ from types import ModuleType
 from auto_deeplab_tf.config.options import MAX_IMAGE_PIXELS
 from auto_deeplab_tf.data.dataset import Dataset, RawDataset
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.files import check_local
 
 _NAMES = (
     *("scenes", "camvid", "cityscapes", "cityscapes_coarse"),
@@ -53,6 +54,8 @@ def find(
         UserError: for a name that is not known, or options that the set does not take.
         MissingFileError: where the data are not there.
     """
+    check_local("data_dir", data_dir)
+    check_local("dataset_config", dataset_config)
     module = _module(name)
     generated = name != _DESCRIBED_BY_USER and not module.DATASET.needs_data_dir
     if not generated and data_dir is None:
