@@ -29,7 +29,7 @@ from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
 from auto_deeplab_tf.training import inputs, loop, losses, perturbation
 from auto_deeplab_tf.training.bilevel import BilevelModel
-from auto_deeplab_tf.training.checkpoints import Checkpoints
+from auto_deeplab_tf.training.checkpoints import Checkpoints, steps_in
 from auto_deeplab_tf.training.schedules import Cosine
 
 require_tensorflow()
@@ -424,7 +424,7 @@ def restored(
         raise MissingFileError(f"{run_dir} has no flags.txt: it is not the folder of a search.")
     settings = from_flags_text(SearchConfig, flags.read_text("utf-8"))
     folder = as_path(run_dir) / "checkpoints"
-    if not (folder / "checkpoint").is_file():
+    if not steps_in(folder):
         raise MissingFileError(
             f"{run_dir} has no checkpoints, so there are no weights to score with."
         )

@@ -185,11 +185,10 @@ class _Training:
     def _start_from(self, model: Any) -> dict[str, Any] | None:
         """Takes the weights of --init_from; None where there is none, or the run has begun."""
         from auto_deeplab_tf.served import load_segmenter
-        from auto_deeplab_tf.training import transfer
+        from auto_deeplab_tf.training import checkpoints, transfer
 
         path = self._options.init_from
-        begun = (self._run / "checkpoints" / "checkpoint").exists()
-        if path is None or begun:
+        if path is None or checkpoints.newest_whole(self._run / "checkpoints")[0] is not None:
             return None
         result = transfer.take_weights(model, load_segmenter(path, "init_from"), path)
         if not self._options.json:

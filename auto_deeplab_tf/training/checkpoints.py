@@ -1,6 +1,9 @@
 """The checkpoints of a run: read completely or not at all, and only into what they belong to."""
 
 import os
+import re
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,14 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf.errors import StorageError, UserError
-from auto_deeplab_tf.files import LiteralPath, as_path, remove_folder
+from auto_deeplab_tf.files import AnyPath, LiteralPath, as_path, remove_folder, write_text
 
 
 class Checkpoints:
     """The last checkpoints of a run: variables by name, and the fingerprint of what they belong to.
 
     A checkpoint is read completely or not at all: one that lacks a variable, has another too many,
-    or carries another fingerprint is refused.
+    or carries another fingerprint is refused. One whose files are damaged is passed over.
 
     Args:
         directory: Folder of the checkpoints.
@@ -34,6 +37,9 @@ class Checkpoints:
         former_fingerprint: str | None = None,
     ):
         self._directory = as_path(directory)
+        self._keep = keep
+        self._latest: int | None = None
+        self._damaged: set[int] = set()
         self._former = former_fingerprint
         self._fingerprint = tf.Variable(fingerprint, trainable=False)
         # Numbered, not named: the names that Keras makes up depend on what else a process made.
@@ -48,15 +54,29 @@ class Checkpoints:
             fingerprint=self._fingerprint, variables=_Holder(by_name)
         )
         self._literal = LiteralPath(self._directory)
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint, self._literal.path, max_to_keep=keep, checkpoint_name="step"
-        )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints in the folder, the oldest first."""
+        return steps_in(self._directory)
 
     @property
     def latest(self) -> str | None:
-        """The path of the newest checkpoint, None where there is none."""
-        path = self._manager.latest_checkpoint
-        return None if path is None else str(self._directory / os.path.basename(path))
+        """The path of the checkpoint last read or written, else of the newest; None: there is none.
+
+        That of a damaged one is given only before `restore` has found it so.
+        """
+        if self._latest is not None:
+            return self._path(self._latest)
+        steps = self._whole()
+        return self._path(steps[-1]) if steps else None
+
+    def _whole(self) -> list[int]:
+        """The steps of the checkpoints that `restore` has not found damaged."""
+        return [step for step in self.steps if step not in self._damaged]
+
+    def _path(self, step: int) -> str:
+        return str(self._directory / f"step-{step}")
 
     def save(self, step: int) -> str:
         """Writes a checkpoint of that step and returns its path.
@@ -64,62 +84,153 @@ class Checkpoints:
         Raises:
             StorageError: If it cannot be written, as on a full disk; nothing of it is left.
         """
-        path = self._directory / f"step-{step}"
+        path = self._path(step)
         try:
-            self._manager.save(checkpoint_number=step)
+            self._checkpoint.save_counter.assign_add(1)
+            self._checkpoint.write(os.path.join(self._literal.path, f"step-{step}"))
         except (tf.errors.OpError, OSError) as error:
-            for left in self._directory.iterdir():
-                if left.name.startswith((f"{path.name}.", f"{path.name}_")):
-                    remove_folder(left) if left.is_dir() else left.unlink()
+            self._remove({step})
             resumes = f"make room, and the same command resumes from {self.latest or 'the start'}"
             raise StorageError.of(path, error, resumes, self._num_bytes) from error
-        return str(path)
+        self._latest = step
+        self._damaged.discard(step)
+        kept = self._whole()[-self._keep :]
+        self._write_list(kept)
+        self._remove(_files(self._directory).keys() - kept)
+        return path
 
-    @property
-    def steps(self) -> list[int]:
-        """The steps of the checkpoints, the oldest first."""
-        return [int(path.rpartition("-")[2]) for path in self._manager.checkpoints]
+    def _write_list(self, steps: list[int]) -> None:
+        """Writes the file that `tf.train.latest_checkpoint` and `CheckpointManager` read."""
+        lines = [f'model_checkpoint_path: "step-{steps[-1]}"']
+        lines += [f'all_model_checkpoint_paths: "step-{step}"' for step in steps]
+        lines += [f"all_model_checkpoint_timestamps: {time.time()!r}"] * len(steps)
+        write_text(self._directory / "checkpoint", "\n".join(lines) + "\n")
+
+    def _remove(self, steps: set[int]) -> None:
+        """Deletes all files of some steps."""
+        files = _files(self._directory)
+        for step in steps:
+            for path in files.get(step, ()):
+                remove_folder(path) if path.is_dir() else path.unlink()
 
     def restore(self, step: int | None = None) -> bool:
         """Reads a checkpoint; returns False where there is none.
 
+        All of its tensors are read and compared with their checksums first. Where a file of it is
+        missing, cut or changed, a line on stderr says so, and the one before is taken.
+
         Args:
-            step: Which, one of `steps`; None: the newest.
+            step: Which, one of `steps`; None: the newest that is whole.
 
         Raises:
-            UserError: If it belongs to something else, or does not fit the variables.
+            UserError: If it belongs to something else, does not fit the variables, or several are
+                there and all damaged. A single one that is damaged was the first: the run begins
+                again.
         """
-        path = self._manager.latest_checkpoint
-        if path is None:
+        found, damaged = newest_whole(self._directory, step)
+        first_is_damaged = step is None and len(damaged) == 1
+        if found is None and damaged and not first_is_damaged:
+            raise UserError(
+                f"no checkpoint in {self._directory} can be read: delete that folder to begin from "
+                "the start, or name another run_dir."
+            )
+        in_its_place = "the start" if found is None else self._path(found)
+        for other, reason in damaged.items():
+            line = f"{self._path(other)} is damaged ({reason}); resuming from {in_its_place}"
+            print(f"warning: {line}", file=sys.stderr)
+        self._damaged = set(damaged)
+        if found is None:
             return False
-        if step is not None:
-            path = os.path.join(os.path.dirname(path), f"step-{step}")
-        try:
-            # tf.train.load_checkpoint takes a prefix on ram:// for a folder.
-            reader = tf.compat.v1.train.NewCheckpointReader(path)
-            found = reader.get_tensor("fingerprint/.ATTRIBUTES/VARIABLE_VALUE")
-        except (tf.errors.OpError, KeyError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{self.latest} cannot be read ({error}); delete it and its line in "
-                f"{self._directory}/checkpoint to resume from the one before."
-            ) from error
+        self._read(found)
+        self._latest = found
+        return True
+
+    def _read(self, step: int) -> None:
+        """Reads a checkpoint that is whole."""
+        name, path = self._path(step), os.path.join(self._literal.path, f"step-{step}")
         expected = self._fingerprint.numpy()
-        if found.decode() not in (expected.decode(), self._former):
+        reader = _reader(path)
+        key = "fingerprint/.ATTRIBUTES/VARIABLE_VALUE"
+        found = reader.get_tensor(key).decode() if reader.has_tensor(key) else "another program"
+        if found not in (expected.decode(), self._former):
             raise UserError(
-                f"{self.latest} belongs to {found.decode()[:16]}, not to {expected.decode()[:16]}: "
-                "a checkpoint is never read into another architecture, search space or layout of "
-                "weights."
+                f"{name} belongs to {found[:16]}, not to {expected.decode()[:16]}: a checkpoint is "
+                "never read into another architecture, search space or layout of weights."
             )
         try:
             self._checkpoint.restore(path).assert_consumed()
         except (AssertionError, tf.errors.OpError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{self.latest} does not fit this program ({reason}): use the version that wrote "
-                "it, or another run_dir."
+                f"{name} does not fit this program ({reason}): use the version that wrote it, or "
+                "another run_dir."
             ) from error
         self._fingerprint.assign(expected)
-        return True
+
+
+def steps_in(directory: str | os.PathLike[str]) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, the oldest first."""
+    return sorted(
+        step
+        for step, files in _files(directory).items()
+        if any(file.name == f"step-{step}.index" for file in files)
+    )
+
+
+def newest_whole(
+    directory: str | os.PathLike[str], step: int | None = None
+) -> tuple[int | None, dict[int, str]]:
+    """Finds the newest checkpoint whose files are all there and as they were written.
+
+    Args:
+        directory: Folder of the checkpoints.
+        step: The only one to look at; None: all.
+
+    Returns:
+        (its step, None where there is none; what is wrong with each newer one, by its step).
+    """
+    files = _files(directory)
+    damaged: dict[int, str] = {}
+    if not files:
+        return None, damaged
+    literal = LiteralPath(directory)
+    for number in sorted(files, reverse=True) if step is None else [step]:
+        # A folder step-N_temp alone is what a kill left of one that was not there yet.
+        if step is None and all(file.name == f"step-{number}_temp" for file in files[number]):
+            continue
+        reason = _damage(os.path.join(literal.path, f"step-{number}"))
+        if reason is None:
+            return number, damaged
+        damaged[number] = reason
+    return None, damaged
+
+
+def _files(directory: str | os.PathLike[str]) -> dict[int, list[AnyPath]]:
+    """The files and folders of checkpoints, also unfinished ones, by their step."""
+    folder = as_path(directory)
+    found: dict[int, list[AnyPath]] = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = re.match(r"step-(\d+)[._]", path.name)
+        if match:
+            found.setdefault(int(match[1]), []).append(path)
+    return found
+
+
+def _reader(path: str) -> Any:
+    # tf.train.load_checkpoint takes a prefix on ram:// for a folder.
+    return tf.compat.v1.train.NewCheckpointReader(path)
+
+
+def _damage(path: str) -> str | None:
+    """What is wrong with the files of a checkpoint; None where every tensor has its checksum."""
+    try:
+        reader = _reader(path)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except Exception as error:  # of many kinds: IndexError for a file that is cut
+        message = getattr(error, "message", None) or str(error)
+        return " ".join(message.split())[:200]
+    return None
 
 
 class _Holder(tf.Module):

@@ -31,6 +31,9 @@ def test_the_last_ones_are_kept_and_read_whatever_the_folder_is_called(name, tmp
     assert sorted(path.name for path in folder.glob("*.index")) == ["step-6.index", "step-9.index"]
     read = variables()
     again = Checkpoints(folder, read, "one", keep=2)
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(), folder, 2, checkpoint_name="step")
+    assert [path[-6:] for path in manager.checkpoints] == ["step-6", "step-9"]
+    assert manager.latest_checkpoint.endswith("step-9")
     assert again.latest == str(folder / "step-9") and again.restore()
     for ours, theirs in zip(read, written, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -80,3 +83,120 @@ def test_what_a_checkpoint_belongs_to_and_what_an_earlier_version_wrote(tmp_path
     again.save(2)
     with pytest.raises(ValueError, match="layout of weights"):
         Checkpoints(tmp_path, variables(), "architecture").restore()
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A folder with checkpoints of the steps 3, 6 and 9, whose variables hold these numbers."""
+    folder = tmp_path / "checkpoints"
+    written = variables()
+    checkpoints = Checkpoints(folder, written, "one")
+    for step in (3, 6, 9):
+        written[0].assign(step)
+        written[1].assign(tf.random.stateless_uniform([40, 500], seed=(step, step)))
+        checkpoints.save(step)
+    return folder
+
+
+def restored(folder):
+    """(step read, the variables, the checkpoints)."""
+    read = variables()
+    checkpoints = Checkpoints(folder, read, "one")
+    step = int(read[0]) if checkpoints.restore() else None
+    if step is not None:
+        np.testing.assert_array_equal(
+            read[1], tf.random.stateless_uniform([40, 500], seed=(step, step))
+        )
+    return step, read, checkpoints
+
+
+def cut(path, share):
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 0x10
+    path.write_bytes(content)
+
+
+DATA, INDEX = "step-9.data-00000-of-00001", "step-9.index"
+DAMAGES = {
+    "cut data": lambda folder: cut(folder / DATA, 0.5),
+    "empty data": lambda folder: cut(folder / DATA, 0),
+    "no data": lambda folder: (folder / DATA).unlink(),
+    "flipped data": lambda folder: flip(folder / DATA, 0.7),
+    "cut index": lambda folder: cut(folder / INDEX, 0.5),
+    "empty index": lambda folder: cut(folder / INDEX, 0),
+    "no index": lambda folder: (folder / INDEX).unlink(),
+    "flipped index": lambda folder: flip(folder / INDEX, 0.3),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_and_goes_with_the_next(damage, three, capsys):
+    DAMAGES[damage](three)
+    step, read, checkpoints = restored(three)
+    assert step == 6 and checkpoints.latest == str(three / "step-6")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {three / 'step-9'} is damaged (")
+    assert line.endswith(f"; resuming from {three / 'step-6'}")
+    read[0].assign(8)
+    read[1].assign(tf.random.stateless_uniform([40, 500], seed=(8, 8)))
+    checkpoints.save(8)
+    assert {path.stem for path in three.glob("step-*")} == {"step-3", "step-6", "step-8"}
+    assert restored(three)[0] == 8 and capsys.readouterr().err == ""
+    assert tf.train.latest_checkpoint(three) == str(three / "step-8")
+
+
+def test_any_flipped_bit_is_noticed_or_means_nothing(three, capsys):
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for name in [DATA, INDEX] * 30:
+        path = three / name
+        content = path.read_bytes()
+        flip(path, rng.random())
+        step, *_ = restored(three)  # compares the values
+        assert step in (6, 9)
+        noticed += step == 6
+        path.write_bytes(content)
+    assert noticed > 50, noticed
+
+
+def test_all_damaged_is_an_error_and_a_first_one_begins_again(three, capsys):
+    for step in (3, 6, 9):
+        cut(three / f"step-{step}.index", 0.5)
+    with pytest.raises(ValueError, match="no checkpoint in .* can be read: delete that folder"):
+        restored(three)
+    for step in (3, 6):
+        for path in three.glob(f"step-{step}.*"):
+            path.unlink()
+    assert restored(three)[0] is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("resuming from the start")
+
+
+@pytest.mark.parametrize("lost", ["no list", "cut list", "killed before the list"])
+def test_the_list_of_checkpoints_is_not_needed(lost, three):
+    listed = three / "checkpoint"
+    content = listed.read_text()
+    if lost == "no list":
+        listed.unlink()
+    elif lost == "cut list":
+        cut(listed, 0.4)
+    else:
+        listed.write_text(
+            content.replace(
+                'model_checkpoint_path: "step-9"\nall', 'model_checkpoint_path: "step-6"\nall', 1
+            )
+        )
+        assert listed.read_text() != content
+    (three / "step-12_temp").mkdir()  # of a kill in the middle of a writing
+    (three / "step-12_temp" / "part-00000-of-00001.index").write_bytes(b"half")
+    step, read, checkpoints = restored(three)
+    assert step == 9
+    read[0].assign(12)
+    read[1].assign(tf.random.stateless_uniform([40, 500], seed=(12, 12)))
+    checkpoints.save(12)
+    assert {path.stem for path in three.glob("step-*")} == {"step-6", "step-9", "step-12"}
+    assert restored(three)[0] == 12
