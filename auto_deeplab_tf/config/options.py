@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any, ClassVar
 
 from auto_deeplab_tf.config.fields import Config, Size, changed, flag
@@ -298,6 +299,12 @@ class DataConfig(DatasetConfig):
         minimum=0,
         maximum=1,
     )
+    data_service: str | None = _data(
+        None,
+        "tf.data service whose workers make the training batches, the same ones in the same order",
+        metavar="grpc://HOST:PORT",
+        on_resume="free",
+    )
     seed: int = flag(
         0, "seed of everything random: weights, data order, augmentation", minimum=0, group="run"
     )
@@ -305,6 +312,8 @@ class DataConfig(DatasetConfig):
     def _check(self) -> None:
         super()._check()
         _check_order(self, "scale_min", "scale_max")
+        if self.data_service and not re.fullmatch(r"grpc://[^/]+:\d+", self.data_service):
+            raise FieldError(f"data_service={self.data_service}: expected grpc://HOST:PORT")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

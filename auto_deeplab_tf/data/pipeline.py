@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf import config
-from auto_deeplab_tf.data import augment
+from auto_deeplab_tf.data import augment, service
 from auto_deeplab_tf.data.source import Source
 from auto_deeplab_tf.errors import UserError
 
@@ -34,6 +34,7 @@ def training_batches(
     crop_tries: int = 1,
     color_jitter: float = 0.0,
     stream: int = 0,
+    data_service: str | None = None,
     num_parallel_calls: int = tf.data.AUTOTUNE,
 ) -> tf.data.Dataset:
     """Endless shuffled and augmented batches.
@@ -55,6 +56,8 @@ def training_batches(
             labelled pixels or more.
         color_jitter: strength of random brightness, contrast and saturation, 0..1.
         stream: distinguishes streams of one seed, such as those of the two halves.
+        data_service: grpc://HOST:PORT of a tf.data service whose workers make the batches; the
+            same ones.
         num_parallel_calls: examples made at a time; does not change them.
 
     Returns:
@@ -103,9 +106,15 @@ def training_batches(
             color_jitter=color_jitter,
         )
 
-    dataset = tf.data.Dataset.range(start_step * batch_size, np.iinfo(np.int64).max)
-    dataset = dataset.map(example_at, num_parallel_calls=num_parallel_calls, deterministic=True)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
+    def batches_from(number):
+        rows = tf.data.Dataset.range(number * batch_size, np.iinfo(np.int64).max)
+        dataset = rows.map(example_at, num_parallel_calls=num_parallel_calls, deterministic=True)
+        return dataset.batch(batch_size, drop_remainder=True)
+
+    if data_service is None:
+        dataset = batches_from(start_step)
+    else:
+        dataset = service.batches(example_at, batch_size, start_step, batches_from, data_service)
     return dataset.prefetch(_PREFETCH_BATCHES).with_options(_options())
 
 
@@ -204,6 +213,7 @@ def batch_options(options: config.DataConfig) -> dict[str, Any]:
         "flip": options.flip,
         "crop_tries": options.crop_tries,
         "color_jitter": options.color_jitter,
+        "data_service": options.data_service,
     }
 
 

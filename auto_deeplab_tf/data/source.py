@@ -230,12 +230,16 @@ def _prepare(raw: RawDataset, options: config.DatasetConfig) -> AnyPath:
 def damage_named(*sources: Source) -> Iterator[None]:
     """Turns a record that fails its checksum while it is read into an error that names its file.
 
+    In the batches of a tf.data service, TensorFlow wraps that error in another.
+
     Raises:
         UserError: naming the shard that was changed.
     """
     try:
         yield
-    except tf.errors.DataLossError:
+    except (tf.errors.DataLossError, tf.errors.UnknownError) as error:
+        if not isinstance(error, tf.errors.DataLossError) and "DataLossError" not in str(error):
+            raise
         for source in sources:
             source.verify()
         raise
