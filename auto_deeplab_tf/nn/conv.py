@@ -8,9 +8,11 @@ import keras
 from keras import ops
 
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.atrous import atrous_conv, atrous_depthwise_conv
 from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.layer import Layer, Shape, strided_shape
+from auto_deeplab_tf.nn.normalization import BatchNormalization
 from auto_deeplab_tf.nn.serialization import register
 
 
@@ -51,14 +53,20 @@ class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs: Tensor) -> Tensor:
         """Computes the convolution."""
+        return self.convolution_op(inputs, self.kernel)
+
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """Computes the convolution with a kernel [k, k, C, 1]."""
         return atrous_depthwise_conv(
-            inputs, self.kernel, self.dilation_rate, strides=self.strides, padding=self.padding
+            inputs, kernel, self.dilation_rate, strides=self.strides, padding=self.padding
         )
 
 
 @register
 class ConvBN(Layer):
     """(ReLU,) convolution without bias, batch normalisation (, ReLU).
+
+    In inference in float32 the normalisation is folded into the kernel, so that no graph holds one.
 
     Args:
         filters: Output channels.
@@ -127,14 +135,26 @@ class ConvBN(Layer):
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Computes the unit; batch statistics where `training`."""
         features = ops.relu(inputs) if self.relu == "before" else inputs
-        if self.depthwise is not None:
-            features = self.depthwise(features)
         if self.depthwise_batch_norm is not None:
-            features = self.depthwise_batch_norm(features, training=training)
+            features = _normalized(self.depthwise, self.depthwise_batch_norm, features, training)
             features = ops.relu(features) if self.relu == "after" else features
-        features = self.batch_norm(self.conv(features), training=training)
+        elif self.depthwise is not None:
+            features = self.depthwise(features)
+        features = _normalized(self.conv, self.batch_norm, features, training)
         return ops.relu(features) if self.relu == "after" else features
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns [N, ceil(h / stride), ceil(w / stride), filters]."""
         return strided_shape(input_shape, self.stride, self.filters)
+
+
+def _normalized(
+    conv: Any, batch_norm: BatchNormalization, features: Tensor, training: bool | None
+) -> Tensor:
+    """A convolution without bias, then its normalisation."""
+    if batch_norm.takes_batch_statistics(training) or conv.compute_dtype != "float32":
+        return batch_norm(conv(features), training=training)
+    scale, offset = batch_norm.scale_and_offset()
+    if isinstance(conv, AtrousDepthwiseConv2D):
+        scale = scale[:, None]  # Its kernel ends in [C, 1].
+    return conv.convolution_op(features, backend.read(conv.kernel) * scale) + offset

@@ -74,7 +74,7 @@ class BatchNormalization(Configured, keras.layers.BatchNormalization):
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Any = None) -> Tensor:
         """Normalises by the batch in training, by the moving statistics otherwise."""
-        if not (training and self.trainable):
+        if not self.takes_batch_statistics(training):
             return super().call(inputs, training=False)
         # The fused kernel's variance is corrected by the number of positions, an int.
         has_size = None not in inputs.shape[1:3]
@@ -85,6 +85,19 @@ class BatchNormalization(Configured, keras.layers.BatchNormalization):
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving * kept + value * added)
         return normalized
+
+
+    def takes_batch_statistics(self, training: bool | None) -> bool:
+        """Tells whether a call normalises by its batch: in training, unless it is frozen."""
+        return bool(training and self.trainable)
+
+    def scale_and_offset(self) -> tuple[Tensor, Tensor]:
+        """Returns what a call with moving statistics multiplies by and adds, float32 [C] each."""
+        gamma, beta, mean, variance = map(
+            backend.read, (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        )
+        scale = gamma * ops.rsqrt(variance + self.epsilon)
+        return scale, beta - mean * scale
 
 
 @dataclasses.dataclass(frozen=True)

@@ -178,6 +178,35 @@ def test_relu_stands_where_it_is_asked_for():
         ConvBN(3, relu="both")
 
 
+@pytest.mark.parametrize("form", [{}, {"separable": True}, {"depthwise_norm": True}])
+def test_inference_folds_the_normalization_into_the_kernel(form):
+    form = form | ({"separable": True} if form else {})
+    x = features((1, 9, 7, FILTERS))
+    layer = randomized(ConvBN(5, 3, rate=2, relu="after", **form), x.shape)
+    norms = [norm for norm in (layer.depthwise_batch_norm, layer.batch_norm) if norm is not None]
+    convolve = layer.depthwise if layer.depthwise is not None else layer.conv
+    expected = convolve(x)
+    if layer.depthwise is not None:
+        if layer.depthwise_batch_norm is not None:
+            expected = relu(normalize(expected, layer.depthwise_batch_norm))
+        expected = layer.conv(expected)
+    expected = relu(normalize(expected, layer.batch_norm))
+    close(layer(x), expected)
+    graph = tf.function(lambda x: layer(x, training=False)).get_concrete_function(x).graph
+    of_maps = [op for op in graph.get_operations() if op.outputs and op.outputs[0].shape.rank == 4]
+    types = [op.type for op in of_maps if op.outputs[0].shape[1] == 9]
+    # Nothing but the convolutions, a bias for each normalisation, and their ReLU.
+    assert types.count("AddV2") == len(norms) and not {"Mul", "Sub", "FusedBatchNormV3"} & {*types}
+    # A frozen layer too, with its gradients.
+    layer.batch_norm.trainable = False
+    if layer.depthwise_batch_norm is not None:
+        layer.depthwise_batch_norm.trainable = False
+    with tf.GradientTape() as tape:
+        frozen = layer(x, training=True)
+    np.testing.assert_array_equal(frozen, layer(x))
+    assert tape.gradient(frozen, layer.conv.kernel.value) is not None
+
+
 @pytest.mark.parametrize("op", DECODABLE_OPERATIONS)
 def test_a_layer_comes_back_from_its_config(op):
     layer = make(op, stride=2, atrous="separable")
