@@ -4,6 +4,7 @@ import csv
 import importlib.metadata
 import io
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def run(command: str, timeout_seconds: float | None = None) -> str:
         RuntimeError: where it fails.
         subprocess.TimeoutExpired: where it takes longer.
     """
-    arguments = [sys.executable, *command.split()[1:]]
+    arguments = [sys.executable, *shlex.split(command)[1:]]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout_seconds)
     if done.returncode:
         raise RuntimeError(f"{command} failed ({done.returncode}):\n{done.stderr[-2000:]}")

@@ -122,15 +122,18 @@ def masks(
 class FixedGraph(tf.Module):
     """images float32 [1, H, W, C], 0..255 -> class_ids int32 [1, H, W]; every size is static.
 
-    Converters fuse the atrous convolutions only if batch, height and width are fixed: a free batch
-    leaves SPACE_TO_BATCH, free sizes leave chains of paddings.
+    TFLite's converter fuses the atrous convolutions only if batch, height and width are fixed: a
+    free batch leaves SPACE_TO_BATCH, free sizes leave chains of paddings.
 
     Args:
         segmenter: The model.
         input_size: (height, width).
+        batch: Number of images; None: any.
     """
 
-    def __init__(self, segmenter: Segmenter, input_size: tuple[int, int]) -> None:
+    def __init__(
+        self, segmenter: Segmenter, input_size: tuple[int, int], batch: int | None = 1
+    ) -> None:
         super().__init__()
         # Variables are saved if they are attributes of the saved object; layers need not be.
         self._variables = [variable.value for variable in segmenter.network.variables]
@@ -140,7 +143,9 @@ class FixedGraph(tf.Module):
         self.serve = tf.function(
             self._serve,
             input_signature=[
-                tf.TensorSpec([1, *input_size, segmenter.input_channels], tf.float32, name="images")
+                tf.TensorSpec(
+                    [batch, *input_size, segmenter.input_channels], tf.float32, name="images"
+                )
             ],
         )
 

@@ -1,4 +1,4 @@
-"""A network as an ONNX file of fixed size: the route to TensorRT that lasts.
+"""A network as an ONNX file of fixed height and width: the route to TensorRT that lasts.
 
 tf2onnx ends without an error on operations it cannot translate. So a file passes only if ONNX's own
 checker accepts it and ONNX Runtime predicts what Keras predicts.
@@ -7,7 +7,7 @@ checker accepts it and ONNX Runtime predicts what Keras predicts.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,9 +22,15 @@ if TYPE_CHECKING:
 OPSET = 17
 """Understood by TensorRT 8.6 and later."""
 
+BATCH = "batch"
+"""Name of the first dimension of a file whose number of images is free."""
+
+# 8 bits cost accuracy; a file far below these is broken, not rounded. As of TFLite's int8.
+INT8_TOLERANCE = common.Tolerance(same_class=0.90, max_error=1.0, mean_error=0.10, tie=1e-3)
+
 
 def convert(graph: pathlib.Path, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Converts a SavedModel of fixed sizes: images -> class_ids, as in `model.FixedGraph`.
+    """Converts a SavedModel: images -> class_ids, as in `model.FixedGraph`.
 
     Args:
         graph: Folder of the SavedModel.
@@ -64,12 +70,61 @@ def convert(graph: pathlib.Path, metadata: Mapping[str, str]) -> onnx.ModelProto
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"ONNX cannot hold this network: {reason}") from error
     model: onnx.ModelProto = converted
+    for value in (*model.graph.input, *model.graph.output):
+        first = value.type.tensor_type.shape.dim[0]
+        if not first.HasField("dim_value"):
+            first.dim_param = BATCH
     package.helper.set_model_props(model, dict(metadata))
     return model
 
 
-def check(file: pathlib.Path, images: np.ndarray, reference: np.ndarray) -> common.Agreement:
+def quantize(file: pathlib.Path, samples: Iterable[np.ndarray]) -> None:
+    """Replaces a file's convolutions by those of 8 bits, with their scales in the file.
+
+    Weights and activations are symmetric, weights with a scale for each channel, as TensorRT asks
+    for; everything between two convolutions is left to the runtime. Scales are written as pairs of
+    QuantizeLinear and DequantizeLinear, which TensorRT reads from 8 on (its calibration caches are
+    deprecated since 10.1) and which ONNX Runtime can check.
+
+    Args:
+        file: An ONNX file of float32; it is overwritten.
+        samples: Batches float32 [1, H, W, C] that the ranges of the activations are measured on.
+    """
+    quantization = common.require("onnxruntime.quantization")
+    batches = iter(samples)
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(batches, None)
+            return None if batch is None else {"images": batch}
+
+    with common.quiet():
+        quantization.quantize_static(
+            file,
+            file,
+            Reader(),
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                # The results of convolutions stay float32: TensorRT fuses what follows.
+                "OpTypesToExcludeOutputQuantization": ["Conv"],
+            },
+        )
+
+
+def check(
+    file: pathlib.Path,
+    images: np.ndarray,
+    reference: np.ndarray,
+    tolerance: common.Tolerance = common.EXACT,
+) -> common.Agreement:
     """Checks the file with ONNX, runs it with ONNX Runtime and compares it with Keras.
+
+    A file with a free number of images is run with one image at a time and with all at once.
 
     The class ids are those of the file itself; the probabilities come from a copy in memory in
     which the input of its ArgMax is an output too.
@@ -78,6 +133,7 @@ def check(file: pathlib.Path, images: np.ndarray, reference: np.ndarray) -> comm
         file: The ONNX file.
         images: float32 [N, H, W, C], 0..255.
         reference: float32 [N, H, W, classes], the Keras model's probabilities.
+        tolerance: The agreement that it must reach.
 
     Returns:
         The agreement over all images.
@@ -92,20 +148,37 @@ def check(file: pathlib.Path, images: np.ndarray, reference: np.ndarray) -> comm
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise common.Disagreement(f"ONNX's checker refuses the file ({reason})") from error
-    class_ids = _run(str(file), images)[0][:, 0]
-    logits = _run(_with_logits_as_output(onnx.load(str(file))), images)[1]
-    probabilities = common.probabilities_of(logits, class_ids, reference)
-    agreement = common.compare(class_ids, probabilities, reference, common.EXACT.tie)
-    common.EXACT.check(agreement, "the ONNX file")
+    model = onnx.load(str(file))
+    logits_too = _with_logits_as_output(model)
+    ways = [[image[None] for image in images]]
+    if _shape(model)[0] is None:
+        ways.append([images])
+    for batches in ways:
+        (class_ids,) = _run(str(file), batches)
+        # The copy's own class ids: in 8 bits it may round otherwise than the file.
+        own_ids, logits = _run(logits_too, batches)
+        probabilities = common.probabilities_of(logits[:, None], own_ids, reference)
+        agreement = common.compare(class_ids, probabilities, reference, tolerance.tie)
+        tolerance.check(agreement, f"the ONNX file, in batches of {len(batches[0])},")
     return agreement
 
 
-def _run(model: str | bytes, images: np.ndarray) -> list[np.ndarray]:
-    """Runs images one by one with ONNX Runtime; stacks each output along a new first axis."""
+def input_shape(file: pathlib.Path) -> tuple[int | None, ...]:
+    """Returns (batch, height, width, channels) of a file's images; None where it is free."""
+    return _shape(common.require("onnx").load(str(file)))
+
+
+def _shape(model: onnx.ModelProto) -> tuple[int | None, ...]:
+    dimensions = model.graph.input[0].type.tensor_type.shape.dim
+    return tuple(each.dim_value if each.HasField("dim_value") else None for each in dimensions)
+
+
+def _run(model: str | bytes, batches: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Runs batches one by one with ONNX Runtime; joins the parts of each output."""
     runtime = common.require("onnxruntime")
     session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    outputs = [session.run(None, {"images": image[None]}) for image in images]
-    return [np.stack(parts) for parts in zip(*outputs, strict=True)]
+    outputs = [session.run(None, {"images": batch}) for batch in batches]
+    return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
 
 def _with_logits_as_output(model: onnx.ModelProto) -> bytes:

@@ -2,14 +2,17 @@
 
     python -m export.tensorrt --model=RUN/model.keras --output=model.onnx --input_size=513x513
 
---route=onnx (the default) writes an ONNX file of fixed size and prints the trtexec command that
-builds the engine from it. Run that on the machine that serves: an engine fits one kind of GPU only.
---route=tf_trt writes a SavedModel with TensorRT segments. It needs a TensorFlow built with TensorRT
-and a GPU; without them its error names what to use instead. It is untested here.
+--route=onnx (the default) writes an ONNX file of fixed height and width, with --dynamic_batch of
+any number of images, and prints the trtexec command that builds the engine from it. Run that on the
+machine that serves: an engine fits one kind of GPU only. --precision=float16 has trtexec compute in
+16 bits where that is faster; --precision=int8 --calibration_dir=IMAGES writes 8-bit convolutions
+into the file, with ranges measured on those images. --route=tf_trt writes a SavedModel with
+TensorRT segments. It needs a TensorFlow built with TensorRT and a GPU; without them its error names
+what to use instead. It is untested here.
 
-Input and output are those of export.tflite: images float32 [1, H, W, C], 0..255, and class_ids
-int32 [1, H, W]. What was written is run and compared with the Keras model before it gets its name;
-if the predictions differ, nothing is published.
+Input and output are those of export.tflite: images float32 [N, H, W, C], 0..255, and class_ids
+int32 [N, H, W], N = 1 unless it is left free. What was written is run and compared with the Keras
+model before it gets its name; if the predictions differ, nothing is published.
 """
 
 from __future__ import annotations
@@ -29,7 +32,11 @@ from export import common, provenance
 cli.define(config.TensorRTConfig)
 
 ROUTES = ("onnx", "tf_trt")
+PRECISIONS = ("float32", "float16", "int8")
 CHECKED_IMAGES = 4
+MAX_CALIBRATION_IMAGES = 100
+# Of the engine's profile where the number of images is free: least, best, most.
+BATCHES = (1, 4, 8)
 
 # Engines compute in TF32 by default on GPUs that have it: 10 bits of mantissa.
 TF_TRT_TOLERANCE = common.Tolerance(same_class=0.99, max_error=0.1, mean_error=0.01, tie=1e-3)
@@ -40,6 +47,9 @@ def export_tensorrt(
     output: str | os.PathLike[str],
     input_size: Sequence[int],
     route: str = "onnx",
+    precision: str = "float32",
+    calibration_dir: str | os.PathLike[str] | None = None,
+    dynamic_batch: bool = False,
 ) -> common.Exported:
     """Writes, checks and publishes a network for TensorRT.
 
@@ -49,13 +59,17 @@ def export_tensorrt(
             must not exist.
         input_size: (height, width).
         route: "onnx" or "tf_trt".
+        precision: "float32"; "float16", the same file for an engine of 16 bits; or "int8".
+        calibration_dir: Folder of images, for int8 only: the ranges of the activations are
+            measured on up to 100 of them, and the predictions are compared on the first.
+        dynamic_batch: Leave the number of images free; height and width are fixed always.
 
     Returns:
         The path, and its agreement with the Keras model.
 
     Raises:
-        MissingFileError: If there is no such model.
-        UserError: For a model, a size or an output that cannot be used.
+        MissingFileError: If there is no such model, or no calibration image.
+        UserError: For a model, a size, a precision or an output that cannot be used.
         FileExistsError: If the output folder of tf_trt exists.
         ImportError: If a package of the ONNX route is not installed.
         RunError: If this machine cannot do TF-TRT.
@@ -63,6 +77,14 @@ def export_tensorrt(
     """
     if route not in ROUTES:
         raise UserError(f"route={route} must be one of {', '.join(ROUTES)}.")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision} must be one of {', '.join(PRECISIONS)}.")
+    if (precision == "int8") != (calibration_dir is not None):
+        raise UserError(
+            f"a calibration_dir goes with int8, and only with it. Received: {precision}"
+        )
+    if route == "tf_trt" and (precision != "float32" or dynamic_batch):
+        raise UserError("precision and dynamic_batch are for route=onnx.")
     size = common.check_input_size(input_size)
     model = common.check_model_file(model)
     output = pathlib.Path(output)
@@ -76,21 +98,37 @@ def export_tensorrt(
             raise FileExistsError(f"output={output} exists already; give a new name.")
         check_tf_trt()
     # TensorFlow is imported here: the flags are read and checked before it starts.
+    from export import image_files
     from export import model as model_lib
     from export import onnx as onnx_lib
 
     segmenter = model_lib.load(model)
-    images = common.random_images(CHECKED_IMAGES, size, channels=segmenter.input_channels)
+    channels = segmenter.input_channels
+    if calibration_dir is None:
+        calibration, images = [], common.random_images(CHECKED_IMAGES, size, channels=channels)
+    else:
+        calibration = common.find_images(calibration_dir, MAX_CALIBRATION_IMAGES)
+        checked = common.find_images(calibration_dir, CHECKED_IMAGES)
+        images = np.stack([image_files.read(path, size, channels) for path in checked])
     # Before the export, so that nothing the export does to the weights can hide in it.
     reference = model_lib.reference(segmenter, images)
-    metadata = model_lib.describe(segmenter) | {"input_size": size, "route": route}
+    metadata = model_lib.describe(segmenter) | {
+        "input_size": size,
+        "route": route,
+        "precision": precision,
+    }
     with common.staging_folder(output.parent) as staged:
         graph, result = staged / "graph", staged / output.name
-        model_lib.FixedGraph(segmenter, size).save(graph)
+        model_lib.FixedGraph(segmenter, size, None if dynamic_batch else 1).save(graph)
         if route == "onnx":
             converted = onnx_lib.convert(graph, common.to_strings(metadata))
             result.write_bytes(converted.SerializeToString())
-            agreement = onnx_lib.check(result, images, reference)
+            tolerance = common.EXACT
+            if precision == "int8":
+                tolerance = onnx_lib.INT8_TOLERANCE
+                read = (image_files.read(path, size, channels)[None] for path in calibration)
+                onnx_lib.quantize(result, read)
+            agreement = onnx_lib.check(result, images, reference, tolerance)
             common.publish_file(result, output, model, metadata)
         else:
             convert_tf_trt(graph, result, (*size, segmenter.input_channels))
@@ -103,9 +141,27 @@ def export_tensorrt(
     return common.Exported(output, agreement)
 
 
-def trtexec_command(file: pathlib.Path) -> str:
-    """Returns the shell command that builds an engine from an ONNX file of fixed size."""
+def trtexec_command(
+    file: pathlib.Path, shape: Sequence[int | None], precision: str = "float32"
+) -> str:
+    """Returns the shell command that builds an engine from an ONNX file.
+
+    Args:
+        file: The file.
+        shape: (batch, height, width, channels) of its input; a batch of None is free.
+        precision: See `export_tensorrt`. An engine of int8 may compute in float16 too.
+    """
     arguments = [f"--onnx={file}", f"--saveEngine={file.with_suffix('.plan')}"]
+    if precision != "float32":
+        arguments.append("--fp16")
+    if precision == "int8":
+        arguments.append("--int8")
+    if shape[0] is None:
+        image = "x".join(map(str, shape[1:]))
+        arguments += [
+            f"--{name}Shapes=images:{batch}x{image}"
+            for name, batch in zip(("min", "opt", "max"), BATCHES, strict=True)
+        ]
     return shlex.join(["trtexec", *arguments])
 
 
@@ -187,8 +243,22 @@ def check_saved_model(
 def main() -> None:
     """Exports as the flags say and prints what was published."""
     options = cli.read(config.TensorRTConfig)
-    exported = export_tensorrt(options.model, options.output, options.input_size, options.route)
-    command = trtexec_command(exported.path) if options.route == "onnx" else None
+    exported = export_tensorrt(
+        options.model,
+        options.output,
+        options.input_size,
+        options.route,
+        options.precision,
+        options.calibration_dir,
+        options.dynamic_batch,
+    )
+    command = None
+    if options.route == "onnx":
+        from export import onnx as onnx_lib
+
+        command = trtexec_command(
+            exported.path, onnx_lib.input_shape(exported.path), options.precision
+        )
     common.report(exported, options.json, **({"trtexec": command} if command else {}))
     if command and not options.json:
         print(f"on the machine that serves: {command}")

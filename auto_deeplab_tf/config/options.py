@@ -877,12 +877,10 @@ class FixedSizeExportConfig(ModelConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TFLiteConfig(FixedSizeExportConfig):
-    """Settings of the export as a TFLite file."""
+class QuantizedExportConfig(FixedSizeExportConfig):
+    """Settings of an export whose arithmetic can be of 8 bits."""
 
-    precision: str = _output(
-        "float32", "arithmetic of the file", choices=("float32", "float16", "dynamic", "int8")
-    )
+    precision: str = _output("float32", "arithmetic")
     calibration_dir: str | None = _output(
         None, "folder of images that int8 measures its ranges on", metavar="DIR", path=True
     )
@@ -901,18 +899,45 @@ class TFLiteConfig(FixedSizeExportConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TensorRTConfig(FixedSizeExportConfig):
+class TFLiteConfig(QuantizedExportConfig):
+    """Settings of the export as a TFLite file."""
+
+    precision: str = changed(
+        QuantizedExportConfig,
+        "precision",
+        "float32",
+        help="arithmetic of the file",
+        choices=("float32", "float16", "dynamic", "int8"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorRTConfig(QuantizedExportConfig):
     """Settings of the export towards TensorRT."""
 
     output: str = changed(
-        FixedSizeExportConfig,
+        QuantizedExportConfig,
         "output",
         dataclasses.MISSING,
         help="file (onnx) or folder (tf_trt) to write",
         metavar="PATH",
         path=True,
     )
+    precision: str = changed(
+        QuantizedExportConfig,
+        "precision",
+        "float32",
+        help="arithmetic of the engine; int8 is written into the ONNX file, float16 is left to "
+        "trtexec",
+        choices=("float32", "float16", "int8"),
+    )
+    dynamic_batch: bool = _output(False, "leave the number of images free in the ONNX file")
     route: str = flag("onnx", "through an ONNX file or through TF-TRT", choices=("onnx", "tf_trt"))
+
+    def _check(self) -> None:
+        super()._check()
+        if self.route == "tf_trt" and (self.precision != "float32" or self.dynamic_batch):
+            raise FieldError("precision and dynamic_batch are for route=onnx", "route")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,6 @@ class BatchNormalization(Configured, keras.layers.BatchNormalization):
             moving.assign(moving * kept + value * added)
         return normalized
 
-
     def takes_batch_statistics(self, training: bool | None) -> bool:
         """Tells whether a call normalises by its batch: in training, unless it is frozen."""
         return bool(training and self.trainable)

@@ -82,7 +82,7 @@ def test_atrous_convolutions_stay_convolutions(exported):
 def test_a_lost_variable_publishes_nothing_and_keeps_the_old_file(model_file, tmp_path, zeroed):
     output = tmp_path / "model.onnx"
     output.write_bytes(b"the old one")
-    with pytest.raises(common.Disagreement, match="the ONNX file disagrees with the Keras"):
+    with pytest.raises(common.Disagreement, match="the ONNX file, in batches of 1, disagrees"):
         tensorrt.export_tensorrt(model_file, output, (33, 40))
     assert output.read_bytes() == b"the old one"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
@@ -103,13 +103,78 @@ def test_an_invalid_file_is_refused(exported, tmp_path):
         onnx_lib.check(broken, images, np.zeros((1, *SIZE, 7)))
 
 
-def test_the_trtexec_command_is_quoted():
-    command = tensorrt.trtexec_command(tensorrt.pathlib.Path("my models/net.onnx"))
+@pytest.mark.parametrize(
+    ("batch", "precision", "expected"),
+    [
+        (1, "float32", []),
+        (1, "float16", ["--fp16"]),
+        (
+            None,
+            "int8",
+            [
+                "--fp16",
+                "--int8",
+                "--minShapes=images:1x33x40x3",
+                "--optShapes=images:4x33x40x3",
+                "--maxShapes=images:8x33x40x3",
+            ],
+        ),
+    ],
+)
+def test_the_trtexec_command(batch, precision, expected):
+    file = tensorrt.pathlib.Path("my models/net.onnx")
+    command = tensorrt.trtexec_command(file, (batch, 33, 40, 3), precision)
     assert shlex.split(command) == [
         "trtexec",
         "--onnx=my models/net.onnx",
         "--saveEngine=my models/net.plan",
+        *expected,
     ]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    from auto_deeplab_tf import overlay
+
+    folder = tmp_path_factory.mktemp("photos")
+    for index, image in enumerate(common.random_images(6, (49, 65), seed=5)):
+        overlay.save_png(folder / f"{index}.png", image.astype(np.uint8))
+    return folder
+
+
+def test_int8_with_any_number_of_images(model_file, tmp_path, photos, answer):
+    import onnx
+    import onnxruntime
+
+    from export import onnx as onnx_lib
+
+    output = tmp_path / "model.onnx"
+    exported = tensorrt.export_tensorrt(
+        model_file, output, (49, 65), "onnx", "int8", photos, dynamic_batch=True
+    )
+    assert exported.agreement.same_class >= onnx_lib.INT8_TOLERANCE.same_class
+    assert exported.agreement.max_error > common.EXACT.max_error  # it does compute in 8 bits
+    assert onnx_lib.input_shape(output) == (None, 49, 65, 3)
+    nodes = onnx.load(str(output)).graph.node
+    types = [node.op_type for node in nodes]
+    assert not {"SpaceToDepth", "DepthToSpace"} & {*types}
+    constants = {item.name: item for item in onnx.load(str(output)).graph.initializer}
+    makers = {name: node for node in nodes for name in node.output}
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    for node in convolutions:
+        for name in node.input[:2]:
+            assert makers[name].op_type == "DequantizeLinear"
+        # Weights and activations are symmetric.
+        points = [constants[makers[name].input[2]] for name in node.input[:2]]
+        assert not any(onnx.numpy_helper.to_array(point).any() for point in points)
+    session = onnxruntime.InferenceSession(str(output))
+    images = common.random_images(3, (49, 65), seed=31)
+    (ids,) = session.run(None, {"images": images})
+    assert ids.shape == (3, 49, 65)
+    for image, each in zip(images, ids, strict=True):
+        np.testing.assert_array_equal(session.run(None, {"images": image[None]})[0][0], each)
+    expected, _ = answer(images)
+    assert np.mean(ids == expected) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -118,6 +183,9 @@ def test_the_trtexec_command_is_quoted():
         (("model.pb", SIZE), r"must end in \.onnx"),
         (("model.onnx", (31, 64)), "must each be at least 32"),
         (("model.onnx", SIZE, "trt"), "route=trt must be one of onnx, tf_trt"),
+        (("model.onnx", SIZE, "onnx", "int4"), "precision=int4 must be one of float32, float16"),
+        (("model.onnx", SIZE, "onnx", "int8"), "a calibration_dir goes with int8"),
+        (("model", SIZE, "tf_trt", "float16"), "are for route=onnx"),
     ],
 )
 def test_what_cannot_be_exported(model_file, tmp_path, monkeypatch, arguments, message):
