@@ -5,17 +5,18 @@
     python -m benchmarks.exports --preset=auto_deeplab --filter_multiplier=20 --work_dir=DIR \
         --input_size=513x513 --name=S
 
-exports what is missing in --work_dir, then measures each runtime at each of --threads and writes a
-row into results/exports.csv; rows that are there already stay (--redo measures them anew). With a
-data set, mIoU is scored on its val split, resized to --input_size, and int8 is calibrated on its
-train split; without, on noise. A row's time is the median of one image from float32 in memory to
-class ids in memory. `times_arithmetic` divides it by the seconds that the network's Multi-Adds take
-in matrix products on as many threads. Run it on a machine that does nothing else.
+exports what is missing in --work_dir, then measures each of --runtimes at each of --threads, and
+writes a row into results/exports.csv; rows that are there already stay (--redo measures them anew).
+With a data set, mIoU is scored on its val split, resized to --input_size, and int8 is calibrated on
+its train split; without, on noise. A row's time is the median of one image from float32 in memory
+to class ids in memory. `times_arithmetic` divides it by the seconds that the network's Multi-Adds
+take in matrix products on as many threads. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -67,20 +68,24 @@ def saved_model(places: Places, threads: int) -> Predict:
     """serving_default through TensorFlow's C API, without Python TensorFlow."""
     from export.serving.native import SavedModel
 
-    model = SavedModel(places.saved_model, threads)
+    model = SavedModel(places.folder / "served" / "1", threads)
     return lambda image: model.run("serving_default", {"images": image})["class_ids"][0]
 
 
-def onnxruntime(places: Places, threads: int) -> Predict:
+def onnxruntime(file: str) -> Callable[[Places, int], Predict]:
     """ONNX Runtime's CPU provider."""
-    import onnxruntime as runtime
 
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(
-        str(places.onnx), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda image: session.run(None, {"images": image})[0][0]
+    def load(places: Places, threads: int) -> Predict:
+        import onnxruntime as runtime
+
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = runtime.InferenceSession(
+            str(places.folder / file), options, providers=["CPUExecutionProvider"]
+        )
+        return lambda image: session.run(None, {"images": image})[0][0]
+
+    return load
 
 
 def openvino(places: Places, threads: int) -> Predict:
@@ -92,17 +97,17 @@ def openvino(places: Places, threads: int) -> Predict:
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
-    model = openvino.Core().compile_model(str(places.onnx), "CPU", settings)
+    model = openvino.Core().compile_model(str(places.folder / "model.onnx"), "CPU", settings)
     return lambda image: model(image)[0][0]
 
 
-def litert(precision: str) -> Callable[[Places, int], Predict]:
-    """LiteRT with XNNPACK, a file of that precision."""
+def litert(file: str) -> Callable[[Places, int], Predict]:
+    """LiteRT with XNNPACK."""
 
     def load(places: Places, threads: int) -> Predict:
         from ai_edge_litert.interpreter import Interpreter
 
-        interpreter = Interpreter(str(places.tflite(precision)), num_threads=threads)
+        interpreter = Interpreter(str(places.folder / file), num_threads=threads)
         interpreter.allocate_tensors()
         (entry,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
 
@@ -116,16 +121,17 @@ def litert(precision: str) -> Callable[[Places, int], Predict]:
     return load
 
 
-# Name of a row -> what loads it, and the file or folder that it loads.
-RUNTIMES: dict[str, tuple[Callable[[Places, int], Predict], Callable[[Places], pathlib.Path]]] = {
-    "keras": (keras_predict, lambda places: places.model),
-    "tf.function": (tf_function, lambda places: places.model),
-    "xla": (xla, lambda places: places.model),
-    "saved_model": (saved_model, lambda places: places.saved_model),
-    "onnxruntime": (onnxruntime, lambda places: places.onnx),
-    "openvino": (openvino, lambda places: places.onnx),
+# Name of a row -> what loads it, and the name of the file or folder that it loads.
+RUNTIMES: dict[str, tuple[Callable[[Places, int], Predict], str]] = {
+    "keras": (keras_predict, "model.keras"),
+    "tf.function": (tf_function, "model.keras"),
+    "xla": (xla, "model.keras"),
+    "saved_model": (saved_model, "served/1"),
+    "onnxruntime": (onnxruntime("model.onnx"), "model.onnx"),
+    "onnxruntime int8": (onnxruntime("int8.onnx"), "int8.onnx"),
+    "openvino": (openvino, "model.onnx"),
     **{
-        f"litert {precision}": (litert(precision), lambda places, p=precision: places.tflite(p))
+        f"litert {precision}": (litert(f"{precision}.tflite"), f"{precision}.tflite")
         for precision in ("float32", "float16", "dynamic", "int8")
     },
 }
@@ -141,14 +147,27 @@ class Places:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         self.model = folder / "model.keras"
-        self.saved_model = folder / "served" / "1"
-        self.onnx = folder / "model.onnx"
+        self.calibration = folder / "calibration"
         self.data = folder / "data.npz"
         self.facts = folder / "facts.json"
 
-    def tflite(self, precision: str) -> pathlib.Path:
-        """Returns the TFLite file of a precision."""
-        return self.folder / f"{precision}.tflite"
+    def export(self, name: str, size: tuple[int, ...]) -> None:
+        """Writes an export that is not there yet."""
+        from export.saved_model import export_saved_model
+        from export.tensorrt import export_tensorrt
+        from export.tflite import export_tflite
+
+        path = self.folder / name
+        if path.exists():
+            return
+        quantized = {"calibration_dir": self.calibration} if path.stem == "int8" else {}
+        if path.suffix == ".onnx":
+            precision = "int8" if quantized else "float32"
+            export_tensorrt(self.model, path, size, precision=precision, **quantized)
+        elif path.suffix == ".tflite":
+            export_tflite(self.model, path, size, path.stem, **quantized)
+        else:
+            export_saved_model(self.model, path.parent, size)
 
 
 def main() -> None:
@@ -170,18 +189,16 @@ def main() -> None:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--redo", action="store_true", help="also the rows that are there")
     parser.add_argument("--runtime", choices=list(RUNTIMES), help="measure this one here, as JSON")
-    parser.add_argument("--matmul", action="store_true", help="measure matrix products here")
     options = parser.parse_args()
     places = Places(options.work_dir)
     if options.runtime:
         print(json.dumps(measure(places, options)))
         return
-    if options.matmul:
-        _bind(int(options.threads))
-        print(process.matmul_gflops())
-        return
+    size = tuple(int(side) for side in options.input_size.split("x"))
     if not places.facts.exists():
-        prepare(places, options)
+        prepare(places, size, options)
+    for runtime in options.runtimes.split(","):
+        places.export(RUNTIMES[runtime][1], size)
     for threads in options.threads.split(","):
         for runtime in options.runtimes.split(","):
             key = f"{options.name} {options.input_size} {runtime} {threads}"
@@ -191,16 +208,12 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
 
 
-def prepare(places: Places, options: argparse.Namespace) -> None:
-    """Writes every export, the images and what is known of the network."""
+def prepare(places: Places, size: tuple[int, ...], options: argparse.Namespace) -> None:
+    """Writes the model, the images, and what is known of the network."""
     from auto_deeplab_tf import accounting, config
     from auto_deeplab_tf.segmenter import Segmenter
     from export.model import load
-    from export.saved_model import export_saved_model
-    from export.tensorrt import export_tensorrt
-    from export.tflite import export_tflite
 
-    size = tuple(int(side) for side in options.input_size.split("x"))
     places.folder.mkdir(parents=True, exist_ok=True)
     if options.model:
         places.model.write_bytes(options.model.read_bytes())
@@ -210,16 +223,9 @@ def prepare(places: Places, options: argparse.Namespace) -> None:
             num_classes=options.num_classes,
             filter_multiplier=options.filter_multiplier,
         ).save(places.model)
-    calibration = places.folder / "calibration"
-    images, labels = _data(options, size, calibration)
+    images, labels = _data(options, size, places.calibration)
     np.savez(places.data, images=images, labels=labels)
     segmenter = load(places.model)
-    if not places.saved_model.exists():
-        export_saved_model(places.model, places.saved_model.parent, size)
-    export_tensorrt(places.model, places.onnx, size)
-    for precision in ("float32", "float16", "dynamic", "int8"):
-        images_dir = calibration if precision == "int8" else None
-        export_tflite(places.model, places.tflite(precision), size, precision, images_dir)
     network = segmenter.network
     counted = accounting.count(
         network.architecture,
@@ -275,7 +281,7 @@ def measure(places: Places, options: argparse.Namespace) -> dict[str, Any]:
     """Loads one runtime in this process; returns its mIoU, time and memory."""
     threads = int(options.threads)
     _bind(threads)
-    load, file = RUNTIMES[options.runtime]
+    load, name = RUNTIMES[options.runtime]
     facts = json.loads(places.facts.read_text("utf-8"))
     data = np.load(places.data)
     images, labels = data["images"], data["labels"]
@@ -289,12 +295,11 @@ def measure(places: Places, options: argparse.Namespace) -> dict[str, Any]:
         found = predict(image[None].astype(np.float32))
         counted = label != facts["ignore_label"]
         np.add.at(matrix, (label[counted], found[counted]), 1)
-    place = file(places)
     return {
         "matrix": matrix.tolist(),
         "ms": round(1000 * seconds, 2),
         "peak_mib": round(peak_mib),
-        "file_mib": round(sum(f.stat().st_size for f in _files(place)) / 2**20, 2),
+        "file_mib": round(sum(f.stat().st_size for f in _files(places.folder / name)) / 2**20, 2),
     }
 
 
@@ -309,7 +314,7 @@ def _row(key: str, runtime: str, threads: int, options: argparse.Namespace) -> d
     command = ["python", "-m", MODULE, f"--name={options.name}", f"--work_dir={options.work_dir}"]
     command += [f"--threads={threads}", f"--iterations={options.iterations}"]
     found = json.loads(rows.run(shlex.join([*command, f"--runtime={runtime}"])))
-    gflops = float(rows.run(shlex.join([*command, "--matmul"])))
+    gflops = _matmul_gflops(threads)
     miou = scores(np.array(found.pop("matrix")))["miou"]
     facts = json.loads(Places(options.work_dir).facts.read_text("utf-8"))
     arithmetic = 2e-6 * facts["multi_adds"] / gflops
@@ -327,6 +332,15 @@ def _row(key: str, runtime: str, threads: int, options: argparse.Namespace) -> d
         "times_arithmetic": round(found["ms"] / arithmetic, 3),
         **rows.machine(),
     }
+
+
+@functools.cache
+def _matmul_gflops(threads: int) -> float:
+    """Speed of matrix products in a process of their own."""
+    code = (
+        f"from benchmarks import exports as e; e._bind({threads}); print(e.process.matmul_gflops())"
+    )
+    return float(rows.run(shlex.join(["python", "-c", code])))
 
 
 def _bind(threads: int) -> None:
