@@ -67,7 +67,14 @@ def decode(
         )
     bounded = tf.debugging.Assert(
         tf.reduce_prod(size) <= max_pixels,
-        [*place, "an image must have at most", max_pixels, "pixels, but its size is", size],
+        [
+            *place,
+            "an image must have at most",
+            max_pixels,
+            "pixels, but its size is",
+            size,
+            "(auto_deeplab_tf.predict --tile takes larger ones)",
+        ],
     )
     with tf.control_dependencies([bounded]):
         image = tf.cond(

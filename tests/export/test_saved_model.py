@@ -196,7 +196,7 @@ def png_claiming(width, height):
         (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\x40" * 100, "Invalid"),
         (b"\xff\xd8\xff" + b"j" * 100, "Invalid"),
         (png_claiming(2**31 - 1, 2**31 - 1), "must have at most"),
-        (png_claiming(140, 101), "must have at most"),
+        (png_claiming(140, 101), "predict --tile takes larger ones"),
         (png_claiming(40, 40), "Invalid PNG"),
         (png(np.zeros((31, 40, 3), np.uint8)), "must each be at least"),
         (png(np.zeros((40, 50, 3), np.uint8))[:-30], "Invalid PNG"),
