@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from auto_deeplab_tf.files import write_text
-from auto_deeplab_tf.memory import peak_memory_mib
+from auto_deeplab_tf.process import peak_memory_mib
 from benchmarks import process, rows
 
 RESULTS = rows.RESULTS / "exports.csv"
