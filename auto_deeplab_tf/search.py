@@ -76,6 +76,20 @@ class _Setup:
         distribution.check_batch_size(options.batch_size, self.strategy.num_replicas_in_sync)
         self.traced = None if options.step_mode == "auto" else options.step_mode == "traced"
 
+    def say_stretched(self, before: config.SearchConfig | None, step: int) -> None:
+        """Says what more epochs than before change in the learning rates, from a step on."""
+        from auto_deeplab_tf.training.schedules import Cosine, stretched
+
+        options = self.options
+        if before is None or before.epochs == options.epochs:
+            return
+        old, new = (
+            Cosine(options.learning_rate, options.min_learning_rate, self.steps_per_epoch * epochs)
+            for epochs in (before.epochs, options.epochs)
+        )
+        line = stretched("epochs", before.epochs, options.epochs, old, new, step)
+        print(line, file=sys.stderr, flush=True)
+
     def batches(self, step: int, pairs: bool) -> Any:
         """Returns the batches from a step on."""
         from auto_deeplab_tf.data import pipeline
@@ -106,6 +120,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
     metrics = MetricsFile(run / METRICS_FILE)
     _check_collapse(metrics.rows(), options)
     with run, setup.strategy.scope(), source.damage_named(train, validation):
+        run.record_data({"train": train.fingerprint, "val": validation.fingerprint})
         run.record("split.json", members)
         # An existing one is of a shorter run, which is resumed now.
         (run / "architecture.json").unlink(missing_ok=True)
@@ -116,7 +131,8 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         if options.formulation == "plain":
             print(PLAIN_IS_SLOW, file=sys.stderr, flush=True)
         checkpoints = search.checkpoints(run / "checkpoints", options.keep_checkpoints)
-        checkpoints.restore()
+        if checkpoints.restore():
+            setup.say_stretched(run.before, int(search.model.completed_steps))
         search.fit(
             setup.batches,
             epochs=options.epochs,

@@ -9,6 +9,7 @@ are new). The same command resumes from the last checkpoint; on a finished run i
 import hashlib
 import json
 import math
+import sys
 import time
 from typing import Any
 
@@ -103,12 +104,16 @@ class _Training:
         self._metrics = MetricsFile(run / METRICS_FILE)
         everything: tuple[Any, Any] = (range(train.num_examples), range(val.num_examples))
         self._kept, self._scored = held_back or everything
-        whole_set = max(1, len(self._kept) // options.batch_size)
-        self._steps_per_epoch = min(options.steps_per_epoch or whole_set, options.steps)
-        self._epochs = math.ceil(options.steps / self._steps_per_epoch)
+        self._steps_per_epoch, self._epochs = self._plan(options)
         self._total_steps = self._epochs * self._steps_per_epoch
         wanted = min(options.stop_after_steps or self._total_steps, self._total_steps)
         self._last_epoch = math.ceil(wanted / self._steps_per_epoch)
+
+    def _plan(self, options: config.TrainConfig) -> tuple[int, int]:
+        """Steps of an epoch, and number of epochs."""
+        whole_set = max(1, len(self._kept) // options.batch_size)
+        steps_per_epoch = min(options.steps_per_epoch or whole_set, options.steps)
+        return steps_per_epoch, math.ceil(options.steps / steps_per_epoch)
 
     @property
     def _is_whole(self) -> bool:
@@ -208,7 +213,8 @@ class _Training:
             options.keep_checkpoints,
             former_fingerprint=_fingerprint(model),
         )
-        checkpoints.restore()
+        if checkpoints.restore():
+            self._say_stretched(int(model.completed_steps))
         model.fit(
             self._batches,
             epochs=self._epochs,  # also where it stops earlier: schedules span all steps
@@ -221,6 +227,20 @@ class _Training:
             max_hours=options.max_hours,
             verbose=callbacks.verbosity(options),
         )
+
+    def _say_stretched(self, step: int) -> None:
+        """Says what more steps than before change in the learning rates, from a step on."""
+        from auto_deeplab_tf.training.schedules import Poly, stretched
+
+        before, options = self._run.before, self._options
+        if before is None or before.steps == options.steps:
+            return
+        old, new = (
+            Poly(options.learning_rate, math.prod(self._plan(each)), options.power)
+            for each in (before, options)
+        )
+        line = stretched("steps", before.steps, options.steps, old, new, step)
+        print(line, file=sys.stderr, flush=True)
 
     def _build(self) -> Any:
         import keras

@@ -206,6 +206,13 @@ def test_a_run_goes_on_only_with_more_epochs_and_other_devices():
         "crop_size=97x97 (the run has '321x321')",
         "seed=1 (the run has '0')",
     )
+    rounding = {"step_mode": "traced", "remat": "true", "jit_compile": "true"}
+    assert conflicts(**rounding) == ()
+    changed = dataclasses.replace(before, **rounding, epochs=31, progress="none")
+    assert config.rounding_changes(before, changed) == tuple(
+        f"{name}={value} (the run has 'auto')" for name, value in rounding.items()
+    )
+    assert config.rounding_changes(before, dataclasses.replace(before, epochs=31)) == ()
     train = config.TrainConfig(run_dir="runs/a", architecture="auto_deeplab")
     assert config.resume_conflicts(train, before) == (
         "TrainConfig cannot be resumed as SearchConfig",
@@ -350,7 +357,7 @@ def test_a_flag_is_a_field_with_its_rules():
     plain = config.flag(help="a word").metadata
     assert (plain["group"], plain["on_resume"], plain["path"]) == ("run", "same", False)
     assert config.is_required(config.flag(help="a word"))
-    for on_resume in ("same", "grow", "free"):
+    for on_resume in ("same", "grow", "free", "rounding"):
         assert config.flag(1, "a word", on_resume=on_resume).metadata["on_resume"] == on_resume
     # Declared again for a command: another default, and what else differs.
     again = config.changed(config.DataConfig, "batch_size", 7, help="images")
@@ -363,7 +370,7 @@ def test_a_flag_needs_its_line_of_help():
         config.flag(3)
     with pytest.raises(ValueError, match="one line of text"):
         config.flag(3, "two\nlines")
-    with pytest.raises(ValueError, match="on_resume is same, grow or free"):
+    with pytest.raises(ValueError, match="on_resume is same, grow, free or rounding"):
         config.flag(3, "a number", on_resume="never")
 
 

@@ -142,7 +142,16 @@ def test_a_longer_search_that_is_stopped_does_not_keep_the_shorter_ones_result(
         patched.setattr(searcher.ArchitectureSearch, "fit", interrupted)
         here(path, *longer)
     assert not (path / "architecture.json").exists()
-    result = json.loads(here(path, *longer).out)
+    printed = here(path, *longer, "--remat=true")
+    stretched, rounding = (line for line in printed.err.splitlines() if "warning: " in line)
+    assert stretched.startswith(
+        "warning: epochs=2 in place of 1: the learning rate's schedule ends after step 2 in place "
+        "of 1, and step 1 is taken at 0.0255 in place of 0.001; "
+    )
+    assert rounding.startswith(
+        "warning: remat=true (the run has 'auto'): sums are taken in another"
+    )
+    result = json.loads(printed.out)
     assert result["epochs"] == 2 and 0 <= result["val_decoded_miou"] < 1
     assert Architecture.load(path / "architecture.json").provenance["steps"] == 2
 
@@ -162,6 +171,15 @@ def test_a_dry_run_measures_what_is_needed_and_leaves_nothing(cache, tmp_path):
     assert 0.001 < weights_only < 10 and 0.001 < both < 10
     running = 4 * weights_only + 8 * both
     assert needs["total_seconds"] == pytest.approx(needs["compile_seconds"] + running, abs=2)
+
+
+def test_other_data_than_the_run_began_with_are_refused(short, here, tmp_path):
+    path = tmp_path / "other"
+    shutil.copytree(short, path)
+    known = json.loads((path / "data.json").read_text())
+    (path / "data.json").write_text(json.dumps(known | {"train": "of other images"}))
+    with pytest.raises(ValueError, match="the data have changed since the run began"):
+        here(path, *SHORT, "--epochs=2")
 
 
 @pytest.mark.parametrize(

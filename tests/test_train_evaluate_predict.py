@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 
@@ -15,6 +16,7 @@ from auto_deeplab_tf import cli, config, evaluate, overlay, predict, train
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.data import image_files, pipeline, sets
 from auto_deeplab_tf.served import load_segmenter
+from auto_deeplab_tf.training.schedules import Poly
 
 ARCHITECTURE = Architecture(
     levels=(1, 1),
@@ -147,6 +149,30 @@ def test_a_training_that_stops_early_resumes_on_the_schedule_of_all_steps(
     assert (path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
     ours, theirs = latest_variables(path), latest_variables(finished)
     assert all(np.array_equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_copied_set_resumes_and_a_changed_one_does_not(places, tmp_path, capsys):
+    path, copy = tmp_path / "run", tmp_path / "copy"
+    train.train(options(places, path, "--steps=4"))
+    shutil.copytree(places["data_dir"], copy, copy_function=shutil.copyfile)
+    for file in copy.rglob("*"):
+        os.utime(file, (1, 1))
+    elsewhere = {**places, "data_dir": copy, "cache_dir": tmp_path / "cache"}
+    capsys.readouterr()
+    assert train.train(options(elsewhere, path, "--steps=8"))["steps"] == 8
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    (line,) = warnings
+    rate = float(Poly(0.05, 8)(4))
+    assert line.startswith(
+        "warning: steps=8 in place of 4: the learning rate's schedule ends after step 8 in place "
+        f"of 4, and step 4 is taken at {rate:.3g} in place of 0; "
+    )
+    image = next((copy / "train").iterdir())
+    pixels = np.array(Image.open(image))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(image)
+    with pytest.raises(ValueError, match="the data have changed since the run began"):
+        train.train(options(elsewhere, path, "--steps=12"))
 
 
 def test_a_part_of_train_is_held_back_and_validated_on(places, tmp_path, monkeypatch):

@@ -65,7 +65,8 @@ def flag(
         above: The value must be greater than this.
         below: The value must be smaller than this.
         on_resume: What a resumed run may do with it: "same" (nothing), "grow" (a larger value is
-            allowed) or "free" (it changes no result: logs, devices, paths of caches).
+            allowed), "free" (it changes no result: logs, paths of caches) or "rounding" (it changes
+            the order of sums alone: allowed, with a warning).
         metavar: The word for the value in `--help`.
         path: Whether it names a file or a folder: `~` is expanded, and a resumed run may name the
             same file in another way.
@@ -78,8 +79,8 @@ def flag(
     """
     if not help or "\n" in help:
         raise ValueError(f"the help of a flag is one line of text. Received: {help!r}")
-    if on_resume not in ("same", "grow", "free"):
-        raise ValueError(f"on_resume is same, grow or free. Received: {on_resume!r}")
+    if on_resume not in ("same", "grow", "free", "rounding"):
+        raise ValueError(f"on_resume is same, grow, free or rounding. Received: {on_resume!r}")
     metadata = {
         "help": help,
         "group": group,
@@ -282,15 +283,28 @@ def resume_conflicts(before: Config, after: Config) -> tuple[str, ...]:
     for field in dataclasses.fields(after):
         old, new = getattr(before, field.name), getattr(after, field.name)
         rule = field.metadata["on_resume"]
-        if old == new or rule == "free" or (rule == "grow" and new > old):
+        if old == new or rule in ("free", "rounding") or (rule == "grow" and new > old):
             continue
         if field.metadata["path"] and old and new and _same_file(old, new):
             continue
-        kind = kinds(type(after))[field.name]
-        conflicts.append(
-            f"{field.name}={format_value(kind, new)} (the run has {format_value(kind, old)!r})"
-        )
+        conflicts.append(_changed_text(before, after, field.name))
     return tuple(conflicts)
+
+
+def rounding_changes(before: Config, after: Config) -> tuple[str, ...]:
+    """Lists what a run written by `before` and resumed as `after` changes in its rounding."""
+    return tuple(
+        _changed_text(before, after, field.name)
+        for field in dataclasses.fields(after)
+        if field.metadata["on_resume"] == "rounding"
+        and getattr(before, field.name) != getattr(after, field.name)
+    )
+
+
+def _changed_text(before: Config, after: Config, name: str) -> str:
+    kind = kinds(type(after))[name]
+    old, new = (format_value(kind, getattr(config, name)) for config in (before, after))
+    return f"{name}={new} (the run has {old!r})"
 
 
 def _same_file(old: str, new: str) -> bool:

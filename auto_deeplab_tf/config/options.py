@@ -365,7 +365,7 @@ class RunConfig(DataConfig, TimeLimitConfig, OutputConfig):
         "one_device",
         "how the work is distributed over devices",
         choices=("one_device", "mirrored"),
-        on_resume="free",
+        on_resume="rounding",
     )
     dtype_policy: str = _device(
         "float32",
@@ -490,19 +490,19 @@ class SearchConfig(ArchitectureSearchConfig, RunConfig, ThreadsConfig):
         "auto",
         "compile each kind of node (eager) or the whole step (traced)",
         choices=("auto", "eager", "traced"),
-        on_resume="free",
+        on_resume="rounding",
     )
     remat: str = _device(
         "auto",
         "recompute the inner features of nodes in the backward pass instead of storing them",
         choices=("auto", "true", "false"),
-        on_resume="free",
+        on_resume="rounding",
     )
     jit_compile: str = _device(
         "auto",
         "compile the step with XLA (auto: on a GPU)",
         choices=("auto", "true", "false"),
-        on_resume="free",
+        on_resume="rounding",
     )
 
     def _check(self) -> None:

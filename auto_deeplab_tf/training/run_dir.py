@@ -33,6 +33,9 @@ class RunDir:
         resume: False refuses a folder that already holds a run.
         setting: Name of the setting that names the folder.
 
+    Attributes:
+        before: The config with which the run was last started; None where it begins now.
+
     Raises:
         UserError: If the folder belongs to other options, holds a run and `resume` is False, or
             holds something else; on entering, if another process uses it.
@@ -49,6 +52,7 @@ class RunDir:
         self._setting = setting
         self._options = options
         self._lock: Any = None
+        self.before: config_lib.Config | None = None
         flags_file = self.path / FLAGS_FILE
         if self.path.exists() and not self.path.is_dir():
             raise FieldError(f"{setting} must be a folder. Received: {self.path}, a file")
@@ -57,8 +61,8 @@ class RunDir:
                 raise UserError(
                     f"resume=false: {self.path} already holds a run; name another {setting}."
                 )
-            before = config_lib.from_flags_text(type(options), flags_file.read_text("utf-8"))
-            conflicts = config_lib.resume_conflicts(before, options)
+            self.before = config_lib.from_flags_text(type(options), flags_file.read_text("utf-8"))
+            conflicts = config_lib.resume_conflicts(self.before, options)
             if conflicts:
                 raise UserError(
                     f"{self.path} belongs to a run with other options: {'; '.join(conflicts)}. "
@@ -94,6 +98,14 @@ class RunDir:
         return self._begin()
 
     def _begin(self) -> "RunDir":
+        changes = self.before and config_lib.rounding_changes(self.before, self._options)
+        if changes:
+            print(
+                f"warning: {'; '.join(changes)}: sums are taken in another order from here on, so "
+                "results differ in their last digits from those of an unchanged run, and a short "
+                "search may decode another architecture.",
+                file=sys.stderr,
+            )
         write_text(self / FLAGS_FILE, config_lib.flags_text(self._options.with_absolute_paths()))
         return self
 

@@ -30,6 +30,27 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {"initial": self.initial, "steps": self.steps}
 
 
+def stretched(
+    setting: str, before: Any, after: Any, old: _Schedule, new: _Schedule, step: int
+) -> str:
+    """Returns the line that says what a resumed run with more steps changes in its schedule.
+
+    Args:
+        setting: Name of the setting that has grown; likewise:
+        before: Its value so far.
+        after: Its value from here on.
+        old: The schedule so far.
+        new: The schedule from here on.
+        step: The first step that follows it.
+    """
+    return (
+        f"warning: {setting}={after} in place of {before}: the learning rate's schedule ends after "
+        f"step {new.steps} in place of {old.steps}, and step {step} is taken at "
+        f"{float(new(step)):.3g} in place of {float(old(step)):.3g}; a run begun with "
+        f"{setting}={after} would have had other rates up to here."
+    )
+
+
 @keras.saving.register_keras_serializable(package="auto_deeplab_tf")
 class Poly(_Schedule):
     """lr(step) = initial * (1 - step / steps) ** power, and 0 from `steps` on.
