@@ -4,17 +4,27 @@ import itertools
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from auto_deeplab_tf import accounting, cli, config, selection
+from auto_deeplab_tf import accounting, cli, config, decoding, searcher, selection
 from auto_deeplab_tf.architecture import Architecture, Edge
+from auto_deeplab_tf.data import pipeline, split
 from auto_deeplab_tf.sampling import random_architecture
+from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges
 from auto_deeplab_tf.training import metrics
 from benchmarks import jax_common
-from benchmarks.search_quality import jax_train, methods, population, report, trainings
+from benchmarks.search_quality import (
+    jax_train,
+    methods,
+    opinions,
+    population,
+    report,
+    trainings,
+)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -96,7 +106,9 @@ PROGRAM = """
 import sys, types, time
 sys.modules["tensorflow"] = None  # the device has none
 import numpy as np, jax
+from auto_deeplab_tf.data import pipeline, split
 from auto_deeplab_tf.sampling import random_architecture
+from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges
 from benchmarks.search_quality import jax_train, population
 population.SETTINGS.update(num_classes=11)
 generator = np.random.default_rng(0)
@@ -180,6 +192,65 @@ def test_report_says_whether_ranks_hold_and_whose_opinion_agrees():
     assert "-loss_1_8      +0.87" in text and "  num_pools      -0.87" in text
     swapped = [row | {"val_miou": str(-float(row["val_miou"]))} for row in rows[6:]]
     assert "not shown to hold" in report.report(rows[:6] + swapped)
+
+
+def test_report_says_which_opinion_of_a_search_agrees():
+    opinions = [
+        {
+            "search": "reported-0",
+            "architecture": f"r{n}",
+            "log_prob_cell": str(-n),
+            "log_prob_path": str(n if n else 1.5),
+            "inherited_miou": "0.1",
+        }
+        for n in range(6)
+    ]
+    text = report.report(_population(0.6), opinions)
+    assert "final mIoU, reported-0, 6 networks" in text
+    assert "log_prob_cell  -1.00" in text and "log_prob_path  +0.87" in text
+    assert "inherited_miou the same for all" in text
+
+
+def test_a_search_is_asked_for_each_network(monkeypatch, tmp_path):
+    """Its cell by alpha, its path by beta, and a score with its weights."""
+    rng = np.random.default_rng(0)
+    networks = {str(seed): random_architecture(seed, 4, 2) for seed in range(2)}
+    edges = len(decoding.one_hot(networks["0"])[0])
+    alpha, beta = rng.normal(size=(edges, len(OPERATIONS))), rng.normal(size=(4, 4, 3))
+    decoding.save_logits(tmp_path / "logits.npz", alpha, beta, "separable")
+
+    class Search:
+        model = types.SimpleNamespace(
+            score_decoded=lambda architecture, statistics, images: {
+                "val_decoded_miou": float(architecture.levels[0])
+            }
+        )
+
+    settings = config.SearchConfig(run_dir="run", batch_size=2)
+    monkeypatch.setattr(searcher, "restored", lambda run, **places: (Search, settings, "train"))
+    monkeypatch.setattr(split, "source_halves", lambda train: ([0], [1]))
+    for name in ("validation_batches", "training_batches"):
+        monkeypatch.setattr(
+            pipeline, name, lambda *args, **options: types.SimpleNamespace(take=lambda count: [])
+        )
+    rows = list(opinions.of_search(tmp_path, networks))
+    log_alpha = decoding.log_softmax_alpha(alpha)
+    log_beta = decoding.log_softmax_beta(beta)
+    for row, architecture in zip(rows, networks.values(), strict=True):
+        cell = 0.0
+        for edge in relaxed_edges(2):
+            for kept in architecture.cell[edge.block]:
+                if kept.source == edge.source:
+                    cell += log_alpha[edge.index, OPERATIONS.index(kept.op)]
+        moves = zip((0, *architecture.levels), architecture.levels, strict=False)
+        path = sum(
+            log_beta[layer, before, after - before + 1]
+            for layer, (before, after) in enumerate(moves)
+        )
+        assert row["log_prob_cell"] == pytest.approx(cell)
+        assert row["log_prob_path"] == pytest.approx(path)
+        assert row["inherited_miou"] == architecture.levels[0]
+        assert row["architecture"] == architecture.fingerprint
 
 
 def test_report_without_rows_claims_nothing():

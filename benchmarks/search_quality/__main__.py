@@ -7,13 +7,15 @@ Every training is a process of its own, bound to a core; `--cores=0,1` runs two 
 command after a kill resumes. Stages: length (tuning split: six random networks at 600 and 1,800
 steps), population (reported split: 20 random networks, the published one, more seeds for the best,
 the median and the worst), searched (three searches with a selection among the paths of each, three
-seeds of each winner), random_search (three random searches of as many CPU seconds, likewise).
+seeds of each winner), random_search (three random searches of as many CPU seconds, likewise),
+opinions (what each search thinks of each network that has a row: `opinions.csv`).
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import csv
 import pathlib
 import queue
 import statistics
@@ -21,11 +23,12 @@ import statistics
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.sampling import random_architecture
 from benchmarks import rows
-from benchmarks.search_quality import methods
+from benchmarks.search_quality import methods, opinions
 from benchmarks.search_quality.report import report
 from benchmarks.search_quality.trainings import Training, pending, train
 
 RESULTS = pathlib.Path(__file__).with_name("results.csv")
+OPINIONS = "opinions.csv"  # Beside the results.
 LENGTHS = (600, 1800)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
@@ -38,20 +41,53 @@ def main() -> None:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--data_dir", type=pathlib.Path, help="CamVid")
     parser.add_argument("--work_dir", type=pathlib.Path, help="run folders and records")
-    parser.add_argument("--stage", choices=STAGES, default="length")
+    parser.add_argument("--stage", choices=[*STAGES, "opinions"], default="length")
     parser.add_argument("--steps", type=int, help="length of the reported trainings")
     parser.add_argument("--cores", default="0", help="cores, comma-separated; a training on each")
     options = parser.parse_args()
     if options.report:
-        print(report(rows.read(options.results)))
+        print(report(rows.read(options.results), rows.read(_opinions_file(options))))
         return
     if options.data_dir is None or options.work_dir is None:
         parser.error("--data_dir and --work_dir are needed, or --report")
+    if options.stage == "opinions":
+        ask(options)
+        return
     if options.stage != "length" and options.steps is None:
         parser.error("--steps is needed: what --stage=length has shown to be enough")
     # What comes next can depend on what was found: best, median and worst get more seeds.
     while left := pending(STAGES[options.stage](options), rows.read(options.results)):
         run_all(left, options)
+
+
+def ask(options: argparse.Namespace) -> None:
+    """Writes what each search thinks of each network of the reported split."""
+    file = _opinions_file(options)
+    done = {tuple(row[key] for key in opinions.KEY) for row in rows.read(file)}
+    found = {
+        row["name"]: options.work_dir / "architectures" / f"{row['architecture']}.json"
+        for row in rows.read(options.results)
+        if row["split"] == "reported"
+    }
+    networks = {name: Architecture.load(path) for name, path in found.items()}
+    folders = methods.Folders("reported", options.data_dir, options.work_dir)
+    for run_dir in sorted((options.work_dir / "searches").glob("reported-?")):
+        left = {
+            name: network
+            for name, network in networks.items()
+            if (run_dir.name, network.fingerprint) not in done
+        }
+        for row in opinions.of_search(run_dir, left, **folders.places()) if left else ():
+            with open(file, "a", newline="", encoding="utf-8") as stream:
+                writer = csv.DictWriter(stream, list(row), lineterminator="\n")
+                if not stream.tell():
+                    writer.writeheader()
+                writer.writerow(row)
+            print(row, flush=True)
+
+
+def _opinions_file(options: argparse.Namespace) -> pathlib.Path:
+    return options.results.with_name(OPINIONS)
 
 
 def run_all(trainings: list[Training], options: argparse.Namespace) -> None:

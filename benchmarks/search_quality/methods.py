@@ -42,10 +42,14 @@ class Folders:
     data: pathlib.Path
     work: pathlib.Path
 
+    def places(self) -> dict[str, str]:
+        """Returns the folders of images and records."""
+        data = trainings.split_folder(self.split, self.data, self.work)
+        return {"data_dir": str(data), "cache_dir": str(self.work / "cache")}
+
     def flags(self) -> list[str]:
         """Returns the flags that every command takes."""
-        data = trainings.split_folder(self.split, self.data, self.work)
-        return [f"--data_dir={data}", f"--cache_dir={self.work / 'cache'}"]
+        return [f"--{name}={place}" for name, place in self.places().items()]
 
 
 def searched(number: int, steps: int, folders: Folders, core: int | None) -> Found:

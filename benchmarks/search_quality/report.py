@@ -27,8 +27,8 @@ OPINIONS = (
 )
 
 
-def report(rows: Rows) -> str:
-    """Returns the page that `--report` prints."""
+def report(rows: Rows, opinions: Sequence[dict[str, str]] = ()) -> str:
+    """Returns the page that `--report` prints, from results.csv and opinions.csv."""
     reported = [row for row in rows if row["split"] == "reported"]
     parts = [
         _networks(rows),
@@ -37,6 +37,7 @@ def report(rows: Rows) -> str:
         _difference(reported),
         _opinions("tuning", [row for row in rows if row["kind"] == "trial"]),
         _opinions("reported", reported),
+        _opinions_of_searches(reported, opinions),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -148,21 +149,44 @@ def _seed_deviation(networks: Iterable[Sequence[float]]) -> float | None:
 
 def _opinions(title: str, rows: Rows) -> str:
     """Kendall's tau between each cheap opinion and the final mIoU, seed 0, longest training."""
-    if not rows:
-        return ""
-    longest = str(max(int(row["steps"]) for row in rows))
-    rows = [row for row in rows if row["seed"] == "0" and row["steps"] == longest]
+    rows = _longest(rows)
     if len(rows) < 3:
         return ""
     lines = [f"Kendall's tau with the final mIoU, {title} split, {len(rows)} networks"]
-    final = [float(row["val_miou"]) for row in rows]
     for name in OPINIONS:
         sign = -1 if name in LOWER_IS_BETTER else 1
-        result = scipy.stats.kendalltau([sign * float(row[name]) for row in rows], final)
         label = f"-{name}" if sign < 0 else name
-        tau = "the same for all" if np.isnan(result.statistic) else f"{result.statistic:+.2f}"
-        lines.append(f"  {label:14} {tau} (p {result.pvalue:.3f})")
+        pairs = [(sign * float(row[name]), float(row["val_miou"])) for row in rows]
+        lines.append(f"  {label:14} {_tau(pairs)}")
     return "\n".join(lines)
+
+
+def _opinions_of_searches(rows: Rows, opinions: Iterable[dict[str, str]]) -> str:
+    """The same of what each search thinks of the networks."""
+    final = {row["architecture"]: float(row["val_miou"]) for row in _longest(rows)}
+    lines = []
+    for search, of_search in _grouped(opinions, lambda row: row["search"]).items():
+        known = [row for row in of_search if row["architecture"] in final]
+        if len(known) < 3:
+            continue
+        lines.append(f"Kendall's tau with the final mIoU, {search}, {len(known)} networks")
+        for name in ("log_prob_cell", "log_prob_path", "inherited_miou"):
+            pairs = [(float(row[name]), final[row["architecture"]]) for row in known]
+            lines.append(f"  {name:14} {_tau(pairs)}")
+    return "\n".join(lines)
+
+
+def _longest(rows: Rows) -> Rows:
+    """The rows of seed 0 and of the longest training."""
+    longest = max((int(row["steps"]) for row in rows), default=0)
+    return [row for row in rows if row["seed"] == "0" and row["steps"] == str(longest)]
+
+
+def _tau(pairs: Sequence[tuple[float, float]]) -> str:
+    result = scipy.stats.kendalltau(*zip(*pairs, strict=True))
+    if np.isnan(result.statistic):
+        return "the same for all"
+    return f"{result.statistic:+.2f} (p {result.pvalue:.3f})"
 
 
 def _seeds(rows: Rows, kind: str) -> list[list[float]]:

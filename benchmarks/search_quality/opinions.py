@@ -1,0 +1,59 @@
+"""What a search thinks of the networks that were trained: into opinions.csv, for `--report`.
+
+Of each search and each network: the log-probability of its cell under alpha (of the operations on
+its edges) and of its path under beta, and its mIoU with the supernet's weights on images of
+train_b, whose labels these weights have not seen.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from auto_deeplab_tf import decoding
+from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.search_space import OPERATIONS
+
+KEY = ("search", "architecture")
+COLUMNS = ("log_prob_cell", "log_prob_path", "inherited_miou")
+STATISTICS_BATCHES = 4
+SCORED_IMAGES = 40
+
+
+def log_probs(logits: decoding.Logits, architecture: Architecture) -> tuple[float, float]:
+    """Returns the log-probabilities of a cell, `none` left aside, and of a path."""
+    alpha, beta = decoding.one_hot(architecture)
+    alpha[:, OPERATIONS.index("none")] = 0.0
+    cell = np.sum(decoding.log_softmax_alpha(logits.alpha)[alpha == 1.0])
+    path = np.sum(decoding.log_softmax_beta(logits.beta)[beta == 1.0])
+    return float(cell), float(path)
+
+
+def of_search(
+    run_dir: pathlib.Path, networks: Mapping[str, Architecture], **places: str
+) -> Iterator[dict[str, Any]]:
+    """Yields a row for each network, by its fingerprint.
+
+    Args:
+        run_dir: Folder of a search that has ended.
+        networks: By name.
+        **places: `data_dir` and `cache_dir` where they are not the run's.
+    """
+    from auto_deeplab_tf import searcher
+    from auto_deeplab_tf.data import pipeline, split
+
+    search, settings, train = searcher.restored(run_dir, **places)
+    _, train_b = split.source_halves(train)
+    images = pipeline.validation_batches(train, settings.batch_size, SCORED_IMAGES, train_b)
+    statistics = pipeline.training_batches(train, **pipeline.batch_options(settings))
+    logits = decoding.load_logits(run_dir / "logits.npz")
+    for name, architecture in networks.items():
+        score = search.model.score_decoded(
+            architecture, statistics.take(STATISTICS_BATCHES), images
+        )
+        row = {"search": run_dir.name, "architecture": architecture.fingerprint, "name": name}
+        values = (*log_probs(logits, architecture), score["val_decoded_miou"])
+        yield row | dict(zip(COLUMNS, values, strict=True))
