@@ -31,6 +31,7 @@ class Source:
         split: name of the split.
         ids: image id of each example, a sequence of texts.
         groups: drive or city of each example, likewise.
+        shards: int32 [num_examples], the number of the file that holds each example.
         image_size: (height, width) of the examples, None where they differ.
         max_image_size: the largest height and the largest width.
         class_pixels: int64 [num_classes], pixels of each class in the split.
@@ -65,7 +66,7 @@ class Source:
             records.verify(directory, {entry["index"]: self._files[entry["index"]]})
             records.verify_sizes(directory, self._files)
         index = Index.load(directory / entry["index"])
-        self.ids, self.groups = index.ids, index.groups
+        self.ids, self.groups, self.shards = index.ids, index.groups, index.shards
         sizes = index.sizes
         self.info = _measured(info, manifest["splits"].get("train", entry))
         self.split = split

@@ -1,0 +1,62 @@
+"""Which files of a split each of several workers reads, where every file is read by one of them.
+
+By default a worker takes its rows of every batch of the whole set, and so reads from all files. By
+file it reads its own ones alone: less traffic from a store that serves files far away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from auto_deeplab_tf.errors import UserError
+
+
+def owners(shards: np.ndarray, workers: int) -> np.ndarray:
+    """Returns the worker that reads each file: the next largest file goes to the least loaded.
+
+    Args:
+        shards: int [n], the number of each example's file.
+        workers: Number of workers.
+
+    Returns:
+        int [files]. The examples of two workers differ by those of one file at most.
+    """
+    sizes = np.bincount(shards)
+    loads = np.zeros(workers, np.int64)
+    found = np.zeros(len(sizes), np.int64)
+    for file in np.argsort(-sizes, kind="stable"):
+        found[file] = np.argmin(loads)
+        loads[found[file]] += sizes[file]
+    return found
+
+
+def of_worker(
+    shards: np.ndarray, indices: Sequence[int] | np.ndarray, worker: int, workers: int
+) -> np.ndarray:
+    """Returns the examples of a worker's files, in their order.
+
+    Every example is of one worker. Its batches are those of `pipeline.training_batches` with these
+    examples and its part of the batch size: in one pass over them each comes once, and a step gives
+    their place. A worker of fewer examples begins its next pass earlier.
+
+    Args:
+        shards: int [n], the number of each example's file, over the whole split: two halves of a
+            split have one owner for each file.
+        indices: Examples to choose from.
+        worker: Which worker, from 0.
+        workers: Number of workers.
+
+    Raises:
+        UserError: If there is no example for the worker.
+    """
+    indices = np.asarray(indices)
+    found = indices[owners(shards, workers)[shards[indices]] == worker]
+    if not len(found):
+        raise UserError(
+            f"shard_by=files needs examples in at least {workers} files, one for each worker; "
+            f"these are {len(indices)} examples in {len(np.unique(shards[indices]))} files: use "
+            "shard_by=rows"
+        )
+    return found
