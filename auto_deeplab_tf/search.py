@@ -131,6 +131,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         if options.formulation == "plain":
             print(PLAIN_IS_SLOW, file=sys.stderr, flush=True)
         checkpoints = search.checkpoints(run / "checkpoints", options.keep_checkpoints)
+        checkpoints.check_space()
         if checkpoints.restore():
             setup.say_stretched(run.before, int(search.model.completed_steps))
         search.fit(

@@ -213,6 +213,8 @@ class _Training:
             options.keep_checkpoints,
             former_fingerprint=_fingerprint(model),
         )
+        # The best model, the last one, and one while it is written.
+        checkpoints.check_space(3 * 4 * model.count_params())
         if checkpoints.restore():
             self._say_stretched(int(model.completed_steps))
         model.fit(

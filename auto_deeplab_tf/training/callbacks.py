@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from auto_deeplab_tf import config
+from auto_deeplab_tf.errors import StorageError
 from auto_deeplab_tf.training.run_dir import MetricsFile
 
 _VERBOSE = {"bar": 1, "epochs": 2, "none": 0}
@@ -51,6 +52,9 @@ class TensorBoardLogs(keras.callbacks.Callback):
 
     Args:
         directory: Folder of the event files.
+
+    Raises:
+        StorageError: If an epoch's logs cannot be written.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -64,13 +68,17 @@ class TensorBoardLogs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the epoch's values."""
-        with self._writer.as_default(step=epoch):
-            for name, value in (logs or {}).items():
-                if isinstance(value, str):
-                    tf.summary.text(name, value)
-                elif value is not None:
-                    tf.summary.scalar(name, value)
-        self._writer.flush()
+        try:
+            with self._writer.as_default(step=epoch):
+                for name, value in (logs or {}).items():
+                    if isinstance(value, str):
+                        tf.summary.text(name, value)
+                    elif value is not None:
+                        tf.summary.scalar(name, value)
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            resumes = "make room, and the same command resumes from the last checkpoint"
+            raise StorageError.of(self._directory, error, resumes) from error
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Closes the log."""

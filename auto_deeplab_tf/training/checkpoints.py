@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ import tensorflow as tf
 
 from auto_deeplab_tf.errors import StorageError, UserError
 from auto_deeplab_tf.files import AnyPath, LiteralPath, as_path, remove_folder, write_text
+
+# Room for what a run writes beside its checkpoints and models: logs, metrics, drawings.
+_LOGS_BYTES = 32 * 2**20
 
 
 class Checkpoints:
@@ -77,6 +82,32 @@ class Checkpoints:
 
     def _path(self, step: int) -> str:
         return str(self._directory / f"step-{step}")
+
+    def check_space(self, other_bytes: int = 0) -> None:
+        """Refuses to begin a run for whose files the disk has no room.
+
+        That are the checkpoints kept, one more while it is written, and other files. Filesystems
+        behind a URL are not looked at.
+
+        Args:
+            other_bytes: Size of the other files that the run will write.
+
+        Raises:
+            StorageError: With the bytes needed and free.
+        """
+        if not isinstance(self._directory, Path):
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._directory).free
+        number = max(1, self._keep + 1 - len(self.steps))
+        needed = number * self._num_bytes + other_bytes + _LOGS_BYTES
+        if free < needed:
+            raise StorageError(
+                f"{self._directory} has {_mib(free)} free, and the run needs {_mib(needed)} "
+                f"(checkpoints: {number} of {_mib(self._num_bytes)}, one of them while it is "
+                f"written; other files: {_mib(other_bytes + _LOGS_BYTES)}): make room, "
+                "lower keep_checkpoints, or name another run_dir."
+            )
 
     def save(self, step: int) -> str:
         """Writes a checkpoint of that step and returns its path.
@@ -214,6 +245,10 @@ def _files(directory: str | os.PathLike[str]) -> dict[int, list[AnyPath]]:
         if match:
             found.setdefault(int(match[1]), []).append(path)
     return found
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def _reader(path: str) -> Any:

@@ -2,13 +2,16 @@
 
 import contextlib
 import resource
+import shutil
 import signal
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from auto_deeplab_tf.errors import StorageError
+from auto_deeplab_tf.training.callbacks import TensorBoardLogs
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 
 NAMES = ["plain", "run [F=2]", "a*b?", "100 % [x] \\ y"]
@@ -67,6 +70,36 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
     assert str(e.value).endswith(f"resumes from {tmp_path / 'step-1'}")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert Checkpoints(tmp_path, written, "one").restore()
+
+
+def test_a_disk_without_room_is_refused_before_the_run(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "run", variables(), "one", keep=3)
+    needed = 4 * 80_008 + 5_000_000 + 32 * 2**20
+    free = needed
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free if path.exists() else 0)
+    )
+    checkpoints.check_space(5_000_000)
+    free -= 1
+    rule = r"run has 37\.1 MiB free, and the run needs 37\.1 MiB \(checkpoints: 4 of 0\.1 MiB, "
+    with pytest.raises(StorageError, match=rule):
+        checkpoints.check_space(5_000_000)
+    for step in (1, 2, 3, 4, 5):  # those that are there take no further room
+        checkpoints.save(step)
+    free = needed - 3 * 80_008
+    checkpoints.check_space(5_000_000)
+    free -= 1
+    with pytest.raises(StorageError, match="checkpoints: 1 of"):
+        checkpoints.check_space(5_000_000)
+
+
+def test_logs_on_a_full_disk_are_named(tmp_path):
+    logs = TensorBoardLogs(tmp_path / "logs")
+    logs.on_train_begin()
+    with no_file_above(2_000), pytest.raises(StorageError, match="logs cannot be written") as e:
+        for epoch in range(3):
+            logs.on_epoch_end(epoch, {"loss": 1.0, "cell": "long " * 200})
+    assert "\n" not in str(e.value)
 
 
 def test_what_a_checkpoint_belongs_to_and_what_an_earlier_version_wrote(tmp_path):
