@@ -8,9 +8,11 @@ each as ID.png (image, labels, prediction side by side) and all of them as sheet
 are compared with the labels at the labels' own resolution. With --write_label_ids also
 label_ids/ID_pred_labelIds.png: predictions as the data set's own label ids (or colours) at full
 size. Cityscapes' evaluation script takes that folder, and its test server a zip of it.
+
+With --distribution_strategy the devices score different images. Every worker writes the label ids
+of its own; the chief writes the rest.
 """
 
-import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +26,12 @@ cli.define(config.EvaluateConfig)
 
 def main() -> None:
     """Runs the command."""
+    from auto_deeplab_tf.training.cluster import Workers
+
     options = cli.read(config.EvaluateConfig)
     result = evaluate(options)
+    if not Workers.of(options.distribution_strategy).is_chief:
+        return
     if options.json:
         cli.print_json(result)
     else:
@@ -33,11 +39,16 @@ def main() -> None:
 
 
 def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
-    """Scores as the command does; returns what it writes into metrics.json."""
-    from auto_deeplab_tf.data import pipeline, source
+    """Scores as the command does; returns what it writes into metrics.json.
+
+    Of several workers each calls it, and returns the same.
+    """
+    from auto_deeplab_tf.data import source
     from auto_deeplab_tf.served import load_model
+    from auto_deeplab_tf.training import distribution
     from auto_deeplab_tf.training.metrics import named_scores
 
+    strategy = distribution.start(options)
     model = load_model(options.model)
     info = source.describe(options)
     names = _class_names(model, info, options.model)
@@ -48,13 +59,14 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
         )
     split = source.open_for(options, options.split)
     train = source.open_for(options, "train") if options.trivial_predictors else None
-    batches = pipeline.evaluation_batches(split, options.batch_size)
     output_dir = as_path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
     label_ids_dir = output_dir / "label_ids" if options.write_label_ids else None
-    with source.damage_named(split):
-        matrix, samples = _score(model, split, batches, options, label_ids_dir)
+    with strategy.scope(), distribution.lost_workers_named(), source.damage_named(split):
+        distribution.check_same_run(options, split.fingerprint, model.fingerprint or "")
+        is_chief = distribution.workers().is_chief
+        matrix, samples = _score(model, split, options, label_ids_dir)
     result = named_scores(matrix, names) | {
         "num_images": split.num_examples,
         "model": options.model,
@@ -65,6 +77,8 @@ def evaluate(options: config.EvaluateConfig) -> dict[str, Any]:
         "flip": options.flip,
         "architecture_fingerprint": model.fingerprint,
     }
+    if not is_chief:
+        return result
     if train is not None:
         result["trivial_predictors"] = {
             name: named_scores(matrix, names) for name, matrix in _trivial(train, split).items()
@@ -106,18 +120,22 @@ def _class_names(model: Any, info: Any, path: str) -> tuple[str, ...]:
 
 
 def _score(
-    model: Any, split: Any, batches: Any, options: config.EvaluateConfig, label_ids_dir: Any
+    model: Any, split: Any, options: config.EvaluateConfig, label_ids_dir: Any
 ) -> tuple[Any, list[Any]]:
     """Returns the confusion matrix, and (id, image, labels, prediction) of the images to draw."""
+    import numpy as np
+
     from auto_deeplab_tf import overlay
     from auto_deeplab_tf.data import pipeline
+    from auto_deeplab_tf.training import distribution
     from auto_deeplab_tf.training.metrics import score
 
-    drawn = set(pipeline.spread(split.num_examples, options.overlays))
+    drawn = pipeline.spread(split.num_examples, options.overlays)
     info = split.info
     num_classes = len(info.class_names)
-    indices = itertools.count()
-    samples = []
+    batches = pipeline.evaluation_batches(split, options.batch_size, share=distribution.share())
+    indices = iter(pipeline.evaluation_indices(split, options.batch_size, distribution.share()))
+    samples = {}
 
     def predict(images: Any) -> Any:
         predictions = model.predict_class_ids(
@@ -141,13 +159,17 @@ def _score(
                 name = f"{split.ids[index]}_pred_labelIds.png"
                 overlay.save_png(label_ids_dir / name, info.stored_labels(prediction))
             if index in drawn:
-                samples.append((split.ids[index], image, label, prediction))
+                samples[index] = (split.ids[index], image, label, prediction)
 
     # 8 bits as `predict` sees them.
     dtype = "uint8" if info.image_bits == 8 else "float32"
     arrays = ((images.numpy().astype(dtype), labels.numpy()) for images, labels in batches)
     _, matrix = score(predict, arrays, num_classes, info.ignore_label, on_batch=keep)
-    return matrix, samples
+    # The chief draws, also what other workers have scored.
+    for index in set(drawn) - set(samples) if distribution.workers().is_chief else ():
+        image, label = (np.asarray(tensor) for tensor in split.example(index))
+        samples[index] = split.ids[index], image, label, predict(image.astype(dtype)[None])[0]
+    return matrix, [samples[index] for index in drawn if index in samples]
 
 
 def _trivial(train: Any, split: Any) -> dict[str, Any]:

@@ -27,9 +27,14 @@ PLAIN_IS_SLOW = (
 
 def main() -> None:
     """Runs the command."""
+    from auto_deeplab_tf.training.cluster import Workers
+
     options = cli.read(config.SearchConfig)
+    is_chief = Workers.of(options.distribution_strategy).is_chief
     if options.dry_run:
         needs = _dry_run(options)
+        if not is_chief:
+            return
         if options.json:
             cli.print_json(needs)
         else:
@@ -38,8 +43,10 @@ def main() -> None:
         return
     from auto_deeplab_tf.training.run_dir import RunDir
 
-    run = RunDir(options.run_dir, options, options.resume)
+    run = RunDir(options.run_dir, options, options.resume, writes=is_chief)
     result = _finished(run, options) or _search(run, options)
+    if not is_chief:
+        return
     if options.json:
         cli.print_json(result)
     else:
@@ -63,8 +70,7 @@ class _Setup:
         from auto_deeplab_tf.data import pipeline, source, split
         from auto_deeplab_tf.training import distribution
 
-        distribution.prepare(options.seed, options.deterministic)
-        distribution.set_threads(options.intra_op_threads, options.inter_op_threads)
+        self.strategy = distribution.start(options)
         self.options = options
         self.train = source.open_for(options, "train")
         self.halves = split.source_halves(self.train)
@@ -72,7 +78,6 @@ class _Setup:
         smaller = min(map(len, self.halves))
         self.steps_per_epoch = options.steps_per_epoch or max(1, smaller // options.batch_size)
         self.total_steps = self.steps_per_epoch * options.epochs
-        self.strategy = distribution.strategy(options.distribution_strategy)
         distribution.check_batch_size(options.batch_size, self.strategy.num_replicas_in_sync)
         self.traced = None if options.step_mode == "auto" else options.step_mode == "traced"
 
@@ -91,22 +96,25 @@ class _Setup:
         print(line, file=sys.stderr, flush=True)
 
     def batches(self, step: int, pairs: bool) -> Any:
-        """Returns the batches from a step on."""
+        """Returns the batches from a step on, distributed."""
+        from auto_deeplab_tf.training import distribution
+
+        return distribution.distributed(lambda share: self.whole_batches(step, pairs, share))
+
+    def whole_batches(self, step: int = 0, pairs: bool = False, share: Any = None) -> Any:
+        """Returns the batches from a step on, as one device has them, or a share of each."""
         from auto_deeplab_tf.data import pipeline
 
         settings = pipeline.batch_options(self.options)
         return pipeline.search_batches(
-            self.train, self.halves, pairs=pairs, start_step=step, **settings
+            self.train, self.halves, pairs=pairs, start_step=step, share=share, **settings
         )
 
 
 def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
-    import tensorflow as tf
-
-    from auto_deeplab_tf import decoding, visualize
     from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.searcher import METRICS, from_options
-    from auto_deeplab_tf.training import callbacks, collapse
+    from auto_deeplab_tf.training import callbacks, collapse, distribution
     from auto_deeplab_tf.training.run_dir import METRICS_FILE, MetricsFile
 
     started = time.monotonic()
@@ -119,11 +127,18 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
     }
     metrics = MetricsFile(run / METRICS_FILE)
     _check_collapse(metrics.rows(), options)
-    with run, setup.strategy.scope(), source.damage_named(train, validation):
+    with (
+        run,
+        setup.strategy.scope(),
+        distribution.lost_workers_named(),
+        source.damage_named(train, validation),
+    ):
+        distribution.check_same_run(options, train.fingerprint, validation.fingerprint)
         run.record_data({"train": train.fingerprint, "val": validation.fingerprint})
         run.record("split.json", members)
-        # An existing one is of a shorter run, which is resumed now.
-        (run / "architecture.json").unlink(missing_ok=True)
+        if run.writes:
+            # An existing one is of a shorter run, which is resumed now.
+            (run / "architecture.json").unlink(missing_ok=True)
         search = from_options(options, train, setup.total_steps)
         if search.fast_modes:
             modes = ", ".join(f"{name}={value}" for name, value in search.fast_modes.items())
@@ -131,19 +146,28 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         if options.formulation == "plain":
             print(PLAIN_IS_SLOW, file=sys.stderr, flush=True)
         checkpoints = search.checkpoints(run / "checkpoints", options.keep_checkpoints)
-        checkpoints.check_space()
-        if checkpoints.restore():
+        if run.writes:
+            checkpoints.check_space()
+        if checkpoints.restore() and run.writes:
             setup.say_stretched(run.before, int(search.model.completed_steps))
+        writers = (
+            callbacks.MetricsRow(run / METRICS_FILE, METRICS),
+            callbacks.TensorBoardLogs(run / "logs"),
+        )
         search.fit(
             setup.batches,
             epochs=options.epochs,
             steps_per_epoch=setup.steps_per_epoch,
             arch_start_epoch=options.arch_start_epoch,
             validation_data=pipeline.validation_batches(
-                validation, options.batch_size, options.validation_images
+                validation,
+                options.batch_size,
+                options.validation_images,
+                share=distribution.share(),
             ),
             validation_every_epochs=options.validation_every_epochs,
             decoded_batches=options.decoded_batches,
+            statistics_data=setup.whole_batches(),
             callbacks=[
                 collapse.CollapseWatch(
                     options.epochs,
@@ -151,34 +175,47 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
                     metrics.rows(),
                     options.stop_on_collapse,
                 ),
-                callbacks.MetricsRow(run / METRICS_FILE, METRICS),
-                callbacks.TensorBoardLogs(run / "logs"),
+                *(writers if run.writes else ()),
             ],
             checkpoints=checkpoints,
             checkpoint_every_steps=options.checkpoint_every_steps,
             log_every_steps=options.log_every_steps,
             max_hours=options.max_hours,
             traced=setup.traced,
-            verbose=callbacks.verbosity(options),
+            verbose=callbacks.verbosity(options) if run.writes else 0,
         )
+        distribution.wait_for_workers()  # the chief has written the row of the last epoch
         _check_collapse(metrics.rows(), options)
         row = metrics.rows()[-1]
-        alpha, beta = search.logits
-        architecture = search.decode(
-            {
-                "command": "search",
-                "dataset": options.dataset,
-                "seed": options.seed,
-                "steps": setup.total_steps,
-                "supernet_val_miou": float(row["val_miou"]),
-                "tensorflow": tf.__version__,
-            }
-        )
-        decoding.save_logits(run / "logits.npz", alpha, beta, options.atrous, search.edge_logits)
-        visualize.save_architecture_drawing(architecture, run / "architecture", beta)
-        # Last: where it exists, the run is complete.
-        architecture.save(run / "architecture.json")
+        if run.writes:
+            _write_result(run, search, options, row, setup.total_steps)
+        distribution.wait_for_workers()
     return _result(run, row, time.monotonic() - started)
+
+
+def _write_result(
+    run: Any, search: Any, options: config.SearchConfig, row: dict[str, str], total_steps: int
+) -> None:
+    """Writes logits, drawing and architecture of a search that has come to its end."""
+    import tensorflow as tf
+
+    from auto_deeplab_tf import decoding, visualize
+
+    alpha, beta = search.logits
+    architecture = search.decode(
+        {
+            "command": "search",
+            "dataset": options.dataset,
+            "seed": options.seed,
+            "steps": total_steps,
+            "supernet_val_miou": float(row["val_miou"]),
+            "tensorflow": tf.__version__,
+        }
+    )
+    decoding.save_logits(run / "logits.npz", alpha, beta, options.atrous, search.edge_logits)
+    visualize.save_architecture_drawing(architecture, run / "architecture", beta)
+    # Last: where it exists, the run is complete.
+    architecture.save(run / "architecture.json")
 
 
 def _check_collapse(rows: Sequence[Mapping[str, str]], options: config.SearchConfig) -> None:

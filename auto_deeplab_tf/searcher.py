@@ -158,6 +158,7 @@ class ArchitectureSearch:
         validation_data: tf.data.Dataset | None = None,
         validation_every_epochs: int = SearchConfig.validation_every_epochs,
         decoded_batches: int = SearchConfig.decoded_batches,
+        statistics_data: tf.data.Dataset | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         checkpoints: Checkpoints | None = None,
         checkpoint_every_steps: int | None = None,
@@ -178,20 +179,22 @@ class ArchitectureSearch:
             steps_per_epoch: None: the smaller of train_a and train_b once.
             arch_start_epoch: the first epoch, from 0, that updates alpha and beta; None: half of
                 `epochs`, rounded down, as in the paper and in the command (20 of 40).
-            validation_data: batches (images, masks) of whole images; None: no validation.
+            validation_data: batches (images, masks) of whole images, with several workers those
+                of this one; None: no validation.
             validation_every_epochs: validate after every so many epochs, and after the last.
             decoded_batches: number of batches of train_a, from its first on, that estimate the
                 statistics of the architecture so far; each validation scores it with the weights of
                 the supernet as `val_decoded_miou`, see `BilevelModel.score_decoded`. What it lacks
                 of `val_miou` is the discretisation gap. 0: it is not scored.
+            statistics_data: batches (images, masks) in place of those of train_a; needed where a
+                function gives batches that are distributed.
             callbacks: Keras callbacks; the logs of an epoch are `METRICS` (`collapse` with a
                 `CollapseWatch` alone).
             checkpoints: see `training.loop.fit`; likewise:
             checkpoint_every_steps: see there; likewise:
             log_every_steps: see there; likewise:
             max_hours: see there.
-            traced: one traced function for the whole step; None: where more than one device, or a
-                GPU, takes part.
+            traced: one traced function for the whole step; None: under a strategy, or on a GPU.
             verbose: as in Keras: 0, 1 or 2.
         """
         if not callable(data):
@@ -203,10 +206,7 @@ class ArchitectureSearch:
             # Sized by the data, so that the cosine ends with the last step.
             self.compile(total_steps=epochs * steps_per_epoch)
         if traced is None:
-            strategy = tf.distribute.get_strategy()
-            traced = strategy.num_replicas_in_sync > 1 or bool(
-                tf.config.list_physical_devices("GPU")
-            )
+            traced = tf.distribute.has_strategy() or bool(tf.config.list_physical_devices("GPU"))
 
         def report(epoch: int) -> Mapping[str, Any]:
             is_last = epoch + 1 == epochs
@@ -216,7 +216,8 @@ class ArchitectureSearch:
             ):
                 logs |= self.model.score(validation_data)
                 if decoded_batches:
-                    train_batches = data_at(0, False).take(decoded_batches)
+                    first = data_at(0, False) if statistics_data is None else statistics_data
+                    train_batches = first.take(decoded_batches)
                     logs |= self.model.score_decoded(self.decode(), train_batches, validation_data)
             return logs
 

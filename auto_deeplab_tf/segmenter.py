@@ -123,6 +123,7 @@ class Segmenter(keras.Model):
         self.completed_steps = distribution.step_counter()
         self._confusion = ConfusionMatrix(self.num_classes, ignore_label)
         self._saves_optimizer = True
+        self._is_saving = False
         self.built = True
         self.compile()
 
@@ -491,7 +492,8 @@ class Segmenter(keras.Model):
     @property
     def confusion_matrix(self) -> np.ndarray:
         """int64 [num_classes, num_classes] of the last epoch or evaluation, rows the labels."""
-        return self._confusion.matrix()
+        # Saving looks at every property, in one worker alone: this one would ask the others.
+        return np.zeros((0, 0), "int64") if self._is_saving else self._confusion.matrix()
 
     def _prepared(self, optimizer):
         return with_loss_scaling(optimizer, self.network.compute_dtype)
@@ -693,10 +695,12 @@ class Segmenter(keras.Model):
         if not include_optimizer:
             # As `compile` makes it for the model that is read.
             self.optimizer = self._prepared(default_optimizer())
+        self._is_saving = True
         try:
             super().save(os.fspath(filepath), overwrite=overwrite, **kwargs)
         finally:
             self.optimizer, self._saves_optimizer = optimizer, before
+            self._is_saving = False
 
     def export(
         self,

@@ -37,8 +37,12 @@ INIT_FILE = "init.json"
 
 def main() -> None:
     """Runs the command."""
+    from auto_deeplab_tf.training.cluster import Workers
+
     options = cli.read(config.TrainConfig)
     result = train(options)
+    if not Workers.of(options.distribution_strategy).is_chief:
+        return
     if options.json:
         cli.print_json(result)
     elif options.dry_run:
@@ -60,9 +64,12 @@ def train(options: config.TrainConfig) -> dict[str, Any]:
         StorageError: If a file of the run cannot be written.
     """
     from auto_deeplab_tf.data import hold_back, pipeline, source
+    from auto_deeplab_tf.training import cluster, distribution
     from auto_deeplab_tf.training.run_dir import RunDir
 
-    run = RunDir(options.run_dir, options, options.resume)
+    is_chief = cluster.Workers.of(options.distribution_strategy).is_chief
+    run = RunDir(options.run_dir, options, options.resume, writes=is_chief)
+    strategy = distribution.start(options)
     architecture = _architecture(options, run)
     split = source.open_for(options, "train")
     held_back = None
@@ -76,7 +83,7 @@ def train(options: config.TrainConfig) -> dict[str, Any]:
             f"{validation.info.ignore_label}, so no epoch could be scored. Look at the masks, or "
             "at the ids of the classes"
         )
-    training = _Training(options, architecture, split, validation, run, held_back)
+    training = _Training(options, architecture, split, validation, run, strategy, held_back)
     if options.dry_run:
         return training.needs()
     return training.finished() or training.run()
@@ -92,6 +99,7 @@ class _Training:
         train: Any,
         val: Any,
         run: Any,
+        strategy: Any,
         held_back: tuple[Any, Any] | None = None,
     ):
         from auto_deeplab_tf.training.run_dir import METRICS_FILE, MetricsFile
@@ -101,6 +109,7 @@ class _Training:
         self._train = train
         self._val = val
         self._run = run
+        self._strategy = strategy
         self._metrics = MetricsFile(run / METRICS_FILE)
         everything: tuple[Any, Any] = (range(train.num_examples), range(val.num_examples))
         self._kept, self._scored = held_back or everything
@@ -135,56 +144,64 @@ class _Training:
         from auto_deeplab_tf.training import dry_run
 
         timer = dry_run.StepTimer()
-        with self._strategy().scope():
+        self._check_devices()
+        with self._strategy.scope():
             model = self._build()
             model.fit(
                 self._batches, epochs=1, steps_per_epoch=dry_run.STEPS, callbacks=[timer], verbose=0
             )
         return dry_run.needs(model, {"step": (timer.epochs[0], self._total_steps)})
 
-    def _strategy(self) -> Any:
+    def _check_devices(self) -> None:
         from auto_deeplab_tf.training import distribution
 
-        options = self._options
-        distribution.prepare(options.seed, options.deterministic)
-        strategy = distribution.strategy(options.distribution_strategy)
-        distribution.check_batch_size(options.batch_size, strategy.num_replicas_in_sync)
-        return strategy
+        replicas = self._strategy.num_replicas_in_sync
+        distribution.check_batch_size(self._options.batch_size, replicas)
 
     def _batches(self, step: int) -> Any:
         from auto_deeplab_tf.data import pipeline
+        from auto_deeplab_tf.training import distribution
 
-        settings = pipeline.batch_options(self._options)
-        return pipeline.training_batches(self._train, self._kept, start_step=step, **settings)
+        settings = pipeline.batch_options(self._options) | {"start_step": step}
+        return distribution.distributed(
+            lambda share: pipeline.training_batches(
+                self._train, self._kept, share=share, **settings
+            )
+        )
 
     def run(self) -> dict[str, Any]:
         """Trains up to the last step."""
         from auto_deeplab_tf.data import source
+        from auto_deeplab_tf.training import distribution
 
         options, run = self._options, self._run
         started = time.monotonic()
-        strategy = self._strategy()
-        if self._total_steps != options.steps and not options.json:
+        self._check_devices()
+        if self._total_steps != options.steps and run.writes and not options.json:
             print(
                 f"--steps={options.steps} become {self._total_steps}: "
                 f"{self._epochs} whole epochs of {self._steps_per_epoch}"
             )
-        with strategy.scope():
+        with self._strategy.scope(), distribution.lost_workers_named():
+            data = {"train": self._train.fingerprint, "val": self._val.fingerprint}
+            distribution.check_same_run(options, *data.values(), _contents(self._architecture))
             model = self._build()
             started_from = self._start_from(model)
-        with run, strategy.scope(), source.damage_named(self._train, self._val):
-            # What the run depends on and its flags do not say.
-            run.record_data({"train": self._train.fingerprint, "val": self._val.fingerprint})
-            if self._architecture is not None:
-                self._architecture.save(run / ARCHITECTURE_FILE)
-            # An existing one is of a shorter run, which is resumed now.
-            (run / LAST_MODEL_FILE).unlink(missing_ok=True)
-            if started_from is not None:
-                write_text(run / INIT_FILE, json.dumps(started_from, indent=1) + "\n")
-            self._fit(model)
-            # Last: where it exists, the run is complete.
-            if self._is_whole:
-                _save(model, run / LAST_MODEL_FILE)
+            with run, source.damage_named(self._train, self._val):
+                if run.writes:
+                    # What the run depends on and its flags do not say.
+                    run.record_data(data)
+                    if self._architecture is not None:
+                        self._architecture.save(run / ARCHITECTURE_FILE)
+                    # An existing one is of a shorter run, which is resumed now.
+                    (run / LAST_MODEL_FILE).unlink(missing_ok=True)
+                    if started_from is not None:
+                        write_text(run / INIT_FILE, json.dumps(started_from, indent=1) + "\n")
+                self._fit(model)
+                # Last: where it exists, the run is complete.
+                if self._is_whole and run.writes:
+                    _save(model, run / LAST_MODEL_FILE)
+                distribution.wait_for_workers()
         return self._result(time.monotonic() - started)
 
     def _start_from(self, model: Any) -> dict[str, Any] | None:
@@ -196,7 +213,7 @@ class _Training:
         if path is None or checkpoints.newest_whole(self._run / "checkpoints")[0] is not None:
             return None
         result = transfer.take_weights(model, load_segmenter(path, "init_from"), path)
-        if not self._options.json:
+        if self._run.writes and not self._options.json:
             new = f"; new: {', '.join(result['new'])}" if result["new"] else ""
             print(f"started from {path}: {result['taken']} weights taken{new}")
         return result
@@ -214,8 +231,9 @@ class _Training:
             former_fingerprint=_fingerprint(model),
         )
         # The best model, the last one, and one while it is written.
-        checkpoints.check_space(3 * 4 * model.count_params())
-        if checkpoints.restore():
+        if self._run.writes:
+            checkpoints.check_space(3 * 4 * model.count_params())
+        if checkpoints.restore() and self._run.writes:
             self._say_stretched(int(model.completed_steps))
         model.fit(
             self._batches,
@@ -227,7 +245,7 @@ class _Training:
             checkpoint_every_steps=options.checkpoint_every_steps,
             log_every_steps=options.log_every_steps,
             max_hours=options.max_hours,
-            verbose=callbacks.verbosity(options),
+            verbose=callbacks.verbosity(options) if self._run.writes else 0,
         )
 
     def _say_stretched(self, step: int) -> None:
@@ -287,6 +305,7 @@ class _Training:
 
     def _validate(self, model: Any, epoch: int) -> dict[str, Any]:
         from auto_deeplab_tf.data import pipeline
+        from auto_deeplab_tf.training import distribution
         from auto_deeplab_tf.training.metrics import scores
 
         options = self._options
@@ -294,11 +313,16 @@ class _Training:
         if (epoch + 1) % options.validation_every_epochs and epoch + 1 < self._last_epoch:
             return logs
         batches = pipeline.validation_batches(
-            self._val, options.batch_size, options.validation_images, self._scored
+            self._val,
+            options.batch_size,
+            options.validation_images,
+            self._scored,
+            distribution.share(),
         )
         loss, matrix = model.score(batches)
         result = scores(matrix)
-        self._draw(model, epoch)
+        if self._run.writes:
+            self._draw(model, epoch)
         return logs | {
             "val_loss": loss,
             "val_miou": result["miou"],
@@ -361,12 +385,12 @@ class _Training:
             def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
                 self.model.stop_training |= epoch + 1 >= last_epoch
 
-        return [
+        writers = [
             callbacks.MetricsRow(metrics.path, METRICS),
             callbacks.TensorBoardLogs(run / "logs"),
             BestModel(),
-            StopEarly(),
         ]
+        return [*(writers if run.writes else ()), StopEarly()]
 
     def _result(self, seconds: float) -> dict[str, Any]:
         rows = [row for row in self._metrics.rows() if row["val_miou"]]
@@ -381,6 +405,11 @@ class _Training:
             "steps": self._last_epoch * self._steps_per_epoch,
             "seconds": round(seconds, 1),
         }
+
+
+def _contents(architecture: Any) -> str:
+    """What workers must agree on of an architecture; empty for a baseline."""
+    return "" if architecture is None else architecture.fingerprint
 
 
 def _fingerprint(model: Any) -> str:
@@ -418,11 +447,14 @@ def _architecture(options: config.TrainConfig, run: Any) -> Any:
 
 def _save(model: Any, path: Any) -> None:
     """Writes a model file whole or not at all."""
+    from auto_deeplab_tf.training import distribution
+
     try:
         with written_locally(path) as local:
             temporary = local.with_name(f".{local.stem}.partial.keras")
             try:
-                model.save(temporary, include_optimizer=False)
+                with distribution.own_variables():  # of the optimizer that is saved
+                    model.save(temporary, include_optimizer=False)
                 temporary.replace(local)
             finally:
                 temporary.unlink(missing_ok=True)

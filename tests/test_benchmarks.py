@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from benchmarks import mixed_precision, page, roofline, run_all, search_profile
+from auto_deeplab_tf.nn.supernet import build_supernet
+from benchmarks import cost, mixed_precision, page, roofline, run_all, scaling, search_profile
 from benchmarks.rows import RESULTS, read
 
 
@@ -20,6 +21,17 @@ def test_the_committed_roofline_is_what_the_formulation_gives():
         assert abs(large["iteration_ms"] / small["iteration_ms"] - 8) < 0.1
     # The paper took 8.7 s an iteration on a P100.
     assert 10 < rows[0]["iteration_ms"] < 8700
+
+
+def test_the_committed_estimates_are_what_the_formulation_gives():
+    supernet = build_supernet(input_size=roofline.SIZE)
+    works = cost.iteration(cost.count(supernet, roofline.SIZE), scaling.IMAGES_PER_DEVICE, False)
+    rows = [scaling.row(machine, works, scaling.exchange(supernet)) for machine in scaling.MACHINES]
+    assert [{k: str(v) for k, v in row.items()} for row in rows] == read(scaling.PATH)
+    assert scaling.PAGE.read_text(encoding="utf-8").endswith(scaling.generated(rows))
+    for row in rows:
+        assert row["step_ms"] >= row["bound_ms"] + row["all_reduce_ms"]
+        assert (row["all_reduce_ms"] > 0) == (row["batch_size"] > 2)
 
 
 def test_own_seconds_leave_out_what_an_operation_contains_and_what_is_no_operation():

@@ -132,6 +132,11 @@ def test_every_bound_is_held(config_class):
             "compiles, replicas cannot share the statistics of a batch$",
         ),
         (
+            config.TrainConfig,
+            {"architecture": "a", "tpu": "grpc://10.0.0.2:8470"},
+            "^tpu=grpc://10.0.0.2:8470 needs distribution_strategy=tpu. Received: one_device$",
+        ),
+        (
             config.SearchConfig,
             {"learning_rate": 1e-4},
             "min_learning_rate=0.001 must not be greater than learning_rate=0.0001",

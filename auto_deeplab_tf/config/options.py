@@ -22,6 +22,7 @@ from auto_deeplab_tf.search_space import (
 
 # The limit of Pillow: 2 GiB as float32 RGB.
 MAX_IMAGE_PIXELS = 178_956_970
+STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 CLASS_WEIGHT_SCHEMES = ("none", "median_frequency", "sqrt_median_frequency")
 _FAST_MODES = "fast modes: not the exact search"
 _data = functools.partial(flag, group="data")
@@ -330,7 +331,35 @@ class TimeLimitConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(DataConfig, TimeLimitConfig, OutputConfig):
+class DevicesConfig(Config):
+    """The devices of a command, on one machine or on many."""
+
+    distribution_strategy: str = _device(
+        "one_device",
+        "one device; all of this machine; all of the machines that TF_CONFIG names; or a TPU",
+        choices=STRATEGIES,
+        on_resume="rounding",
+    )
+    tpu: str | None = _device(
+        None,
+        "name or gRPC address of the TPU (default: the one of this machine, a TPU VM)",
+        metavar="ADDRESS",
+        on_resume="free",
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.tpu is not None and self.distribution_strategy != "tpu":
+            raise FieldError(
+                f"tpu={self.tpu} needs distribution_strategy=tpu. "
+                f"Received: {self.distribution_strategy}",
+                "tpu",
+                "distribution_strategy",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(DataConfig, TimeLimitConfig, DevicesConfig, OutputConfig):
     """A run folder, its checkpoints, its validation and its devices."""
 
     resumes: ClassVar[bool] = True
@@ -361,12 +390,6 @@ class RunConfig(DataConfig, TimeLimitConfig, OutputConfig):
         on_resume="free",
     )
     deterministic: bool = _device(True, "same seed, same bits: TensorFlow operations without races")
-    distribution_strategy: str = _device(
-        "one_device",
-        "how the work is distributed over devices",
-        choices=("one_device", "mirrored"),
-        on_resume="rounding",
-    )
     dtype_policy: str = _device(
         "float32",
         "precision of the features",
@@ -765,7 +788,7 @@ class SelectConfig(HoldBackConfig, TimeLimitConfig, OutputConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(DatasetConfig, ModelConfig):
+class EvaluateConfig(DatasetConfig, DevicesConfig, ModelConfig):
     """Settings of the evaluation of a trained model on a split."""
 
     model: str = changed(

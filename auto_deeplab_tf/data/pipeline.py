@@ -5,6 +5,7 @@ that is computed (`index_shuffle`), not a shuffle buffer. So step s starts at po
 s * batch_size at no cost, and a resumed run gets the batches of the uninterrupted one, bit for bit.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,40 @@ from auto_deeplab_tf.errors import UserError
 _PREFETCH_BATCHES = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of every batch that one worker of several takes; by default, all of it.
+
+    Attributes:
+        worker: Which worker, from 0.
+        workers: Number of workers.
+        replicas: Number of replicas of all workers together, a multiple of it: a worker takes
+            its rows of a batch in as many batches as it has replicas.
+    """
+
+    worker: int = 0
+    workers: int = 1
+    replicas: int = 1
+
+    def sizes(self, batch_size: int) -> tuple[int, int]:
+        """Returns how many images of a batch this worker takes, and how many one replica.
+
+        Raises:
+            UserError: If the replicas cannot share the batch equally.
+        """
+        if batch_size % self.replicas:
+            raise UserError(
+                f"batch_size={batch_size} must be a multiple of the {self.replicas} devices: "
+                "every replica takes the same number of images."
+            )
+        return batch_size // self.workers, batch_size // self.replicas
+
+    def batches(self, indices: np.ndarray, batch_size: int) -> np.ndarray:
+        """Returns the indices of every `workers`-th whole batch of them, from `worker` on."""
+        starts = range(self.worker * batch_size, len(indices), self.workers * batch_size)
+        return np.concatenate([indices[:0], *(indices[s : s + batch_size] for s in starts)])
+
+
 def training_batches(
     source: Source,
     indices: Sequence[int] | np.ndarray | None = None,
@@ -35,6 +70,7 @@ def training_batches(
     color_jitter: float = 0.0,
     stream: int = 0,
     data_service: str | None = None,
+    share: Share | None = None,
     num_parallel_calls: int = tf.data.AUTOTUNE,
 ) -> tf.data.Dataset:
     """Endless shuffled and augmented batches.
@@ -58,11 +94,13 @@ def training_batches(
         stream: distinguishes streams of one seed, such as those of the two halves.
         data_service: grpc://HOST:PORT of a tf.data service whose workers make the batches; the
             same ones.
+        share: the part of every batch that this worker takes, image by image as in the whole batch;
+            only these images are read. None: all.
         num_parallel_calls: examples made at a time; does not change them.
 
     Returns:
-        Dataset of (images float32 [batch_size, *crop_size, channels], 0..255; labels int32
-        [batch_size, *crop_size]).
+        Endless dataset of (images float32 [batch_size, *crop_size, channels], 0..255; labels int32
+        [batch_size, *crop_size]); of a share, with the images of one replica.
 
     Raises:
         ValueError: for an option outside its range, or a crop that would be padding mostly.
@@ -81,11 +119,15 @@ def training_batches(
     check_crop_size(source, crop_size, scale_range[1])
     crop_size = (int(crop_size[0]), int(crop_size[1]))
     num_examples = len(indices)
+    share = share or Share()
+    of_worker, of_replica = share.sizes(batch_size)
     with tf.device("CPU:0"):  # where tf.data runs, also on a machine with a GPU
         indices = tf.constant(indices, tf.int64)
         key = tf.random.fold_in(tf.constant([seed, 0], tf.int64), stream)
 
-    def example_at(position):
+    def example_at(row):
+        step = row // of_worker
+        position = step * batch_size + share.worker * of_worker + row % of_worker
         epoch = position // num_examples
         epoch_key = tf.random.fold_in(key, epoch)
         place = tf.random.experimental.index_shuffle(
@@ -107,14 +149,17 @@ def training_batches(
         )
 
     def batches_from(number):
-        rows = tf.data.Dataset.range(number * batch_size, np.iinfo(np.int64).max)
+        # Endless by its own account too: else replicas would ask each other in every step whether
+        # their data have ended.
+        rows = tf.data.Dataset.counter(tf.constant(number * of_replica, tf.int64))
         dataset = rows.map(example_at, num_parallel_calls=num_parallel_calls, deterministic=True)
-        return dataset.batch(batch_size, drop_remainder=True)
+        return dataset.batch(of_replica, drop_remainder=True)
 
+    first = start_step * (of_worker // of_replica)
     if data_service is None:
-        dataset = batches_from(start_step)
+        dataset = batches_from(first)
     else:
-        dataset = service.batches(example_at, batch_size, start_step, batches_from, data_service)
+        dataset = service.batches(example_at, of_replica, first, batches_from, data_service)
     return dataset.prefetch(_PREFETCH_BATCHES).with_options(_options())
 
 
@@ -148,6 +193,7 @@ def evaluation_batches(
     batch_size: int,
     indices: Sequence[int] | np.ndarray | None = None,
     *,
+    share: Share | None = None,
     num_parallel_calls: int = tf.data.AUTOTUNE,
 ) -> tf.data.Dataset:
     """Whole images in the order of the split, each once; the last batch may be smaller.
@@ -158,6 +204,7 @@ def evaluation_batches(
         source: the split.
         batch_size: images in a batch, where they have one size.
         indices: examples to read; None for all.
+        share: the whole batches that this worker takes; None: all.
         num_parallel_calls: examples made at a time; does not change them.
 
     Returns:
@@ -166,16 +213,27 @@ def evaluation_batches(
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be 1 or more. Received: {batch_size}")
+    indices = evaluation_indices(source, batch_size, share, indices)
     batch_size = batch_size if source.image_size else 1
-    indices = tf.constant(_checked_indices(source, indices), tf.int64)
 
     def example_at(index):
         image, label = source.example(index)
         return tf.cast(image, tf.float32), tf.cast(label, tf.int32)
 
-    dataset = tf.data.Dataset.from_tensor_slices(indices)
+    dataset = tf.data.Dataset.from_tensor_slices(indices.astype("int64"))
     dataset = dataset.map(example_at, num_parallel_calls=num_parallel_calls, deterministic=True)
     return dataset.batch(batch_size).prefetch(_PREFETCH_BATCHES).with_options(_options())
+
+
+def evaluation_indices(
+    source: Source,
+    batch_size: int,
+    share: Share | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
+) -> np.ndarray:
+    """Returns the indices of the images of `evaluation_batches`, in their order."""
+    batch_size = batch_size if source.image_size else 1
+    return (share or Share()).batches(_checked_indices(source, indices), batch_size)
 
 
 def validation_batches(
@@ -183,6 +241,7 @@ def validation_batches(
     batch_size: int,
     number: int | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
+    share: Share | None = None,
 ) -> tf.data.Dataset:
     """`evaluation_batches` of some images of the split.
 
@@ -191,10 +250,11 @@ def validation_batches(
         batch_size: images in a batch.
         number: how many images, evenly spread over the split; None for all.
         indices: examples to choose from; None for all.
+        share: see `evaluation_batches`.
     """
     indices = _checked_indices(source, indices)
     chosen = indices[spread(len(indices), number or len(indices))]
-    return evaluation_batches(source, batch_size, chosen)
+    return evaluation_batches(source, batch_size, chosen, share=share)
 
 
 def spread(count: int, number: int) -> list[int]:

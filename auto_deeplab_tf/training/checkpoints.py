@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.errors import StorageError, UserError
 from auto_deeplab_tf.files import AnyPath, LiteralPath, as_path, remove_folder, write_text
+from auto_deeplab_tf.training import distribution
 
 # Room for what a run writes beside its checkpoints and models: logs, metrics, drawings.
 _LOGS_BYTES = 32 * 2**20
@@ -46,18 +48,34 @@ class Checkpoints:
         self._latest: int | None = None
         self._damaged: set[int] = set()
         self._former = former_fingerprint
-        self._fingerprint = tf.Variable(fingerprint, trainable=False)
+        with distribution.own_variables():
+            self._fingerprint = tf.Variable(fingerprint, trainable=False)
         # Numbered, not named: the names that Keras makes up depend on what else a process made.
         by_name = {
             f"v{index:05d}": variable if isinstance(variable, tf.Variable) else variable.value
             for index, variable in enumerate(variables)
         }
+        # Metrics are sums over replicas: reading one asks all workers, of which one alone writes.
+        self._sums = {
+            name: variable
+            for name, variable in by_name.items()
+            if isinstance(variable, tf.distribute.DistributedValues)
+            and variable.synchronization == tf.VariableSynchronization.ON_READ
+        }
+        with distribution.own_variables():
+            by_name |= {
+                name: tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)
+                for name, variable in self._sums.items()
+            }
+        self._by_name = by_name
         self._num_bytes = sum(
             int(np.prod(variable.shape)) * variable.dtype.size for variable in by_name.values()
         )
         self._checkpoint = tf.train.Checkpoint(
             fingerprint=self._fingerprint, variables=_Holder(by_name)
         )
+        with distribution.own_variables():
+            self._checkpoint.save_counter  # noqa: B018  # else made when it saves or restores
         self._literal = LiteralPath(self._directory)
 
     @property
@@ -112,10 +130,17 @@ class Checkpoints:
     def save(self, step: int) -> str:
         """Writes a checkpoint of that step and returns its path.
 
+        Every worker calls it; the chief writes.
+
         Raises:
             StorageError: If it cannot be written, as on a full disk; nothing of it is left.
         """
         path = self._path(step)
+        for name, variable in self._sums.items():
+            self._by_name[name].assign(variable.read_value())
+        if not distribution.workers().is_chief:
+            self._latest = step
+            return path
         try:
             self._checkpoint.save_counter.assign_add(1)
             self._checkpoint.write(os.path.join(self._literal.path, f"step-{step}"))
@@ -150,14 +175,41 @@ class Checkpoints:
         All of its tensors are read and compared with their checksums first. Where a file of it is
         missing, cut or changed, a line on stderr says so, and the one before is taken.
 
+        Every worker calls it: the chief chooses, and the others read the checkpoint of that step.
+
         Args:
             step: Which, one of `steps`; None: the newest that is whole.
 
         Raises:
             UserError: If it belongs to something else, does not fit the variables, or several are
                 there and all damaged. A single one that is damaged was the first: the run begins
-                again.
+                again. In every worker, if one has read other values.
         """
+        own = distribution.workers()
+        found = self._newest_whole(step) if own.is_chief else None
+        chosen = distribution.of_chief(-1 if found is None else found)
+        if chosen < 0:
+            return False
+        self._read(chosen)
+        self._latest = chosen
+        for name, variable in self._sums.items():
+            whole = self._by_name[name].read_value()
+            parts = tf.distribute.get_strategy().experimental_local_results(variable)
+            for index, part in enumerate(parts):
+                part.assign(whole if own.is_chief and index == 0 else tf.zeros_like(whole))
+        if own.count > 1:
+            distribution.check_equal(checkpoint=(chosen, self._digest()))
+        return True
+
+    def _digest(self) -> int:
+        """A checksum of all values."""
+        digest = 0
+        for variable in self._by_name.values():
+            digest = zlib.crc32(variable.numpy().tobytes(), digest)
+        return digest
+
+    def _newest_whole(self, step: int | None) -> int | None:
+        """The step of the newest checkpoint that is whole; tells of those passed over."""
         found, damaged = newest_whole(self._directory, step)
         first_is_damaged = step is None and len(damaged) == 1
         if found is None and damaged and not first_is_damaged:
@@ -170,11 +222,7 @@ class Checkpoints:
             line = f"{self._path(other)} is damaged ({reason}); resuming from {in_its_place}"
             print(f"warning: {line}", file=sys.stderr)
         self._damaged = set(damaged)
-        if found is None:
-            return False
-        self._read(found)
-        self._latest = found
-        return True
+        return found
 
     def _read(self, step: int) -> None:
         """Reads a checkpoint that is whole."""

@@ -4,6 +4,7 @@ Keras' own `fit` cannot start inside an epoch, and breaks under some strategies;
 callbacks and metrics are used as they are. `Segmenter.fit` brings Keras' forms of data to it.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,8 +15,9 @@ import tensorflow as tf
 
 from auto_deeplab_tf.config import RunConfig
 from auto_deeplab_tf.errors import RunError, UserError
+from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.segmentation_network import UPDATES_NAME, SegmentationNetwork
-from auto_deeplab_tf.training import termination
+from auto_deeplab_tf.training import distribution, termination
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 
 
@@ -68,8 +70,8 @@ def fit(
             tf.Variable int64; made and compiled in the scope of the strategy that is in force. An
             attribute `traced_step`, None at first, keeps the traced function for the next call.
         data_at: Global step -> the batches from that step on; called at the start of every epoch.
-            A `tf.data.Dataset` may be endless; another iterable holds the batches of one epoch,
-            distributed already.
+            A `tf.data.Dataset`, or one that is distributed already, may be endless; another
+            iterable holds the batches of one epoch, distributed already.
         epochs: Number of epochs in all, those already done included.
         steps_per_epoch: Number of batches of an epoch; None: an epoch ends with its data.
         initial_epoch: First epoch, from 0, in place of the one that `completed_steps` says; that
@@ -141,9 +143,12 @@ def fit(
                 model.completed_steps.assign_add(1)
                 step += 1
                 is_last = step % (steps_per_epoch or step + 1) == 0
-                code = stop()
-                saves = code is not None or step % (checkpoint_every_steps or step + 1) == 0
-                if reads_every_step or saves or is_last or step % log_every_steps == 0 or not logs:
+                saves = step % (checkpoint_every_steps or step + 1) == 0
+                reads = saves or is_last or step % log_every_steps == 0
+                # Workers end at one common step, whichever of them was told to.
+                code = distribution.agreed(stop, asks=reads)
+                saves |= code is not None
+                if reads_every_step or reads or saves or not logs:
                     logs = on_device.read()
                 callbacks.on_train_batch_end(index, logs)
                 if model.stop_training:
@@ -170,7 +175,7 @@ def fit(
             epoch, first = epoch + 1, 0
             is_end = epoch >= epochs or model.stop_training
             if checkpoints:
-                saved, code = checkpoints.save(step), stop()
+                saved, code = checkpoints.save(step), distribution.agreed(stop)
                 if code and not (is_end and code == termination.TIME_IS_UP):
                     termination.end(code, saved)
     callbacks.on_train_end(logs)
@@ -216,6 +221,8 @@ def _batches(data, steps_per_epoch, first, strategy):
             data = data.take(steps_per_epoch - first)
         if strategy.num_replicas_in_sync > 1:
             data = strategy.experimental_distribute_dataset(data)
+    elif isinstance(data, tf.distribute.DistributedDataset) and steps_per_epoch is not None:
+        return itertools.islice(data, steps_per_epoch - first)
     return data
 
 
@@ -223,7 +230,9 @@ def _traced_step(model, strategy):
     """One traced function of a whole step, on every replica; the logs are their mean."""
     train_step = model.train_step
     if getattr(model, "jit_compile", False):
-        train_step = tf.function(train_step, jit_compile=True, autograph=False)
+        train_step = tf.function(for_xla(train_step), jit_compile=True, autograph=False)
+    elif isinstance(strategy, tf.distribute.TPUStrategy):
+        train_step = for_xla(train_step)  # the strategy compiles it
 
     def step(batch):
         logs = strategy.run(train_step, args=(batch,))
@@ -233,6 +242,16 @@ def _traced_step(model, strategy):
         }
 
     return tf.function(step, autograph=False)
+
+
+def for_xla(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns a step in the form that XLA compiles, with none of the kernels that it lacks."""
+
+    def plain(batch: Any) -> Any:
+        with backend.plain_kernels():
+            return step(batch)
+
+    return plain
 
 
 def _have_batch_hooks(callbacks: keras.callbacks.CallbackList) -> bool:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from auto_deeplab_tf.data.resizing import resize_label
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.training import distribution
 
 
 def scores(matrix: np.ndarray) -> dict[str, Any]:
@@ -111,6 +112,9 @@ def score(
 ) -> tuple[float | None, np.ndarray]:
     """Scores predictions by one confusion matrix: each pixel counts once, whatever the batches.
 
+    Every worker of the strategy in force calls it with a share of the batches, which may be empty,
+    and gets the scores of all of them.
+
     Args:
         predict: Images -> class ids, integers [N, H, W], or logits, float [N, H, W, num_classes].
         batches: (images, labels): labels integers [N, H, W].
@@ -127,7 +131,7 @@ def score(
     Raises:
         UserError: If all pixels are ignored, or a label or prediction is no class.
     """
-    counts: Any = 0.0
+    counts: Any = np.zeros(num_classes**2 + 2)
     sums = np.zeros(2)
     for images, labels in batches:
         predictions = predict(images)
@@ -136,6 +140,8 @@ def score(
             sums += [float(value) for value in loss(labels, predictions)]
         if on_batch is not None:
             on_batch(images, labels, predictions)
+    counts = distribution.sum_over_workers(counts)
+    sums = distribution.sum_over_workers(sums)
     if not np.any(counts):
         raise UserError("there is no image to score")
     matrix = matrix_of(counts, num_classes, ignore_label)

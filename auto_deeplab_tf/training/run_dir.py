@@ -32,6 +32,8 @@ class RunDir:
         options: The run's config.
         resume: False refuses a folder that already holds a run.
         setting: Name of the setting that names the folder.
+        writes: Whether this process is the one that locks and writes the folder; one that only
+            reads it, as the other workers of a run do, finds it in any state.
 
     Attributes:
         before: The config with which the run was last started; None where it begins now.
@@ -47,7 +49,9 @@ class RunDir:
         options: config_lib.Config,
         resume: bool = True,
         setting: str = "run_dir",
+        writes: bool = True,
     ):
+        self.writes = writes
         self.path = as_path(path)
         self._setting = setting
         self._options = options
@@ -57,7 +61,7 @@ class RunDir:
         if self.path.exists() and not self.path.is_dir():
             raise FieldError(f"{setting} must be a folder. Received: {self.path}, a file")
         if flags_file.exists():
-            if not resume:
+            if not resume and writes:
                 raise UserError(
                     f"resume=false: {self.path} already holds a run; name another {setting}."
                 )
@@ -68,7 +72,9 @@ class RunDir:
                     f"{self.path} belongs to a run with other options: {'; '.join(conflicts)}. "
                     f"Name another {setting}, or give the options of that run."
                 )
-        elif self.path.exists() and any(e.name != _LOCK_FILE for e in self.path.iterdir()):
+        elif (
+            writes and self.path.exists() and any(e.name != _LOCK_FILE for e in self.path.iterdir())
+        ):
             raise UserError(
                 f"{self.path} is not empty and holds no run (no {FLAGS_FILE}): "
                 f"name an empty or a new folder as {setting}."
@@ -78,6 +84,8 @@ class RunDir:
         return self.path / name
 
     def __enter__(self) -> "RunDir":
+        if not self.writes:
+            return self
         self.path.mkdir(parents=True, exist_ok=True)
         if not isinstance(self.path, Path):
             print(
@@ -120,6 +128,8 @@ class RunDir:
             name: the file.
             value: what JSON can hold.
         """
+        if not self.writes:
+            return
         text = json.dumps(value, indent=1) + "\n"
         path = self / name
         if path.exists() and path.read_text("utf-8") != text:
@@ -136,6 +146,8 @@ class RunDir:
         version began resumes with a warning.
         """
         path = self / DATA_FILE
+        if not self.writes:
+            return
         if path.exists() and json.loads(path.read_text("utf-8")).get("records") != records.VERSION:
             print(
                 f"warning: {path} is of another version, which described data differently: this "

@@ -166,7 +166,7 @@ def test_options_of_the_flags(numbered_source):
     )  # fmt: skip
     assert pipeline.batch_options(options) == {
         "crop_size": (40, 48), "batch_size": 3, "scale_range": (0.75, 1.5), "flip": False,
-        "seed": 7, "crop_tries": 4, "color_jitter": 0.25,
+        "seed": 7, "crop_tries": 4, "color_jitter": 0.25, "data_service": None,
     }  # fmt: skip
 
 
@@ -228,3 +228,39 @@ def test_replicas_share_out_every_batch(textured_source, mirrored):
         assert all(len(part) == 2 for part in parts)
         assert (np.concatenate([p.numpy() for p in parts[0]]) == images).all()
         assert (np.concatenate([p.numpy() for p in parts[1]]) == labels).all()
+
+
+@pytest.mark.parametrize("share", [(1, 1), (2, 2), (2, 4), (4, 4)])
+def test_workers_read_their_own_rows_of_the_batches_that_one_device_has(share, textured_source):
+    workers, replicas = share
+    options = {"batch_size": 4, "crop_size": (17, 21), "seed": 3, "start_step": 2, **VARIED}
+    whole = _take(pipeline.training_batches(textured_source, **options), 5)
+    local = replicas // workers
+    parts = []
+    for worker in range(workers):
+        batches = pipeline.training_batches(
+            textured_source, share=pipeline.Share(worker, workers, replicas), **options
+        )
+        assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
+        parts.append(_take(batches, 5 * local))
+    for step, (images, labels) in enumerate(whole):
+        rows = [part[step * local + replica] for part in parts for replica in range(local)]
+        assert all(len(images) == 4 // replicas for images, _ in rows)
+        assert (np.concatenate([part for part, _ in rows]) == images).all()
+        assert (np.concatenate([part for _, part in rows]) == labels).all()
+    with pytest.raises(ValueError, match="batch_size=4 must be a multiple of the 3 devices"):
+        pipeline.training_batches(textured_source, share=pipeline.Share(0, 3, 3), **options)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_every_image_is_scored_by_one_worker_in_a_batch_that_one_device_has(
+    workers, numbered_source
+):
+    whole = list(map(_numbers, (i for i, _ in pipeline.evaluation_batches(numbered_source, 2))))
+    assert whole == [[0, 1], [2, 3], [4, 5], [6]]
+    found = []
+    for worker in range(workers):
+        share = pipeline.Share(worker, workers, workers)
+        batches = pipeline.evaluation_batches(numbered_source, 2, share=share)
+        found += [_numbers(images.numpy()) for images, _ in batches]
+    assert sorted(found) == whole
