@@ -9,7 +9,8 @@ from auto_deeplab_tf.architecture import Architecture
 from benchmarks.search_quality import population, trainings
 
 SEARCH = trainings.FOLDER / "search.flags"
-PATHS_PER_SEARCH = 8
+PATHS_PER_SEARCH = 4
+SAMPLES_PER_SEARCH = 12
 # The halving of `select` by its defaults trains all candidates for an eighth of the steps, half of
 # them for as many again, and half of these up to the half: in all a quarter of full trainings.
 SHARE_OF_TRAINING = 1 / 8 + 1 / 16 + 1 / 16
@@ -53,7 +54,7 @@ class Folders:
 
 
 def searched(number: int, steps: int, folders: Folders, core: int | None) -> Found:
-    """Searches with seed `number`, then selects among the best paths of that search."""
+    """Searches with seed `number`, then selects among best paths and draws of that search."""
     run_dir = folders.work / "searches" / f"{folders.split}-{number}"
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     command = [
@@ -67,7 +68,12 @@ def searched(number: int, steps: int, folders: Folders, core: int | None) -> Fou
     ]
     spent = _once(command, run_dir, core)
     selection = run_dir.with_name(f"{run_dir.name}-{steps}")
-    chosen = [f"--search_runs={run_dir}", f"--paths_per_search={PATHS_PER_SEARCH}"]
+    chosen = [
+        f"--search_runs={run_dir}",
+        f"--paths_per_search={PATHS_PER_SEARCH}",
+        f"--samples_per_search={SAMPLES_PER_SEARCH}",
+        f"--random_seed={1000 * (number + 1)}",
+    ]
     found = _selected(selection, chosen, steps, folders, core)
     return dataclasses.replace(found, seconds=found.seconds + spent)
 
