@@ -1,10 +1,8 @@
 """Commands as tests run them: to their end, or until they are killed; and what they leave."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 
 from auto_deeplab_tf import cli
 
@@ -51,31 +49,6 @@ def save(*arrays, **named):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", prelude + program], check=True, env=environment)
     return np.load(folder / "out.npz")
-
-
-def run_and_kill(module, run_dir, after_step, *arguments, seconds_later=0.2, number=signal.SIGKILL):
-    """Runs a command until its checkpoints are past a step, then kills it; returns its exit code.
-
-    A little later than that, so that it is in the middle of something that no checkpoint has.
-    """
-    import tensorflow as tf
-
-    command, env = _command(module, [f"--run_dir={run_dir}", *arguments])
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        latest = tf.train.latest_checkpoint(run_dir / "checkpoints") or "step-0"
-        if int(latest.rsplit("-", 1)[1]) > after_step:
-            break
-        time.sleep(0.03)
-    time.sleep(seconds_later)
-    ended = process.poll()
-    os.kill(process.pid, number)
-    code = process.wait()
-    assert ended is None, f"{module} ended before it could be killed"
-    return code
 
 
 def _command(module, arguments):

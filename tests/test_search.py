@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
+import kills
 import numpy as np
 import pytest
-from commands import call, latest_variables, run_and_kill, snapshot
+from commands import call, latest_variables, snapshot
 from commands import run as run_command
 
 from auto_deeplab_tf import config, search, searcher
@@ -102,18 +104,21 @@ def test_a_search_leaves_what_the_interfaces_promise(finished):
         assert (finished / name).exists(), name
 
 
-def test_a_search_killed_twice_ends_at_the_same_bits(finished, cache, tmp_path):
+def test_a_search_killed_three_times_ends_at_the_same_bits(finished, cache, tmp_path):
+    """Thirty times, at random moments: test_kills.py."""
     path = tmp_path / "killed"
-    for after_step in (2, 6):
-        run_and_kill("search", path, after_step, *SMALL, *THREADS, f"--cache_dir={cache}")
-        assert not (path / "architecture.json").exists()
-    run(path, cache)
-    for name in ("metrics.csv", "architecture.json", "split.json"):
-        assert (path / name).read_bytes() == (finished / name).read_bytes(), name
-    ours, theirs = latest_variables(path), latest_variables(finished)
-    assert ours.keys() == theirs.keys() and len(ours) > 20
-    for name, value in ours.items():
-        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+    arguments = [*SMALL, *THREADS, f"--run_dir={path}", f"--cache_dir={cache}"]
+    with kills.commands(tmp_path) as run_command:
+        for trap in (
+            ("in_validation", 1, 0),  # of the warm-up: its epoch is repeated from step 3
+            ("in_checkpoint", 2, 0.3),  # of step 6, whose index is torn
+            ("in_writing", 1, 0.2, "architecture.json"),
+        ):
+            assert run_command("search", arguments, trap)[0] == -signal.SIGKILL
+            assert not (path / "architecture.json").exists()
+        code, text = run_command("search", arguments)
+    assert code == 0, text
+    kills.check_same_search(path, finished)
 
 
 def test_a_finished_run_is_left_as_it_is(short, here):

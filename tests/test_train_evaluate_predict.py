@@ -6,10 +6,11 @@ import os
 import shutil
 import signal
 
+import kills
 import numpy as np
 import pytest
 import tiny_camvid
-from commands import latest_variables, run, run_and_kill, snapshot
+from commands import latest_variables, run, snapshot
 from PIL import Image
 
 from auto_deeplab_tf import cli, config, evaluate, overlay, predict, train
@@ -111,26 +112,30 @@ def test_train_leaves_what_the_interfaces_promise(finished, places):
         ), variable.path
 
 
-def test_a_training_killed_twice_ends_at_the_same_bits(finished, places, tmp_path):
+def test_a_training_stopped_in_every_way_ends_at_the_same_bits(finished, places, tmp_path):
     path = tmp_path / "killed"
-    for after_step, number, code in ((2, signal.SIGTERM, 143), (5, signal.SIGKILL, -9)):
-        killed = run_and_kill(
-            "train", path, after_step, *SMALL, *flags(places), seconds_later=0.02, number=number
-        )
-        assert killed == code
-        assert not (path / "last.keras").exists()
-    done = run("train", *SMALL, *flags(places), f"--run_dir={path}")
-    assert done.returncode == 0, done.stderr
-    for name in ("metrics.csv", "architecture.json", "data.json", "overlays/epoch_00002.png"):
-        assert (path / name).read_bytes() == (finished / name).read_bytes(), name
-    ours, theirs = latest_variables(path), latest_variables(finished)
-    assert ours.keys() == theirs.keys() and len(ours) > 20
-    for name, value in ours.items():
-        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
-    for name in ("model.keras", "last.keras"):
-        ours, theirs = (load_segmenter(folder / name).variables for folder in (path, finished))
-        for a, b in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=f"{name} {a.path}")
+    arguments = [*SMALL, *flags(places), f"--run_dir={path}"]
+    reasons = {143: "terminated", 130: "interrupted", 75: "max_hours is over"}
+    with kills.commands(tmp_path) as run_command:
+        for code, trap, more, saved in (
+            (143, ("in_step", 2, 0.0, signal.SIGTERM), (), (2, 3)),
+            (130, ("in_step", 2, 0.0, signal.SIGINT), (), (4, 5)),
+            (75, None, ("--max_hours=1e-6",), (5, 6)),
+            (-9, ("in_step", 3, 0.1), (), ()),
+        ):
+            found, text = run_command("train", [*arguments, *more], trap)
+            assert found == code, text
+            if saved:
+                # After the step that the signal came in, or where it came late after the next.
+                line = text.splitlines()[-1]
+                reason, _, rest = line.partition(": ")
+                checkpoint, _, rest = rest.partition(" ")
+                assert reason == reasons[code] and int(checkpoint.rpartition("-")[2]) in saved, text
+                assert rest == "is saved; the same command resumes from it"
+            assert not (path / "last.keras").exists()
+        code, text = run_command("train", arguments)
+    assert code == 0, text
+    kills.check_same_training(path, finished)
 
 
 def test_a_training_that_stops_early_resumes_on_the_schedule_of_all_steps(
