@@ -18,9 +18,12 @@ from auto_deeplab_tf.search_space import (
     ATROUS_KINDS,
     CELL_INPUTS,
     DECODABLE_OPERATIONS,
+    MAX_BLOCKS,
+    MAX_LAYERS,
     NUM_LEVELS,
     block_sources,
 )
+from auto_deeplab_tf.untrusted import parse_json, read_json, shown
 
 SCHEMA_VERSION = 1
 
@@ -71,7 +74,9 @@ class Architecture:
         object.__setattr__(self, "levels", _checked_levels(self.levels))
         object.__setattr__(self, "cell", _checked_cell(self.cell))
         if not isinstance(self.atrous, str) or self.atrous not in ATROUS_KINDS:
-            raise UserError(f"atrous must be 'full' or 'separable'. Received: {self.atrous!r}.")
+            raise UserError(
+                f"atrous must be 'full' or 'separable'. Received: {shown(self.atrous)}."
+            )
         object.__setattr__(self, "provenance", _checked_provenance(self.provenance))
 
     @property
@@ -139,7 +144,7 @@ class Architecture:
         if type(version) is not int or version != SCHEMA_VERSION:
             raise UserError(
                 f"schema_version must be {SCHEMA_VERSION}, the version this release reads. "
-                f"Received: {version!r}."
+                f"Received: {shown(version)}."
             )
         return cls(
             levels=content["levels"],
@@ -170,15 +175,7 @@ class Architecture:
         Raises:
             ValueError: where the text is not JSON, a key comes twice, or a rule is broken.
         """
-        try:
-            content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-        except RecursionError:
-            raise UserError("not an architecture: nested too deeply.") from None
-        except _RepeatedKeyError:
-            raise
-        except ValueError as error:
-            raise UserError(f"not a JSON file: {error}.") from None
-        return cls.from_dict(content)
+        return cls.from_dict(parse_json(text))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, atomically."""
@@ -193,7 +190,7 @@ class Architecture:
                 f"{path} is not a file: give an architecture.json, as `decode` writes it."
             )
         try:
-            return cls.from_json(file.read_bytes())
+            return cls.from_dict(read_json(path))
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
 
@@ -220,30 +217,13 @@ class Architecture:
         return cls.load(argument)
 
 
-class _RepeatedKeyError(ValueError):
-    """A key comes twice in one JSON object."""
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _RepeatedKeyError(f"key {twice!r} comes twice: which one holds is not defined.")
-    return content
-
-
-def _no_constant(name: str) -> Any:
-    raise UserError(f"{name} is not a JSON number")
-
-
 def _check_keys(
     where: str, content: Any, required: Sequence[str], optional: Sequence[str] = ()
 ) -> None:
     if not isinstance(content, Mapping):
         raise UserError(
             f"{where} must be an object with the keys {', '.join(required)}. "
-            f"Received: {_shown(content)}."
+            f"Received: {shown(content)}."
         )
     missing = [key for key in required if key not in content]
     if missing:
@@ -251,15 +231,9 @@ def _check_keys(
     unknown = [key for key in content if key not in (*required, *optional)]
     if unknown:
         raise UserError(
-            f"{where} has the unknown key {unknown[0]!r}: the keys are "
+            f"{where} has the unknown key {shown(unknown[0])}: the keys are "
             f"{', '.join((*required, *optional))}."
         )
-
-
-def _shown(value: Any) -> str:
-    """Shows a refused value on one line, shortened."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _is_list(value: Any) -> bool:
@@ -270,8 +244,10 @@ def _checked_levels(levels: Any) -> tuple[int, ...]:
     if not _is_list(levels) or not len(levels):
         raise UserError(
             f"levels must be a list with one level (0..3) for each layer. "
-            f"Received: {_shown(levels)}."
+            f"Received: {shown(levels)}."
         )
+    if len(levels) > MAX_LAYERS:
+        raise UserError(f"levels must have at most {MAX_LAYERS} layers. Received: {len(levels)}.")
     checked: list[int] = []
     for index, value in enumerate(levels):
         field = f"levels[{index}]"
@@ -282,7 +258,7 @@ def _checked_levels(levels: Any) -> tuple[int, ...]:
         if isinstance(value, (bool, np.bool_)) or not 0 <= level < NUM_LEVELS:
             raise UserError(
                 f"{field} must be an integer 0, 1, 2 or 3 (stride 4, 8, 16, 32). "
-                f"Received: {_shown(value)}."
+                f"Received: {shown(value)}."
             )
         before = checked[-1] if checked else 0
         if abs(level - before) > 1:
@@ -314,11 +290,13 @@ def _edges_from(cell: Any) -> Any:
 def _checked_cell(cell: Any) -> tuple[tuple[Edge, Edge], ...]:
     if not _is_list(cell) or not len(cell):
         raise UserError(
-            f"cell must be a list of blocks, each of two edges. Received: {_shown(cell)}."
+            f"cell must be a list of blocks, each of two edges. Received: {shown(cell)}."
         )
+    if len(cell) > MAX_BLOCKS:
+        raise UserError(f"cell must have at most {MAX_BLOCKS} blocks. Received: {len(cell)}.")
     for index, block in enumerate(cell):
         if not _is_list(block) or len(block) != 2:
-            raise UserError(f"cell[{index}] must hold two edges. Received: {_shown(block)}.")
+            raise UserError(f"cell[{index}] must hold two edges. Received: {shown(block)}.")
         for side, edge in enumerate(block):
             _check_edge(f"cell[{index}][{side}]", index, edge)
         if block[0].source == block[1].source:
@@ -330,11 +308,11 @@ def _checked_cell(cell: Any) -> tuple[tuple[Edge, Edge], ...]:
 
 def _check_edge(field: str, block: int, edge: Any) -> None:
     if not isinstance(edge, Edge):
-        raise UserError(f"{field} must be an Edge. Received: {_shown(edge)}.")
+        raise UserError(f"{field} must be an Edge. Received: {shown(edge)}.")
     sources = block_sources(block)
     if not isinstance(edge.source, str) or edge.source not in sources:
         raise UserError(
-            f"{field}.source = {_shown(edge.source)} cannot be read by block {block} (its sources "
+            f"{field}.source = {shown(edge.source)} cannot be read by block {block} (its sources "
             f"are {', '.join(sources)}: the cell's inputs and earlier blocks)."
         )
     if edge.op == "none":
@@ -344,7 +322,7 @@ def _check_edge(field: str, block: int, edge: Any) -> None:
         )
     if not isinstance(edge.op, str) or edge.op not in DECODABLE_OPERATIONS:
         raise UserError(
-            f"{field}.op = {_shown(edge.op)} is unknown: the operations are "
+            f"{field}.op = {shown(edge.op)} is unknown: the operations are "
             f"{', '.join(DECODABLE_OPERATIONS)}."
         )
 
@@ -352,9 +330,9 @@ def _check_edge(field: str, block: int, edge: Any) -> None:
 def _checked_provenance(provenance: Any) -> dict[str, Any]:
     """Returns a copy that no caller can reach, as JSON would give it back."""
     if not isinstance(provenance, Mapping):
-        raise UserError(f"provenance must be an object. Received: {_shown(provenance)}.")
+        raise UserError(f"provenance must be an object. Received: {shown(provenance)}.")
     if not all(isinstance(key, str) for key in provenance):
-        raise UserError(f"provenance must have strings as keys. Received: {_shown(provenance)}.")
+        raise UserError(f"provenance must have strings as keys. Received: {shown(provenance)}.")
     try:
         return json.loads(json.dumps(dict(provenance), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:

@@ -182,7 +182,9 @@ def _message(error: Exception, config_class: type | None) -> str | None:
 
 
 def _complain(message: str) -> None:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    """Writes one line, in which what would move a terminal's cursor stands escaped."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    print("error:", line, file=sys.stderr)
 
 
 def _with_dashes(error: BaseException, config_class: type | None) -> str:

@@ -13,8 +13,6 @@ import io
 import itertools
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +20,7 @@ import numpy as np
 
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.errors import MissingFileError, UserError
-from auto_deeplab_tf.files import as_path, read_locally, write_atomically
+from auto_deeplab_tf.files import as_path, write_atomically
 from auto_deeplab_tf.search_space import (
     ATROUS_KINDS,
     BUILT_IN_OPERATIONS,
@@ -36,6 +34,10 @@ from auto_deeplab_tf.search_space import (
     relaxed_edges,
     transitions,
 )
+from auto_deeplab_tf.untrusted import read_npz, shown
+
+# Far above what the arrays of a search take: a few kB.
+_MAX_LOGITS_BYTES = 2**22
 
 
 class Logits(NamedTuple):
@@ -97,25 +99,16 @@ def load_logits(path: str | os.PathLike[str]) -> Logits:
     """
     if not as_path(path).is_file():
         raise MissingFileError(f"{path} is not a file: expected an .npz of alpha and beta.")
-    try:
-        # Opened as an archive first: NumPy would read a single array as well.
-        with (
-            read_locally(path) as local,
-            zipfile.ZipFile(local),
-            np.load(local, allow_pickle=False) as file,
-        ):
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-        raise UserError(f"{path} is not a complete .npz file of numbers.") from None
+    arrays = read_npz(path, _MAX_LOGITS_BYTES)
     for name in ("alpha", "beta"):
         if name not in arrays:
             raise UserError(
                 f"{path} has no array {name!r}: alpha and beta are expected. "
-                f"Received: {', '.join(arrays) or 'no arrays'}."
+                f"Received: {', '.join(arrays)[:300] or 'no arrays'}."
             )
     atrous = str(arrays["atrous"]) if "atrous" in arrays else None
     if atrous is not None and atrous not in ATROUS_KINDS:
-        raise UserError(f"{path}: atrous must be 'full' or 'separable'. Received: {atrous!r}.")
+        raise UserError(f"{path}: atrous must be 'full' or 'separable'. Received: {shown(atrous)}.")
     try:
         alpha = _by_operation(arrays["alpha"], arrays.get("operations", BUILT_IN_OPERATIONS))
         beta = checked_beta(arrays["beta"])
@@ -136,7 +129,7 @@ def _by_operation(alpha: np.ndarray, names: Any) -> np.ndarray:
     unknown = [name for name in names if name not in OPERATIONS]
     if unknown or len(set(names)) < len(names):
         raise UserError(
-            f"the columns of alpha are {', '.join(names)}, each of which must be one of the "
+            f"the columns of alpha are {', '.join(names)[:300]}, each of which must be one of the "
             f"operations, once: {', '.join(OPERATIONS)}. A program that has added operations must "
             "register them (search_space.register_operation) before it reads them."
         )

@@ -144,6 +144,12 @@ def stride(level: int) -> int:
     return 4 * 2**level
 
 
+# What an architecture or a search space may have at most: far more than any network, and little
+# enough for a file that names it to cost no more than a moment.
+MAX_LAYERS = 256
+MAX_BLOCKS = 64
+
+
 def checked_count(name: str, value: Any) -> int:
     """Returns a setting that must be a whole number of 1 or more, as an int."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:

@@ -23,6 +23,7 @@ from auto_deeplab_tf.training.checkpoints import Checkpoints
 from auto_deeplab_tf.training.keras_data import KerasData, split_off, validation
 from auto_deeplab_tf.training.metrics import ConfusionMatrix, MatrixScore, score
 from auto_deeplab_tf.training.optimizers import default_optimizer, with_loss_scaling
+from auto_deeplab_tf.untrusted import shown
 
 require_tensorflow()
 
@@ -114,14 +115,14 @@ class Segmenter(keras.Model):
         self.network = network
         self.num_classes = network.num_classes
         self.settings = settings.part(LossConfig)
-        self.ignore_label = ignore_label
+        self.ignore_label = inputs.checked_ignore_label(ignore_label)
         self.class_weights = inputs.checked_class_weights(class_weights, self.num_classes)
         self.class_names = inputs.checked_class_names(class_names, self.num_classes)
         self.palette = inputs.checked_palette(palette, self.num_classes)
-        self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+        self.image_size = inputs.checked_image_size(image_size)
         self.total_steps: int | None = None
         self.completed_steps = distribution.step_counter()
-        self._confusion = ConfusionMatrix(self.num_classes, ignore_label)
+        self._confusion = ConfusionMatrix(self.num_classes, self.ignore_label)
         self._saves_optimizer = True
         self._is_saving = False
         self.built = True
@@ -650,6 +651,8 @@ class Segmenter(keras.Model):
         network = keras.saving.deserialize_keras_object(
             config.pop("architecture"), custom_objects=custom_objects
         )
+        if not isinstance(network, keras.Model):  # the constructor takes a file's name as well
+            raise UserError(f"the saved model must hold its network. Received: {shown(network)}")
         return cls(network, **config)
 
     def get_compile_config(self) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 The SavedModel may be one of `export.saved_model`, or any other with the same signature.
 """
 
+import contextlib
 import json
+import math
 import os
-import zipfile
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -18,8 +21,14 @@ from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
 from auto_deeplab_tf.files import AnyPath, LiteralPath, as_path, read_locally
 from auto_deeplab_tf.segmenter import Segmenter
 from auto_deeplab_tf.training.whole_images import with_area_of
+from auto_deeplab_tf.untrusted import check_keras_file
 
 _NEEDED = "serving_default: images float32 [N, H, W, C] -> class_ids int32 [N, H, W]"
+
+# Values that a model has beside those in its file: step counters, metrics of up to 256 classes.
+_UNSAVED_VALUES = 2**20
+_SEARCH_CLASSES = ("auto_deeplab_tf>Supernet", "auto_deeplab_tf>BilevelModel")
+_variables_lock = threading.RLock()
 
 
 class ServedModel:
@@ -183,12 +192,20 @@ def load_segmenter(path: str | os.PathLike[str], name: str = "model") -> Segment
     if not as_path(path).is_file():
         raise MissingFileError(f"{name}={path}: no such file; {rule}")
     with read_locally(path) as local:
-        if not zipfile.is_zipfile(local):
-            raise UserError(f"{name}={path} is no .keras file; {rule}")
+        try:
+            found = check_keras_file(local)
+        except UserError as error:
+            raise UserError(f"{name}={path} {error}; {rule}") from None
+        if found.class_name in _SEARCH_CLASSES:
+            raise UserError(
+                f"{name}={path} holds the network of a search, a "
+                f"{found.class_name.partition('>')[2]}, not a Segmenter; {rule}"
+            )
         baselines.register_classes()
         try:
-            model = keras.saving.load_model(local)
-        except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+            with _variables_within(found.num_values + _UNSAVED_VALUES):
+                model = keras.saving.load_model(local, safe_mode=True)
+        except Exception as error:  # what a changed configuration makes of a constructor: any kind
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{name}={path} cannot be read: {reason}") from error
     if isinstance(model, Segmenter):
@@ -196,6 +213,37 @@ def load_segmenter(path: str | os.PathLike[str], name: str = "model") -> Segment
     if not all(hasattr(model, attribute) for attribute in ("num_classes", "mean", "std")):
         raise UserError(f"{name}={path} holds a {type(model).__name__}, not a Segmenter; {rule}")
     return Segmenter(model)
+
+
+@contextlib.contextmanager
+def _variables_within(limit: int) -> Iterator[None]:
+    """Refuses variables of this thread that have more than `limit` values together, unallocated.
+
+    A configuration of 1 kB can declare terabytes, and Keras allocates them before it looks for
+    their values in the file.
+    """
+    thread, left = threading.get_ident(), limit
+
+    def checked(
+        variable: Any, initializer: Any, shape: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        nonlocal left
+        if threading.get_ident() == thread:
+            sides = np.shape(initializer) if shape is None else shape
+            left -= math.prod((sides,) if isinstance(sides, int) else sides)
+            if left < 0:
+                raise UserError(
+                    "its configuration declares variables larger than the weights that the file has"
+                )
+        create(variable, initializer, shape, *args, **kwargs)
+
+    with _variables_lock:
+        create = keras.Variable.__init__
+        keras.Variable.__init__ = checked
+        try:
+            yield
+        finally:
+            keras.Variable.__init__ = create
 
 
 def load_model(path: str | os.PathLike) -> Any:

@@ -88,7 +88,7 @@ def write(folder: Path, num_examples: int) -> None:
                 offsets[i] = offset
                 content = contents[i % _VARIANTS]
                 writer.write(content)
-                offset += len(content) + shards.RECORD_OVERHEAD
+                offset += len(content) + records.RECORD_OVERHEAD
     cities = np.sort(rng.integers(0, _CITIES, num_examples))
     ids = np.array([f"city{city:02d}_{i:07d}".encode() for i, city in enumerate(cities)])
     Index(

@@ -18,8 +18,6 @@ import sys
 import tempfile
 import types
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +26,7 @@ import numpy as np
 from auto_deeplab_tf import cli
 from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
 from auto_deeplab_tf.errors import MissingExtraError, MissingFileError, UserError
+from auto_deeplab_tf.untrusted import check_keras_file
 from export import provenance
 
 MIN_SIZE = 32
@@ -73,14 +72,9 @@ def check_model_file(path: str | os.PathLike[str]) -> pathlib.Path:
     if not path.is_file():
         raise MissingFileError(f"model={path}: no such file; {rule}.")
     try:
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
-        raise UserError(f"model={path} is no .keras file ({error}); {rule}.") from error
-    if damaged:
-        raise UserError(f"model={path} is damaged (in {damaged}); copy or save it again.")
-    found = config.get("registered_name") if isinstance(config, dict) else None
+        found = check_keras_file(path).class_name
+    except UserError as error:
+        raise UserError(f"model={path} {error}; {rule}.") from None
     if found != SEGMENTER_CLASS:
         raise UserError(
             f"model={path} holds a Keras model of class {found!r}, not {SEGMENTER_CLASS!r}; {rule}."

@@ -13,6 +13,7 @@ GROUPS = [
     "errors",
     "remote",
     "files",
+    "untrusted",
     "process",
     "search_space",
     "architecture",

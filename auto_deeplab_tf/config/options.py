@@ -15,6 +15,8 @@ from auto_deeplab_tf.config.fields import Config, Size, changed, flag
 from auto_deeplab_tf.errors import FieldError
 from auto_deeplab_tf.search_space import (
     ATROUS_KINDS,
+    MAX_BLOCKS,
+    MAX_LAYERS,
     MINIMUM_SIZE,
     STEM_CHANNELS,
     STEM_STRIDES,
@@ -116,8 +118,8 @@ class SupernetConfig(Config):
     search that has one says so (docs/method.md).
     """
 
-    num_layers: int = _space(12, "layers of the network, L", minimum=1)
-    num_blocks: int = _space(5, "blocks of a cell, B", minimum=1)
+    num_layers: int = _space(12, "layers of the network, L", minimum=1, maximum=MAX_LAYERS)
+    num_blocks: int = _space(5, "blocks of a cell, B", minimum=1, maximum=MAX_BLOCKS)
     filter_multiplier: int = _space(8, "filters of a block at stride 4, F", minimum=1)
     atrous: str = _space(
         "separable",

@@ -23,6 +23,19 @@ from auto_deeplab_tf.errors import UserError
 
 # The limit is `max_pixels` of `decode`; Pillow's own would warn below it and stop at another.
 Image.MAX_IMAGE_PIXELS = None
+# Of Pillow's formats those of photographs and label maps: others run programs (EPS) or are rare.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+# What Pillow raises for some broken files, beside OSError.
+_BROKEN = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 # What TensorFlow reads in a record as it is; everything else becomes PNG. MPO is the JPEG of
 # cameras that add a second picture, such as a depth map: the first one is the photograph.
 _RECORD_FORMATS = ("PNG", "JPEG", "MPO")
@@ -209,9 +222,9 @@ def image_traits(file: bytes | Path) -> tuple[int, int]:
         with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
             head = stream.read(26)
             stream.seek(0)
-            image = Image.open(stream)
+            image = Image.open(stream, formats=_FORMATS)
             depth = _depth(image, head)
-    except (SyntaxError, EOFError, ValueError, struct.error) as error:
+    except _BROKEN as error:
         raise OSError(str(error)) from error
     gray = image.mode in ("1", "L", "LA", *_GRAY_16)
     if image.format == "PNG":
@@ -292,13 +305,15 @@ class Decoded:
             UserError: where it has other than 8 or 16 bits.
         """
         image, mode = self.image, self.mode
-        if self.depth == 16 and self.format == "PNG":
-            import tensorflow as tf  # a client of a server starts without it
-
-            # Pillow cuts 16-bit colours to 8 bits.
-            return _turned(tf.io.decode_png(self.data, dtype=tf.uint16).numpy(), self.orientation)
-        if self.depth == 16 and _is_tiff(image) and mode not in _GRAY_16:
-            return _turned(_deep_tiff(image, self.data), self.orientation)
+        gray_tiff = _is_tiff(image) and mode in _GRAY_16
+        if self.depth == 16 and not gray_tiff and self.format in ("PNG", "TIFF"):
+            try:
+                deep = _deep_tiff(image, self.data) if _is_tiff(image) else _deep_png(self.data)
+            except UserError:
+                raise
+            except Exception as error:  # of TensorFlow's decoder, or for tags of any kind
+                raise OSError(" ".join(str(error).split())[:200]) from error
+            return _turned(deep, self.orientation)
         if mode in _GRAY_16:
             array = np.asarray(image).astype(np.int64)
             if array.min() < 0 or array.max() > 65535:
@@ -348,7 +363,7 @@ def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Decoded:
     if not data:
         raise OSError("the file is empty or out of reach")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
         _check_size(image, max_pixels)
         _check_frames(image)
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -364,8 +379,8 @@ def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Decoded:
                 "compression; this one has others: save the channels to use (1, 3 or 4) as a file"
             ) from error
         raise OSError("it is no image of a known format") from error
-    except (SyntaxError, EOFError, ValueError, struct.error) as error:
-        raise OSError(str(error)) from error  # what Pillow raises for some broken files
+    except _BROKEN as error:
+        raise OSError(str(error)) from error
     return Decoded(image, data, file_format, mode, depth, orientation)
 
 
@@ -422,6 +437,13 @@ def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
         5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1),
     }[orientation]  # fmt: skip
     return array[::rows, ::columns]
+
+
+def _deep_png(data: bytes) -> np.ndarray:
+    """uint16 [height, width, channels] of a PNG of 16 bits: Pillow cuts colours to 8 bits."""
+    import tensorflow as tf  # a client of a server starts without it
+
+    return tf.io.decode_png(data, dtype=tf.uint16).numpy()
 
 
 def _deep_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes) -> np.ndarray:

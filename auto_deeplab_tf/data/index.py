@@ -10,7 +10,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from auto_deeplab_tf.files import AnyPath, read_locally, write_atomically
+from auto_deeplab_tf.files import AnyPath, write_atomically
+from auto_deeplab_tf.untrusted import read_npz
 
 
 class Texts(Sequence[str]):
@@ -103,7 +104,7 @@ class Index:
             content,
             ids=self.ids.encoded,
             group_names=group_names,
-            group_codes=group_codes,
+            group_codes=group_codes.astype(np.int32),
             shards=self.shards.astype(np.int32),
             offsets=self.offsets.astype(np.int64),
             sizes=self.sizes.astype(np.int32),
@@ -112,12 +113,39 @@ class Index:
 
     @classmethod
     def load(cls, path: AnyPath) -> "Index":
-        """Reads an index that `save` wrote."""
-        with read_locally(path) as local, np.load(local) as arrays:
-            return cls(
-                ids=Texts(arrays["ids"]),
-                groups=Texts(arrays["group_names"], arrays["group_codes"]),
-                shards=arrays["shards"],
-                offsets=arrays["offsets"],
-                sizes=arrays["sizes"],
-            )
+        """Reads an index that `save` wrote.
+
+        Raises:
+            ValueError: where the arrays are none of such an index, or do not fit together.
+        """
+        arrays = read_npz(path)
+        n, groups = (len(np.atleast_1d(arrays.get(name, 0))) for name in ("ids", "group_names"))
+        wanted = {
+            "ids": ("S", (n,)),
+            "group_names": ("S", (groups,)),
+            "group_codes": (np.dtype(np.int32), (n,)),
+            "shards": (np.dtype(np.int32), (n,)),
+            "offsets": (np.dtype(np.int64), (n,)),
+            "sizes": (np.dtype(np.int32), (n, 2)),
+        }
+        texts = ("ids", "group_names")
+        if wanted != {
+            name: (array.dtype.kind if name in texts else array.dtype, array.shape)
+            for name, array in arrays.items()
+        }:
+            raise ValueError("the arrays have other names, kinds or shapes")
+        ids, codes = arrays["ids"], arrays["group_codes"]
+        low = min(codes.min(), arrays["shards"].min(), arrays["offsets"].min())
+        if low < 0 or codes.max() >= groups or arrays["sizes"].min() < 1:
+            raise ValueError("a number is out of its range")
+        if (ids[1:] <= ids[:-1]).any():
+            raise ValueError("the ids are not ascending")
+        for name in texts:
+            b"\n".join(arrays[name].tolist()).decode()
+        return cls(
+            ids=Texts(ids),
+            groups=Texts(arrays["group_names"], codes),
+            shards=arrays["shards"],
+            offsets=arrays["offsets"],
+            sizes=arrays["sizes"],
+        )

@@ -10,18 +10,23 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.files import AnyPath, write_text
+from auto_deeplab_tf.untrusted import read_json
 
 # Part of every fingerprint: raise it whenever records made by older code must not be used any more.
 VERSION = 4
 MANIFEST = "records.json"
 _CHUNK_BYTES = 2**20
+# A TFRecord frames its payload: length (8 bytes) and its checksum (4) before, checksum (4) after.
+RECORD_OVERHEAD = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +131,59 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
     """Reads and checks `records.json`."""
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-        sound = manifest.get("digest") == _manifest_digest(manifest)
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError):
+        manifest = read_json(path)
+        sound = manifest["digest"] == _manifest_digest(manifest)
+        sound = sound and all(map(_is_sound, manifest["splits"].values()))
+        sound = sound and {"dataset", "fingerprint"} <= set(manifest)
+        sound = sound and isinstance(manifest.get("settings", {}), dict)
+    except (UserError, AttributeError, LookupError, TypeError):
         sound = False
     if not sound:
         raise damaged(path)
     return manifest
+
+
+def _is_sound(entry: Mapping[str, Any]) -> bool:
+    """Whether what a manifest says of a split is of the right kind, and names files of its folder.
+
+    Raises:
+        LookupError, TypeError, AttributeError: for some that are not.
+    """
+    files, counts = entry["files"], [entry["num_examples"], entry["ignored_pixels"]]
+    counts += [*entry["class_pixels"], *entry["present_pixels"], *sum(entry["channel_sums"], [])]
+    counts += [file["bytes"] for file in files.values()]
+    return (
+        all(name == os.path.basename(name) and name not in ("", ".", "..") for name in files)
+        and {entry["index"], *entry["shards"]} <= set(files)
+        and all(type(count) is int and 0 <= count < 2**63 for count in counts)
+    )
+
+
+def check_lengths(path: AnyPath, offsets: np.ndarray) -> None:
+    """Compares the length that each record of a file declares with the room that it has there.
+
+    TensorFlow allocates that length before it reads the record. Files behind a URL are not looked
+    into: it would take a request for each record.
+
+    Args:
+        path: a file of records, without gaps.
+        offsets: int64 [n], where the records begin, in any order.
+
+    Raises:
+        UserError: where they differ.
+    """
+    if not offsets.size or not isinstance(path, Path):
+        return
+    starts = np.sort(offsets)
+    size = path.stat().st_size
+    rooms = np.diff(starts, append=size) - RECORD_OVERHEAD
+    if rooms.min() < 0:
+        raise damaged(path)
+    content = np.memmap(path, np.uint8, "r")
+    # Each record begins with its length, 8 bytes.
+    lengths = content[starts[:, None] + np.arange(8)].view("<i8")[:, 0]
+    if (lengths != rooms).any():
+        raise damaged(path)
 
 
 def verify(directory: AnyPath, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -157,7 +208,7 @@ def verify_sizes(directory: AnyPath, files: Mapping[str, Mapping[str, Any]]) -> 
     """
     for name, expected in files.items():
         path = directory / name
-        if not path.exists() or path.stat().st_size != expected["bytes"]:
+        if not path.is_file() or path.stat().st_size != expected["bytes"]:
             raise damaged(path)
 
 

@@ -28,8 +28,6 @@ from auto_deeplab_tf.files import AnyPath
 # What a stop costs is at most one shard's work; a folder holds at most this many files a split.
 _MIN_EXAMPLES_PER_SHARD = 32
 _MAX_SHARDS = 256
-# A TFRecord frames its payload: length (8 bytes) and its checksum (4) before, checksum (4) after.
-RECORD_OVERHEAD = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +206,7 @@ def _write_shard(
                     continue
                 writer.write(item.record)
                 rows.append((item.image_id, item.group, offset, *item.size))
-                offset += len(item.record) + RECORD_OVERHEAD
+                offset += len(item.record) + records.RECORD_OVERHEAD
                 classes = item.pixels[: info.num_classes]
                 class_pixels += classes
                 present_pixels += np.where(classes > 0, item.size[0] * item.size[1], 0)

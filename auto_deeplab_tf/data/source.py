@@ -21,6 +21,17 @@ from auto_deeplab_tf.files import AnyPath, as_path
 
 # Up to this much is read whole when a split is opened, which takes about a second.
 _CHECKED_AT_OPENING_BYTES = 2**30
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SIZE_RULE = "an image has another size than its index has"
+# The operations of `Source.example` that refuse what a record holds.
+_READING_OPS = (
+    "ParseSingleExample",
+    "ParseExample",
+    "DecodeImage",
+    "DecodePng",
+    "ExtractJpegShape",
+    "EnsureShape",
+)
 
 
 class Source:
@@ -65,10 +76,13 @@ class Source:
         else:
             records.verify(directory, {entry["index"]: self._files[entry["index"]]})
             records.verify_sizes(directory, self._files)
-        index = Index.load(directory / entry["index"])
+        index = _read_index(directory, entry, info)
         self.ids, self.groups, self.shards = index.ids, index.groups, index.shards
         sizes = index.sizes
-        self.info = _measured(info, manifest["splits"].get("train", entry))
+        try:
+            self.info = _measured(info, manifest["splits"].get("train", entry))
+        except ValueError:
+            raise records.damaged(directory / records.MANIFEST) from None
         self.split = split
         self.directory = directory
         self.fingerprint: str = manifest["fingerprint"]
@@ -83,6 +97,7 @@ class Source:
             self._paths = tf.constant([str(directory / name) for name in entry["shards"]])
             self._shards = tf.constant(index.shards)
             self._offsets = tf.constant(index.offsets)
+            self._sizes = tf.constant(index.sizes)
 
     @property
     def num_examples(self) -> int:
@@ -132,6 +147,7 @@ class Source:
                 "label": tf.io.FixedLenFeature([], tf.string),
             },
         )
+        features = {name: self._of_its_size(file, index) for name, file in features.items()}
         channels = self.info.channels
         if self.info.image_bits == 16:
             image = tf.io.decode_png(features["image"], channels=channels, dtype=tf.uint16)
@@ -145,6 +161,24 @@ class Source:
         return tf.ensure_shape(image, [height, width, channels]), tf.ensure_shape(
             label, [height, width]
         )
+
+    def _of_its_size(self, file: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        """Returns an encoded image whose header has the size that the index has.
+
+        A decoder allocates what the header declares.
+        """
+        head = tf.strings.join([tf.strings.substr(file, 0, 24), "\0" * 24])
+        size = tf.cond(
+            tf.strings.substr(head, 0, len(_PNG)) == _PNG,
+            # Width and height, each 4 bytes, the highest first.
+            lambda: tf.io.decode_raw(tf.strings.substr(head, 16, 8), tf.int32, False)[::-1],
+            lambda: tf.io.extract_jpeg_shape(file)[:2],
+        )
+        same = tf.debugging.Assert(
+            tf.reduce_all(size == tf.gather(self._sizes, index)), [_SIZE_RULE]
+        )
+        with tf.control_dependencies([] if same is None else [same]):
+            return tf.identity(file)
 
 
 def open_split(
@@ -229,21 +263,57 @@ def _prepare(raw: RawDataset, options: config.DatasetConfig) -> AnyPath:
 
 @contextlib.contextmanager
 def damage_named(*sources: Source) -> Iterator[None]:
-    """Turns a record that fails its checksum while it is read into an error that names its file.
+    """Turns a record that cannot be read into an error that names its file, or else its folder.
 
     In the batches of a tf.data service, TensorFlow wraps that error in another.
 
     Raises:
-        UserError: naming the shard that was changed.
+        UserError: naming the shard that was changed, or the folder of a record that never was one.
     """
     try:
         yield
-    except (tf.errors.DataLossError, tf.errors.UnknownError) as error:
-        if not isinstance(error, tf.errors.DataLossError) and "DataLossError" not in str(error):
+    except (
+        tf.errors.DataLossError,
+        tf.errors.InvalidArgumentError,
+        tf.errors.UnknownError,
+        UnicodeDecodeError,
+    ) as error:
+        # Where TensorFlow's message repeats bytes of a record, Python cannot decode it.
+        text = type(error).__name__ + str(getattr(error, "object", error))
+        if "DataLossError" in text:
+            for source in sources:
+                source.verify()
+        elif not any(name in text for name in (_SIZE_RULE, *_READING_OPS)):
             raise
-        for source in sources:
-            source.verify()
-        raise
+        folders = " or ".join(sorted({str(source.directory) for source in sources}))
+        raise UserError(
+            f"a record in {folders} cannot be read as an example of its data set: delete the "
+            "folder to have the records prepared again"
+        ) from error
+
+
+def _read_index(directory: AnyPath, entry: Mapping[str, Any], info: Dataset) -> Index:
+    """The index of a split, which fits its files, its numbers and the limit of pixels."""
+    path = directory / entry["index"]
+    try:
+        index = Index.load(path)
+    except ValueError:
+        raise records.damaged(path) from None
+    sizes, shards = index.sizes.astype(np.int64), entry["shards"]
+    numbers = [entry[key] for key in ("class_pixels", "present_pixels")]
+    if {len(row) for row in numbers} != {info.num_classes}:
+        raise records.damaged(directory / records.MANIFEST)
+    if len(index.ids) != entry["num_examples"] or index.shards.max() >= len(shards):
+        raise records.damaged(path)
+    largest = int(sizes.prod(axis=1).max())
+    if largest > info.max_image_pixels:
+        raise UserError(
+            f"{path} has an image of {largest} pixels, more than max_image_pixels="
+            f"{info.max_image_pixels}: raise it if the memory allows"
+        )
+    for number, name in enumerate(shards):
+        records.check_lengths(directory / name, index.offsets[index.shards == number])
+    return index
 
 
 def _check_split(raw: RawDataset, split: str) -> None:
@@ -265,7 +335,10 @@ def _measured(info: Dataset, entry: Mapping[str, Any]) -> Dataset:
     """The description with mean and deviation, measured where it has none."""
     if info.mean:
         return info
-    mean, std = records.channel_statistics(np.array(entry["channel_sums"]), info.image_bits)
+    sums = np.array(entry["channel_sums"])
+    if sums.shape != (3, info.channels) or sums[0].min() < 1:
+        raise ValueError("no statistics of the channels")
+    mean, std = records.channel_statistics(sums, info.image_bits)
     return dataclasses.replace(info, mean=mean, std=std)
 
 

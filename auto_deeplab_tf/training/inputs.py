@@ -1,6 +1,8 @@
 """What images and masks must look like: refused where they cannot be meant, warned of otherwise."""
 
 import contextlib
+import math
+import numbers
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab_tf.config.options import MAX_IMAGE_PIXELS
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.untrusted import shown
 
 
 def check_form(images: Any, masks: Any, channels: int) -> None:
@@ -228,6 +232,30 @@ def checked_class_names(
     if len(set(names)) != len(names):
         raise UserError(f"class_names must differ from one another. Received: {names}")
     return names
+
+
+def checked_ignore_label(label: Any) -> int:
+    """Returns the label of the pixels that count nowhere, an integer of 32 bits."""
+    whole = isinstance(label, numbers.Integral) and not isinstance(label, bool)
+    if not whole or not -(2**31) <= label < 2**31:
+        raise UserError(f"ignore_label must be an integer. Received: {shown(label)}")
+    return int(label)
+
+
+def checked_image_size(size: Any) -> tuple[int, int] | None:
+    """Returns the size of images as (height, width), within the limit of pixels; None stays None.
+
+    Commands bring images to it, so a model file must not make them allocate without bound.
+    """
+    if size is None:
+        return None
+    sides = tuple(int(side) for side in size if isinstance(side, numbers.Integral))
+    if len(sides) != 2 or len(size) != 2 or min(sides) < 1 or math.prod(sides) > MAX_IMAGE_PIXELS:
+        raise UserError(
+            f"image_size must be (height, width), at most {MAX_IMAGE_PIXELS} pixels. "
+            f"Received: {shown(size)}"
+        )
+    return sides
 
 
 def checked_palette(palette: Any, num_classes: int) -> np.ndarray | None:

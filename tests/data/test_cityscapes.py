@@ -198,6 +198,20 @@ def test_zips_that_are_cut_or_missing(tmp_path):
         data.open_split("cityscapes", "train", data_dir=folder, cache_dir=tmp_path / "cache")
 
 
+def test_an_image_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
+    folder = _write(tmp_path / "zips", {split: MEMBERS[split][:1] for split in ("train", "val")})
+    with zipfile.ZipFile(folder / IMAGES) as file:
+        images = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(folder / IMAGES, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in images.items():
+            with file.open(name, "w") as member:
+                member.write(content)
+                for _ in range(65):
+                    member.write(bytes(2**20))
+    with pytest.raises(ValueError, match="image cannot be read .the file is empty or out of reach"):
+        data.open_split("cityscapes", "train", data_dir=folder, cache_dir=tmp_path / "cache")
+
+
 def test_a_zip_that_is_damaged_inside(tmp_path):
     folder = _write(tmp_path / "zips", {split: MEMBERS[split][:1] for split in ("train", "val")})
     path = folder / IMAGES

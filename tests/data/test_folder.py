@@ -291,7 +291,7 @@ def test_a_description_that_breaks_a_rule_is_refused(tmp_path, content, message)
 
 def test_text_that_is_not_json(tmp_path):
     (tmp_path / "dataset.json").write_text("{classes: [a]}")
-    with pytest.raises(ValueError, match="dataset.json is not JSON"):
+    with pytest.raises(ValueError, match="dataset.json: not a JSON file"):
         FolderConfig.load(tmp_path / "dataset.json")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -161,8 +162,11 @@ def test_files_that_are_no_model(tmp_path):
     with pytest.raises(ValueError, match="is no .keras file"):
         common.check_model_file(junk)
     other = tmp_path / "other.keras"
+    weights = tmp_path / "weights"
+    h5py.File(weights, "w").close()
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("config.json", json.dumps({"registered_name": "Functional"}))
+        archive.write(weights, "model.weights.h5")
     with pytest.raises(ValueError, match="holds a Keras model of class 'Functional', not 'auto_"):
         common.check_model_file(other)
     with zipfile.ZipFile(other, "w") as archive:

@@ -2,17 +2,18 @@
 
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from auto_deeplab_tf.data.dataset import IGNORE_LABEL, Dataset, packed_color, voc_colors
 from auto_deeplab_tf.errors import MissingFileError, UserError
+from auto_deeplab_tf.untrusted import read_json, shown
 
 CONFIG_FILE = "dataset.json"
 _EXAMPLE = '{"classes": ["background", "cell"]}'
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CLASS_KEYS = ("name", "ids", "color", "mask_colors")
 
 
@@ -67,9 +68,9 @@ class FolderConfig:
                 f"such as {_EXAMPLE}"
             )
         try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON: {error}") from error
+            content = read_json(path)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         return cls._checked(path, content)
 
     @classmethod
@@ -83,7 +84,7 @@ class FolderConfig:
         ignore = check.array("ignore", values.get("ignore", [255] if masks == "ids" else []))
         values["ignore"] = tuple(check.label_id("ignore", item, masks) for item in ignore)
         for key in ("images_dir", "masks_dir"):
-            check.rule(isinstance(values.get(key, ""), str), key, values.get(key), "a folder name")
+            check.folder(key, values.get(key, ""))
         suffix = values.get("mask_suffix", "")
         check.rule(isinstance(suffix, str), "mask_suffix", suffix, "what mask names end in")
         check.number(values, "val_fraction", float, 0.0, 0.9)
@@ -156,7 +157,7 @@ class _Checker:
 
     def rule(self, holds: bool, key: str, value: Any, rule: str) -> None:
         if not holds:
-            raise UserError(f"{self._path}: {key} must be {rule}. Received: {value!r}")
+            raise UserError(f"{self._path}: {key} must be {rule}. Received: {shown(value)}")
 
     def keys(self, what: str, content: Any, known: Sequence[str]) -> None:
         self.rule(isinstance(content, dict), what, content, "a JSON object")
@@ -164,12 +165,19 @@ class _Checker:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UserError(f"{self._path}: unknown key {key!r}; {hint}")
+                raise UserError(f"{self._path}: unknown key {shown(key)}; {hint}")
 
     def choice(self, key: str, value: Any, allowed: Sequence[Any]) -> Any:
-        known = value in allowed and not isinstance(value, bool)
+        known = value in allowed and type(value) is type(allowed[0])
         self.rule(known, key, value, f"one of {', '.join(map(str, allowed))}")
         return value
+
+    def folder(self, key: str, value: Any) -> None:
+        """A path of folders below the one of the set."""
+        fits = isinstance(value, str) and len(value) < 256 and "\0" not in value
+        path = PurePosixPath(value if fits else "")
+        fits = fits and not path.is_absolute() and ".." not in path.parts
+        self.rule(fits, key, value, "a folder inside that of the data set")
 
     def array(self, key: str, value: Any) -> list[Any]:
         self.rule(isinstance(value, list), key, value, "a list")
@@ -194,7 +202,7 @@ class _Checker:
     def regex(self, key: str, value: Any) -> None:
         try:
             re.compile(value)
-        except (re.error, TypeError) as error:
+        except (re.error, TypeError, OverflowError, RecursionError) as error:
             rule = f'"folder" or a regular expression ({error})'
             self.rule(False, key, value, rule)
 
@@ -226,7 +234,8 @@ class _Checker:
         entry = {"name": entry} if isinstance(entry, str) else entry
         self.keys(where, entry, _CLASS_KEYS)
         name = entry.get("name")
-        self.rule(isinstance(name, str) and bool(name.strip()), f"{where}.name", name, "a name")
+        fits = isinstance(name, str) and bool(name.strip()) and not _CONTROL.search(name)
+        self.rule(fits, f"{where}.name", name, "a name on one line")
         color = voc_colors([index + 1])[0]
         if "color" in entry:
             color = self.color(f"{where}.color", entry["color"])

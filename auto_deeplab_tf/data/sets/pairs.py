@@ -87,6 +87,9 @@ def listing(folder: Path, suffixes: Sequence[str]) -> Listing:
         elif not path.exists():
             text = f"{path} is a link to a file that does not exist"
             result.defects.append(Defect("broken link", str(path), text, missing=True))
+        elif not path.is_file():  # a pipe would be waited for
+            text = f"{path} is no regular file"
+            result.defects.append(Defect("stray file", str(path), text))
         elif key in result.files:
             other = result.files[key].relative_to(folder)
             text = f"{path} and {other} have the same stem: keep one of them"
