@@ -254,7 +254,7 @@ def test_files_outside_of_the_folder_are_not_opened(tmp_path, whole, key, name):
     if key != "unlisted":
         entry["files"][name] = entry["files"][INDEX if key == "index" else SHARD]
     if key != "files":
-        entry[key] = name if key == "index" else [name]
+        entry.update({"index": name} if key == "index" else {"shards": [name]})
     sign_manifest(directory, manifest)
     with pytest.raises(UserError, match="records.json is damaged"):
         Source(directory, "train", INFO)
