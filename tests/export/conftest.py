@@ -17,6 +17,12 @@ def model_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def varied():
+    """Gives a `Segmenter` of `NUM_CLASSES` classes weights that use all of them."""
+    return vary
+
+
+@pytest.fixture(scope="session")
 def segmenter(model_file):
     """The model as Keras reads it, on its own: what an export is compared with."""
     import keras
@@ -66,7 +72,6 @@ def varied_segmenter(seed=0):
 
     from auto_deeplab_tf import Architecture, Segmenter
 
-    rng = np.random.default_rng(seed)
     keras.utils.set_random_seed(seed)
     architecture = Architecture.from_dict(
         {
@@ -97,6 +102,12 @@ def varied_segmenter(seed=0):
         decoder_channels=8,
         class_names=["road", "sky", "Häuser", "tree", "car", "pole", "person"],
     )
+    return vary(segmenter, seed)
+
+
+def vary(segmenter, seed=0):
+    """Gives a model random normalisations, and a last layer whose classes all win somewhere."""
+    rng = np.random.default_rng(seed)
     images = common.random_images(4, (96, 128), seed=1)
     segmenter(images)
     for variable in segmenter.network.variables:
@@ -113,7 +124,7 @@ def varied_segmenter(seed=0):
 
 def _spread(segmenter, images):
     """Sets the last layer so that each class's logit has mean 0 and deviation 3 over the images."""
-    kernel, bias = segmenter.network.trainable_variables[-2:]
+    kernel, bias = (variable.value for variable in segmenter.network.class_layer.variables)
     assert bias.shape == (NUM_CLASSES,) and kernel.shape[-1] == NUM_CLASSES
     logits = np.asarray(segmenter(images, training=False))
     mean, deviation = logits.mean((0, 1, 2)), logits.std((0, 1, 2))
