@@ -94,12 +94,12 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def check_close(two, one, tolerance):
+def check_close(two, one, tolerance, smallest=0.0):
     """Compares the variables of two runs, relative to the largest value of each."""
     assert one.keys() == two.keys()
     for name, value in one.items():
         if np.asarray(value).dtype.kind == "f":
-            atol = tolerance * np.abs(value).max()
+            atol = tolerance * max(np.abs(value).max(), smallest)
             np.testing.assert_allclose(two[name], value, rtol=0, atol=atol, err_msg=name)
         else:
             np.testing.assert_array_equal(two[name], value, err_msg=name)
@@ -116,7 +116,8 @@ def test_two_workers_train_the_weights_of_one_device(runs):
     models = [load_segmenter(runs / name / "train" / "last.keras") for name in ("one", "two")]
     one, two = ({v.path: np.asarray(v) for v in model.network.weights} for model in models)
     assert sum(value.std() > 1e-3 for value in one.values()) > 10
-    check_close(two, one, 1e-5)
+    # As `test_two_devices_equal_one`: the first offsets are sums of small differences.
+    check_close(two, one, 1e-5, smallest=0.1)
 
 
 def test_two_workers_search_what_one_device_searches(runs):

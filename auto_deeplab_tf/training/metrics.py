@@ -83,7 +83,9 @@ def count_pixels(
     bins = tf.where(valid, labels * num_classes + predictions, num_classes**2 + 1)
     bins = tf.where(ignored, num_classes**2, bins)
     size = num_classes**2 + 2
-    return tf.cast(tf.math.bincount(bins, minlength=size, maxlength=size), tf.float64)
+    # `tf.math.bincount` computes the number of bins, which XLA has to know.
+    counts = tf.raw_ops.DenseBincount(input=bins, size=size, weights=tf.constant([], tf.int32))
+    return tf.cast(counts, tf.float64)
 
 
 def matrix_of(counts: Any, num_classes: int, ignore_label: int = 255) -> np.ndarray:

@@ -31,8 +31,9 @@ def batch(seed, count=2):
 def bilevel(modes):
     supernet = build_supernet(CLASSES, 1, 1, 2, input_size=SIZE, **modes)
     model = BilevelModel(supernet, batch_norm_decay=0.9, cost_weight=0.5, gradient_clip_norm=1.0)
-    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), keras.optimizers.Adam(0.01))
-    return model, (batch(0), batch(1)), model.optimizers
+    # Not Adam, whose first step is as long for a gradient near 0.
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), keras.optimizers.SGD(0.05))
+    return model, (batch(0), batch(1)), model.architecture_optimizer
 
 
 def segmenter(_):
@@ -42,13 +43,11 @@ def segmenter(_):
         filter_multiplier=2,
         head_channels=8,
         decoder_channels=4,
-        drop_path_keep=0.5,
         hardest_fraction=0.5,
     )
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9))
     model.optimizer.build(model.trainable_variables)
-    model.total_steps = 4
-    return model, batch(0), [model.optimizer]
+    return model, batch(0), model.optimizer
 
 
 def values(variables):
@@ -57,35 +56,37 @@ def values(variables):
 
 @pytest.mark.parametrize(
     ("make", "modes"),
-    [(bilevel, {}), (bilevel, {"partial_channels": 2, "sampled_paths": 2}), (segmenter, {})],
-    ids=["bilevel", "bilevel_fast", "decoded"],
+    # Without draws: XLA has a generator of its own.
+    [(bilevel, {}), (bilevel, {"partial_channels": 2}), (segmenter, {})],
+    ids=["bilevel", "bilevel_partial", "decoded"],
 )
 def test_a_whole_training_step_is_that_without_xla_at_an_odd_crop(make, modes):
     found = []
     for compiles in (False, True):
         keras.utils.set_random_seed(0)
-        model, data, optimizers = make(modes)
-        start = values(model.trainable_variables)
+        model, data, optimizer = make(modes)
+        before = values(loop.checkpointed_variables(model))
         step = loop.for_xla(model.train_step) if compiles else model.train_step
-        step = tf.function(step, jit_compile=compiles, autograph=False)
-        for _ in range(2):
-            logs = step(data)
-            model.completed_steps.assign_add(1)
-        variables = loop.checkpointed_variables(model)
-        found.append((start, values(model.trainable_variables), values(variables), logs))
-        assert optimizers[0].iterations.numpy() == 2
-    (start, before, one, logs), (_, after, two, compiled_logs) = found
+        logs = tf.function(step, jit_compile=compiles, autograph=False)(data)
+        assert int(optimizer.iterations) == 1
+        after = values(loop.checkpointed_variables(model))
+        # Of a seed or a counter the difference would be that of unsigned numbers.
+        changes = [np.subtract(b, a, dtype="float64") for a, b in zip(before, after, strict=True)]
+        found.append((logs, changes))
+    (logs, changes), (compiled_logs, compiled_changes) = found
     for name, value in logs.items():
         np.testing.assert_allclose(compiled_logs[name], value, rtol=1e-4)
-    assert sum(not np.array_equal(a, b) for a, b in zip(start, after, strict=True)) > 5
-    for ours, theirs in zip((*after, *two), (*before, *one), strict=True):
-        scale = max(np.abs(theirs).max(), 1e-3)
-        np.testing.assert_allclose(ours, theirs, atol=1e-3 * scale)
+    assert sum(np.any(change) for change in changes) > len(changes) / 2
+    for ours, theirs in zip(compiled_changes, changes, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(theirs).max() + 1e-6)
 
 
 def test_the_evaluation_steps_are_those_without_xla_at_an_odd_size():
     model, (images, labels), _ = segmenter({})
     search, *_ = bilevel({})
+    generator = np.random.default_rng(2)
+    for variable in (*model.trainable_variables, *search.supernet.trainable_variables):
+        variable.assign(generator.normal(0, 0.5, variable.shape))
 
     def of_supernet(data):
         logits = whole_images.logits(
