@@ -149,7 +149,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         if run.writes:
             checkpoints.check_space()
         if checkpoints.restore() and run.writes:
-            setup.say_stretched(run.before, int(search.model.completed_steps))
+            setup.say_stretched(run.before, int(search.model.completed_steps.numpy()))
         writers = (
             callbacks.MetricsRow(run / METRICS_FILE, METRICS),
             callbacks.TensorBoardLogs(run / "logs"),

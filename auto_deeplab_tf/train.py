@@ -234,7 +234,7 @@ class _Training:
         if self._run.writes:
             checkpoints.check_space(3 * 4 * model.count_params())
         if checkpoints.restore() and self._run.writes:
-            self._say_stretched(int(model.completed_steps))
+            self._say_stretched(int(model.completed_steps.numpy()))
         model.fit(
             self._batches,
             epochs=self._epochs,  # also where it stops earlier: schedules span all steps
