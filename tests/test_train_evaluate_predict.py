@@ -734,9 +734,13 @@ def test_a_video_is_drawn_frame_by_frame(finished, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mirrored_training_runs_to_its_end(places, tmp_path, mirrored):
-    path = tmp_path / "mirrored"
-    more = ["--distribution_strategy=mirrored", "--steps=4", "--batch_size=4"]
-    result = train.train(options(places, path, *more))
-    assert result["steps"] == 4
-    assert load_segmenter(path / "model.keras").architecture == ARCHITECTURE
+def test_a_training_resumes_on_two_devices_and_then_on_one(places, tmp_path, mirrored, finished):
+    for strategy, until in (("one_device", 4), ("mirrored", 8), ("one_device", 12)):
+        more = [f"--distribution_strategy={strategy}", f"--stop_after_steps={until}"]
+        result = train.train(options(places, tmp_path / "run", *more))
+        assert result["steps"] == until
+    one, two = (load_segmenter(path / "last.keras") for path in (finished, tmp_path / "run"))
+    assert two.architecture == ARCHITECTURE
+    for ours, theirs in zip(one.network.weights, two.network.weights, strict=True):
+        scale = max(np.abs(ours).max(), 0.1)
+        np.testing.assert_allclose(theirs, ours, atol=1e-3 * scale, err_msg=ours.path)
