@@ -6,9 +6,9 @@ Every row of benchmarks/results names its command, the commit, the processor and
 is measured in a process of its own. Run it on a machine that does nothing else. `--rounds=3` goes
 through the settings three times, so that those that are compared alternate, and keeps of each the
 row of median time. `--long` adds what takes an hour: the search at crop 321 and at larger batches,
-in one traced graph, its fast modes, other networks at 513x513, the input pipeline
-and large sets. What mixed precision and the fast modes decode have commands of their own:
-`benchmarks.mixed_precision`, `.fast_modes`.
+in one traced graph, its fast modes, other networks at 513x513, the input pipeline, large sets, and
+losses read every ten steps. What mixed precision and the fast modes decode have commands of their
+own: `benchmarks.mixed_precision`, `.fast_modes`.
 """
 
 import statistics
@@ -53,6 +53,7 @@ ONCE = (
 )
 PROFILE = "--crop_size=65 --batch_size=2 --threads=1"
 INPUTS = ("pairs", "pairs_resize_whole", "pairs_tf_models", "records", "pngs", "search_wait")
+LOGS = ("--case=search", "--case=train")
 LARGE_SETS = ("--num_examples=1000", "--num_examples=1000000")
 
 
@@ -94,6 +95,9 @@ def main(_: list[str]) -> None:
         for name in INPUTS:
             row = rows.measure("benchmarks.input_pipeline", f"--measurement={name}")
             rows.put(rows.RESULTS / "input_pipeline.csv", row)
+        for setting in LOGS:
+            row = rows.measure("benchmarks.log_every_steps", setting)
+            rows.put(rows.RESULTS / "log_every_steps.csv", row)
         for setting in LARGE_SETS:
             rows.put(rows.RESULTS / "large_set.csv", rows.measure("benchmarks.large_set", setting))
     rows.write(roofline.PATH, roofline.rows_of_devices())

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import types
 
 import kills
 import numpy as np
@@ -154,6 +155,22 @@ def test_a_training_that_stops_early_resumes_on_the_schedule_of_all_steps(
     assert (path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
     ours, theirs = latest_variables(path), latest_variables(finished)
     assert all(np.array_equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_checkpoints_belong_to_the_order_of_the_weights_not_to_the_networks_number():
+    def model(number, *weights):
+        named = [
+            types.SimpleNamespace(path=f"network_{number}/{name}", shape=(size, 3))
+            for name, size in weights
+        ]
+        architecture = types.SimpleNamespace(fingerprint="a" * 64)
+        network = types.SimpleNamespace(weights=named)
+        return types.SimpleNamespace(architecture=architecture, network=network)
+
+    found = train._layout_fingerprint(model(0, ("a", 2), ("b", 2)))
+    assert found == train._layout_fingerprint(model(7, ("a", 2), ("b", 2)))
+    for other in ((("b", 2), ("a", 2)), (("a", 2), ("b", 4)), (("a", 2),)):
+        assert train._layout_fingerprint(model(0, *other)) != found
 
 
 def test_a_copied_set_resumes_and_a_changed_one_does_not(places, tmp_path, capsys):
