@@ -9,6 +9,10 @@ last rung wins. With --num_random alone it is random search.
 Writes into --output_dir: candidates.csv (every candidate, every score), architecture.json (the
 winner), candidates/ (their architectures), runs/ (their trainings), flags.txt, train.flags. The
 same command resumes after a kill; on a finished folder it changes nothing.
+
+The trainings of a rung run one after the other, or on a Ray cluster (--ray_address), where each
+takes a GPU, or a core where there are none. The folder and the data have the same paths on all its
+machines. A signal ends the trainings there at their last checkpoints.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import subprocess
 import sys
 from typing import Any
 
-from auto_deeplab_tf import cli, config, selection
+from auto_deeplab_tf import cli, config, ray_cluster, selection
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.files import AnyPath, write_text
@@ -71,6 +75,7 @@ class _Selection:
         self._run = RunDir(options.output_dir, options, setting="output_dir")
         self._check_recipe()
         self._table = selection.Table(self._run.path)
+        self._ray: Any = None
 
     def _check_recipe(self) -> None:
         """Refuses to resume with another recipe of the trainings."""
@@ -92,8 +97,16 @@ class _Selection:
                 if not self._table.rows:
                     self._table.begin(self._candidates(), self._options.rungs)
                 self._score_inherited()
-                self._save_winner(self._halve(), winner_file)
+                with self._cluster() as self._ray:
+                    winner = self._halve()
+                self._save_winner(winner, winner_file)
         return self._result(winner_file)
+
+    def _cluster(self) -> contextlib.AbstractContextManager[Any]:
+        """The Ray cluster that trains, as `ray`; None where the trainings run here, in turn."""
+        if self._options.ray_address is None:
+            return contextlib.nullcontext()
+        return ray_cluster.connected(self._options.ray_address)
 
     def _candidates(self) -> list[selection.Candidate]:
         from auto_deeplab_tf.data import hold_back, source
@@ -144,17 +157,33 @@ class _Selection:
             steps = selection.steps_of_rung(
                 rung, options.rungs, options.reduction, self._training.steps
             )
-            for name in alive:
-                if table.score(name, options.rank_by, rung) is None:
-                    self._train(name, rung, steps)
+            left = [name for name in alive if table.score(name, options.rank_by, rung) is None]
+            self._train(left, rung, steps)
             ranked = table.best(alive, options.rank_by, rung)
             alive = selection.survivors(ranked, options.reduction)
             self._say(f"rung {rung} of {options.rungs}, {steps} steps: {' '.join(ranked)}")
         return alive[0]
 
-    def _train(self, name: str, rung: int, steps: int) -> None:
-        """Trains a candidate up to the steps of a rung, and notes its scores."""
-        run_dir = self._run / "runs" / name
+    def _train(self, names: list[str], rung: int, steps: int) -> None:
+        """Trains candidates up to the steps of a rung, and notes their scores."""
+        if self._ray is None:
+            for name in names:
+                self._note(name, rung, steps, _run(self._command(name, steps)))
+            return
+        run = self._ray.remote(**ray_cluster.resources(self._ray))(_run)
+        running = {run.remote(self._command(name, steps)): name for name in names}
+        ended = None
+        while running:
+            (done,), _ = self._ray.wait(list(running))
+            try:
+                self._note(running.pop(done), rung, steps, self._ray.get(done))
+            except SystemExit as error:  # the time is up: for the others too
+                ended = error
+        if ended is not None:
+            raise ended
+
+    def _command(self, name: str, steps: int) -> list[str]:
+        """The command that trains a candidate up to a number of steps."""
         row = self._table.rows[name]
         self._table.architecture(name)  # checks that its file is the one of the table
         options = self._options
@@ -165,7 +194,7 @@ class _Selection:
             f"--flagfile={self._run / 'train.flags'}",
             f"--architecture={self._table.architecture_file(name)}",
             f"--filter_multiplier={row['filter_multiplier']}",
-            f"--run_dir={run_dir}",
+            f"--run_dir={self._run / 'runs' / name}",
             f"--stop_after_steps={steps}",
             f"--hold_back={options.hold_back!r}",
             f"--hold_back_groups={','.join(options.hold_back_groups or ())}",
@@ -176,8 +205,12 @@ class _Selection:
             if left <= 0:
                 termination.end(termination.TIME_IS_UP, str(self._table.path))
             command.append(f"--max_hours={left!r}")
-        code, cpu_seconds, output = _run(command)
-        spent = float(row["cpu_seconds"] or 0.0) + cpu_seconds
+        return command
+
+    def _note(self, name: str, rung: int, steps: int, result: tuple[int, float, str]) -> None:
+        """Notes what a training came to."""
+        code, cpu_seconds, output = result
+        spent = float(self._table.rows[name]["cpu_seconds"] or 0.0) + cpu_seconds
         if code in termination.CODES:
             self._table.set(name, cpu_seconds=f"{spent:.1f}")
             termination.end(code, f"the training of {name}")
@@ -189,7 +222,7 @@ class _Selection:
                 f"the training of {name} ended with {code}: {last_line.removeprefix('error: ')}"
             )
         else:
-            self._table.set(name, **_scores(run_dir / "metrics.csv", rung))
+            self._table.set(name, **_scores(self._run / "runs" / name / "metrics.csv", rung))
         self._table.set(name, cpu_seconds=f"{spent:.1f}")
 
     def _save_winner(self, name: str, file: AnyPath) -> None:

@@ -441,6 +441,18 @@ class ModelConfig(OutputConfig):
     model: str = flag(help="model file, as train writes it", metavar="FILE.keras", path=True)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RayConfig(Config):
+    """The Ray cluster that a command's work is spread over."""
+
+    ray_address: str | None = _device(
+        None,
+        "Ray cluster to spread the work over: of its head, auto, or local for one on this machine",
+        metavar="HOST:PORT|auto|local",
+        on_resume="free",
+    )
+
+
 def _check_order(options: Any, low: str, high: str, reason: str = "") -> None:
     """Refuses a setting that is greater than another."""
     values = getattr(options, low), getattr(options, high)
@@ -699,7 +711,7 @@ class TrainConfig(HoldBackConfig, RunConfig, NetworkChoiceConfig, SegmenterConfi
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SelectConfig(HoldBackConfig, TimeLimitConfig, OutputConfig):
+class SelectConfig(HoldBackConfig, RayConfig, TimeLimitConfig, OutputConfig):
     """Settings of the selection of one network among searched and random candidates."""
 
     resumes: ClassVar[bool] = True
@@ -827,7 +839,7 @@ class EvaluateConfig(DatasetConfig, DevicesConfig, ModelConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictConfig(ModelConfig):
+class PredictConfig(RayConfig, ModelConfig):
     """Settings of the prediction of masks for images."""
 
     image: str = flag(

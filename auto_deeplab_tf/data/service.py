@@ -9,7 +9,6 @@ So a run has the same numbers with any number of workers, or without, and resume
 from __future__ import annotations
 
 import queue
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,11 +17,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from auto_deeplab_tf.errors import FieldError
+from auto_deeplab_tf.addresses import check_listens
 
 # Batches that are held while one before them is missing; then that one is made here.
 _MAX_EARLY = 64
-_SECONDS_TO_CONNECT = 10.0
 # Without a batch for so long, the workers are taken to be gone.
 _SECONDS_TO_WAIT = 60.0
 
@@ -47,7 +45,7 @@ def batches(
     Raises:
         FieldError: If nothing listens at the address.
     """
-    _check_listens(address)
+    check_listens("data_service", address, "dispatcher of a tf.data service")
     remote = _remote(example_at, batch_size, first, address)
 
     def in_order() -> Iterator[Any]:
@@ -55,16 +53,6 @@ def batches(
 
     found = tf.data.Dataset.from_generator(in_order, output_signature=remote.element_spec[1])
     return found.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-
-
-def _check_listens(address: str) -> None:
-    host, _, port = address.removeprefix("grpc://").rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), _SECONDS_TO_CONNECT).close()
-    except OSError as error:
-        raise FieldError(
-            f"data_service={address}: no dispatcher of a tf.data service listens there ({error})"
-        ) from None
 
 
 def _remote(
