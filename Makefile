@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@echo "installing into $(VENV): several minutes where the packages are not cached"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[export,references,media,dev]'
+	  --constraint constraints.txt --editable '.[export,references,media,ray,dev]'
 	@touch $@
 
 demo: setup

@@ -302,6 +302,12 @@ class DataConfig(DatasetConfig):
         minimum=0,
         maximum=1,
     )
+    shard_by: str = _data(
+        "rows",
+        "rows: a worker takes its rows of the batch that one device has; files: images of its own "
+        "files only, in another order",
+        choices=("rows", "files"),
+    )
     data_service: str | None = _data(
         None,
         "tf.data service whose workers make the training batches, the same ones in the same order",

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf import config
-from auto_deeplab_tf.data import augment, service
+from auto_deeplab_tf.data import augment, service, sharding
 from auto_deeplab_tf.data.source import Source
 from auto_deeplab_tf.errors import UserError
 
@@ -71,6 +71,7 @@ def training_batches(
     stream: int = 0,
     data_service: str | None = None,
     share: Share | None = None,
+    shard_by: str = "rows",
     num_parallel_calls: int = tf.data.AUTOTUNE,
 ) -> tf.data.Dataset:
     """Endless shuffled and augmented batches.
@@ -96,6 +97,8 @@ def training_batches(
             same ones.
         share: the part of every batch that this worker takes, image by image as in the whole batch;
             only these images are read. None: all.
+        shard_by: "files" for a share of as many images, but of a stream of its own: those of the
+            worker's own files (`sharding`).
         num_parallel_calls: examples made at a time; does not change them.
 
     Returns:
@@ -118,9 +121,12 @@ def training_batches(
         raise UserError(f"color_jitter must lie in 0..1. Received: {color_jitter}")
     check_crop_size(source, crop_size, scale_range[1])
     crop_size = (int(crop_size[0]), int(crop_size[1]))
-    num_examples = len(indices)
     share = share or Share()
     of_worker, of_replica = share.sizes(batch_size)
+    if shard_by == "files":
+        indices = sharding.of_worker(source.shards, indices, share.worker, share.workers)
+        batch_size, share = of_worker, Share()
+    num_examples = len(indices)
     with tf.device("CPU:0"):  # where tf.data runs, also on a machine with a GPU
         indices = tf.constant(indices, tf.int64)
         key = tf.random.fold_in(tf.constant([seed, 0], tf.int64), stream)
@@ -274,6 +280,7 @@ def batch_options(options: config.DataConfig) -> dict[str, Any]:
         "crop_tries": options.crop_tries,
         "color_jitter": options.color_jitter,
         "data_service": options.data_service,
+        "shard_by": options.shard_by,
     }
 
 

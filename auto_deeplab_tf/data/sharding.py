@@ -37,9 +37,8 @@ def of_worker(
 ) -> np.ndarray:
     """Returns the examples of a worker's files, in their order.
 
-    Every example is of one worker. Its batches are those of `pipeline.training_batches` with these
-    examples and its part of the batch size: in one pass over them each comes once, and a step gives
-    their place. A worker of fewer examples begins its next pass earlier.
+    Every example is of one worker. In one pass of a worker over its examples each comes once; one
+    of fewer examples begins its next pass earlier.
 
     Args:
         shards: int [n], the number of each example's file, over the whole split: two halves of a

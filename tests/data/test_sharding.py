@@ -39,17 +39,19 @@ def test_every_file_has_one_owner_and_the_loads_differ_by_one_file(seed):
 
 def test_each_worker_sees_its_files_once_in_a_pass(source):
     def seen(worker, seed=1, start_step=0, steps=None, batch_size=2):
-        own = sharding.of_worker(source.shards, range(99), worker, 3)
+        share = pipeline.Share(worker, 3, 3)
         batches = pipeline.training_batches(
             source,
-            own,
-            batch_size=batch_size,
+            shard_by="files",
+            share=share,
+            batch_size=3 * batch_size,
             crop_size=(8, 10),
             scale_range=(1.0, 1.0),
             seed=seed,
             start_step=start_step,
         )
-        steps = len(own) // batch_size if steps is None else steps
+        own = (35, 32, 32)[worker]
+        steps = own // batch_size if steps is None else steps
         return [int(image[4, 5, 0]) for images, _ in batches.take(steps) for image in images]
 
     whole = [seen(worker, batch_size=1) for worker in range(3)]
