@@ -137,6 +137,13 @@ def test_records_are_those_of_a_local_folder_and_resume(camvid, tmp_path, ram, m
         for ours, theirs in zip(source.example(index), local.example(index), strict=True):
             np.testing.assert_array_equal(ours, theirs)
     source.verify()
+    # The records alone, named as such: no machine but the one that prepared needs the files.
+    alone = source_lib.open_split("camvid", "train", cache_dir=source.directory)
+    assert (alone.ids, alone.fingerprint) == (source.ids, source.fingerprint)
+    with pytest.raises(ValueError, match="made with dataset=camvid, and this run is to have .*8x8"):
+        source_lib.open_split("camvid", "train", cache_dir=source.directory, image_size=(8, 8))
+    with pytest.raises(ValueError, match="holds records of camvid, version .* wanted is ade20k"):
+        source_lib.open_split("ade20k", "train", cache_dir=source.directory)
     (source.directory / "train-00000.tfrecord").write_bytes(b"short")
     with pytest.raises(ValueError, match=r"ram://.*train-00000.tfrecord is damaged"):
         source_lib.open_split("camvid", "train", data_dir=camvid, cache_dir=ram)

@@ -228,6 +228,7 @@ class RawDataset:
         settings: whatever else the examples depend on, as JSON values.
         defects: problems of the listing.
         notes: what was concluded from the files, for the user to know.
+        records_fingerprint: of the records that stand for the files, which are not there.
     """
 
     info: Dataset
@@ -239,6 +240,7 @@ class RawDataset:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defects: tuple[Defect, ...] = ()
     notes: tuple[str, ...] = ()
+    records_fingerprint: str | None = None
 
     def raise_defects(self) -> None:
         """Raises the first defect that keeps the set from being prepared.

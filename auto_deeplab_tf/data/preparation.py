@@ -23,8 +23,8 @@ from typing import Any
 import tensorflow as tf
 
 from auto_deeplab_tf.data import records, shards
-from auto_deeplab_tf.data.dataset import RawDataset
-from auto_deeplab_tf.errors import StorageError, UserError
+from auto_deeplab_tf.data.dataset import Dataset, RawDataset
+from auto_deeplab_tf.errors import MissingFileError, StorageError, UserError
 from auto_deeplab_tf.files import AnyPath, remove_folder
 
 # Files of up to this size together are hashed whole, which takes about a second; larger sets by
@@ -59,6 +59,33 @@ def prepared(raw: RawDataset, cache: AnyPath, settings: records.Settings) -> Any
                 _prepare(directory, raw, settings, fingerprint)
     _check_fingerprint(directory, raw, settings, fingerprint)
     return directory
+
+
+def of_records(info: Dataset, directory: AnyPath) -> RawDataset:
+    """Returns a data set of which a folder of records is there, and the files are not.
+
+    Raises:
+        UserError: for records of another data set, or of another version.
+    """
+    manifest = records.read_manifest(directory)
+    if (manifest["dataset"], manifest["version"]) != (info.name, records.VERSION):
+        raise UserError(
+            f"{directory} holds records of {manifest['dataset']}, version {manifest['version']}; "
+            f"wanted is {info.name}, version {records.VERSION}: name other records as cache_dir, "
+            "or give data_dir to have them prepared"
+        )
+
+    def absent(*_: Any) -> Any:
+        raise MissingFileError(f"{directory} holds records only: give data_dir for the files")
+
+    return RawDataset(
+        info=info,
+        splits=tuple(manifest["splits"]),
+        ids=absent,
+        read=absent,
+        root=directory,
+        records_fingerprint=manifest["fingerprint"],
+    )
 
 
 def _is_there(directory: AnyPath) -> bool:
@@ -113,10 +140,10 @@ def _check_fingerprint(
         UserError: saying in what they differ.
     """
     manifest = records.read_manifest(directory)
-    if manifest["fingerprint"] == fingerprint:
-        return
     found = {"dataset": manifest["dataset"], **manifest.get("settings", {})}
     wanted = {"dataset": raw.info.name, **settings.as_json()}
+    if manifest["fingerprint"] == fingerprint and (not raw.records_fingerprint or found == wanted):
+        return
     if found == wanted:
         difference = "from other files (their names, sizes or contents differ) or by other code"
     else:
@@ -138,6 +165,8 @@ def _as_text(settings: dict[str, Any]) -> str:
 
 def _fingerprint(raw: RawDataset, settings: records.Settings) -> str:
     """Digest of everything that the records depend on, so that changed data get new records."""
+    if raw.records_fingerprint:
+        return raw.records_fingerprint
     info = raw.info
     content = {
         "records": records.VERSION,

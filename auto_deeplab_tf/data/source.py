@@ -219,7 +219,7 @@ def open_split(
         MissingFileError: where the data are not there.
     """
     settings = records.Settings(image_size, max_image_side, image_format)
-    raw = sets.find(name, data_dir, dataset_config, max_image_pixels)
+    raw = _listed(name, data_dir, dataset_config, max_image_pixels, cache_dir)
     _check_split(raw, split)
     directory = preparation.prepared(raw, _cache_dir(cache_dir), settings)
     return Source(directory, split, raw.info, raw.notes)
@@ -251,9 +251,24 @@ def open_all(options: config.DatasetConfig) -> dict[str, Source]:
 
 
 def _find(options: config.DataFilesConfig) -> RawDataset:
-    return sets.find(
-        options.dataset, options.data_dir, options.dataset_config, options.max_image_pixels
+    return _listed(
+        options.dataset,
+        options.data_dir,
+        options.dataset_config,
+        options.max_image_pixels,
+        getattr(options, "cache_dir", None),
     )
+
+
+def _listed(
+    name: str, data_dir: Any, dataset_config: Any, max_image_pixels: int, cache_dir: Any
+) -> RawDataset:
+    """Lists the files of a set; without a folder of them, records that are named stand for them."""
+    if data_dir is None and cache_dir is not None and sets.has_files_described(name):
+        directory = _cache_dir(cache_dir)
+        if (directory / records.MANIFEST).exists():
+            return preparation.of_records(sets.describe(name), directory)
+    return sets.find(name, data_dir, dataset_config, max_image_pixels)
 
 
 def _prepare(raw: RawDataset, options: config.DatasetConfig) -> AnyPath:

@@ -36,6 +36,11 @@ def describe(name: str) -> Dataset:
     return _module(name).DATASET
 
 
+def has_files_described(name: str) -> bool:
+    """Tells whether a set has files, and a description without them."""
+    return name != _DESCRIBED_BY_USER and _module(name).DATASET.needs_data_dir
+
+
 def find(
     name: str,
     data_dir: str | os.PathLike | None = None,
