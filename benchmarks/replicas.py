@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from benchmarks import rows
 
@@ -103,6 +103,7 @@ def _measure() -> dict[str, float]:
     from auto_deeplab_tf.training import distribution, dry_run, loop
     from auto_deeplab_tf.training.bilevel import BilevelModel
 
+    logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every exchange
     distribution.set_threads(1, 1)
     name = "multi_worker_mirrored" if FLAGS.role == "worker" else "one_device"
     size = (FLAGS.crop_size, FLAGS.crop_size)
