@@ -283,6 +283,13 @@ def test_folders_outside_of_the_set_are_refused(tmp_path, key, name):
         FolderConfig.load(tmp_path / "dataset.json")
 
 
+@pytest.mark.parametrize("group", ["(", "(?", "a{99999999999999999999}", "(" * 3000, 3])
+def test_groups_that_are_no_regular_expressions(tmp_path, group):
+    (tmp_path / "dataset.json").write_text(json.dumps({"classes": ["a", "b"], "group": group}))
+    with pytest.raises(UserError, match="group must be .* a regular expression"):
+        FolderConfig.load(tmp_path / "dataset.json")
+
+
 def test_folders_inside_of_the_set_are_taken(tmp_path):
     for name in ("left images", "a/b", ".", "a..b/c"):
         (tmp_path / "dataset.json").write_text(

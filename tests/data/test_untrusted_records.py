@@ -163,7 +163,8 @@ def changed_records(draw, whole):
         if change == "drop":
             del arrays[name]
         elif change == "cast":
-            arrays[name] = array.astype(draw(st.sampled_from(["f8", "U9", "S9", "i8", "u8"])))
+            kinds = ["U9", "S9"] if array.dtype.kind == "S" else ["f8", "U9", "i8", "u8"]
+            arrays[name] = array.astype(draw(st.sampled_from(kinds)))
         elif change == "shape":
             arrays[name] = draw(st.sampled_from([array[:0], array[None], array[:-1], array[0]]))
         elif change == "value" and array.dtype.kind == "i":
@@ -211,8 +212,31 @@ def test_images_are_decoded_at_their_size_only(tmp_path, whole, name):
         if name in ("good", "jpeg"):
             read(tmp_path)
         else:
-            with pytest.raises(UserError, match="cannot be read as an example of its data"):
+            with pytest.raises(UserError, match="cannot be read as an example") as caught:
                 read(tmp_path)
+            if name in ("size", "jpeg size", "huge", "negative"):  # before it is decoded
+                assert "an image has another size than its index" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shards", 1),
+        ("shards", -1),
+        ("offsets", -1),
+        ("group_codes", 1),
+        ("sizes", 0),
+        ("ids", b"z"),
+        ("ids", b"\xff"),
+        ("group_names", b"\xff"),
+    ],
+)
+def test_numbers_and_texts_that_no_index_should_have(tmp_path, whole, name, value):
+    arrays = arrays_of(whole[INDEX])
+    arrays[name][-1 if value == b"\xff" else 0] = value
+    write(tmp_path, {**whole, INDEX: npz(arrays)})
+    with pytest.raises(UserError, match=f"{INDEX} is damaged"):
+        Source(tmp_path, "train", INFO)
 
 
 def test_images_that_no_index_should_have(tmp_path, whole):
