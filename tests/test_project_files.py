@@ -42,9 +42,9 @@ def declared(*requirements):
     ("folder", "extras"),
     [
         # dev: JAX, for the fast paths on that backend.
-        ("auto_deeplab_tf", ("references", "media", "dev")),
+        ("auto_deeplab_tf", ("references", "media", "ray", "dev")),
         ("export", ("export",)),
-        ("benchmarks", ("export", "references", "dev")),
+        ("benchmarks", ("export", "references", "openvino", "dev")),
         ("tests", ("export", "references", "media", "dev")),
     ],
 )

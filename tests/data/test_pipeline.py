@@ -166,7 +166,7 @@ def test_options_of_the_flags(numbered_source):
     )  # fmt: skip
     assert pipeline.batch_options(options) == {
         "crop_size": (40, 48), "batch_size": 3, "scale_range": (0.75, 1.5), "flip": False,
-        "seed": 7, "crop_tries": 4, "color_jitter": 0.25, "data_service": None,
+        "seed": 7, "crop_tries": 4, "color_jitter": 0.25, "data_service": None, "shard_by": "rows",
     }  # fmt: skip
 
 
