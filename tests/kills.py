@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 
 import commands as commands_lib
 import numpy as np
@@ -142,6 +143,8 @@ def _serve():
                 _command(**json.loads(line))
             except SystemExit as end:
                 code = end.code
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
