@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -71,6 +72,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def is_partial(name: str) -> bool:
+    """Tells whether a file is what a kill left of `write_atomically`, by its name."""
+    return re.fullmatch(r"\.\d+-\d+\.partial", name) is not None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

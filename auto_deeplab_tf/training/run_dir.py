@@ -13,7 +13,7 @@ from typing import Any
 from auto_deeplab_tf import config as config_lib
 from auto_deeplab_tf.data import records
 from auto_deeplab_tf.errors import FieldError, UserError
-from auto_deeplab_tf.files import AnyPath, as_path, write_text
+from auto_deeplab_tf.files import AnyPath, as_path, is_partial, write_text
 
 FLAGS_FILE = "flags.txt"
 DATA_FILE = "data.json"
@@ -72,9 +72,7 @@ class RunDir:
                     f"{self.path} belongs to a run with other options: {'; '.join(conflicts)}. "
                     f"Name another {setting}, or give the options of that run."
                 )
-        elif (
-            writes and self.path.exists() and any(e.name != _LOCK_FILE for e in self.path.iterdir())
-        ):
+        elif writes and self.path.exists() and not all(map(_is_left_over, self.path.iterdir())):
             raise UserError(
                 f"{self.path} is not empty and holds no run (no {FLAGS_FILE}): "
                 f"name an empty or a new folder as {setting}."
@@ -114,6 +112,10 @@ class RunDir:
                 "search may decode another architecture.",
                 file=sys.stderr,
             )
+        if isinstance(self.path, Path):  # and so locked: nobody is writing these
+            for path in self.path.rglob(".*.partial"):
+                if is_partial(path.name):
+                    path.unlink()
         write_text(self / FLAGS_FILE, config_lib.flags_text(self._options.with_absolute_paths()))
         return self
 
@@ -156,6 +158,11 @@ class RunDir:
             )
             path.unlink()
         self.record(DATA_FILE, {"records": records.VERSION, **fingerprints})
+
+
+def _is_left_over(path: AnyPath) -> bool:
+    """Tells whether a file is all that a run left which was killed before it wrote its flags."""
+    return path.name == _LOCK_FILE or is_partial(path.name)
 
 
 class MetricsFile:
