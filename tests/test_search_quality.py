@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pathlib
 import subprocess
 import sys
 import types
@@ -309,6 +310,12 @@ def test_operations_are_counted_by_their_kind():
     architecture = Architecture((0,), cell, "separable")
     counted = [trainings.operations_of_kind(architecture, kind) for kind in ("skip", "pool")]
     assert counted == [3, 2]
+
+
+def test_a_row_s_command_names_no_folder_of_this_machine():
+    command = ["python", "--data_dir=/a b/data", "--cache_dir=/a b/work/cache"]
+    places = {"WORK": pathlib.Path("/a b/work"), "DATA": pathlib.Path("/a b/data")}
+    assert trainings._portable(command, places) == "python --data_dir=DATA --cache_dir=WORK/cache"
 
 
 def test_a_failing_command_is_named_and_its_seconds_add_up(tmp_path):

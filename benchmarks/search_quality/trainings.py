@@ -12,7 +12,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,10 +139,18 @@ def train(
     row |= {
         "seconds": round(seconds),
         "search_seconds": training.search_seconds,
-        "command": shlex.join(part.replace(str(work_dir), "WORK") for part in command),
+        "command": _portable(command, {"WORK": work_dir, "DATA": data_dir}),
         "commit": rows.machine()["commit"],
     }
     return {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
+
+
+def _portable(command: Sequence[str], places: Mapping[str, pathlib.Path]) -> str:
+    """Returns a command with names in place of this machine's folders."""
+    parts = list(command)
+    for name, place in places.items():
+        parts = [part.replace(str(place), name) for part in parts]
+    return shlex.join(parts)
 
 
 def operations_of_kind(architecture: Architecture, kind: str) -> int:
