@@ -82,8 +82,8 @@ def sampled_architecture(
         move = _move(generator, np.exp(log_moves[level]))
         log_prob += float(log_moves[level, move + 1])
         levels.append(level + move)
-    alpha = decoding.log_softmax_alpha(logits.alpha)
-    cell = decoding.decode_cell(alpha + generator.gumbel(size=alpha.shape), logits.edge)
+    noise = generator.gumbel(size=logits.alpha.shape)
+    cell = decoding.decode_cell(logits.alpha + noise, logits.edge)
     return Architecture(tuple(levels), cell, atrous, {"sampled": {"seed": seed}}), log_prob
 
 

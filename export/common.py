@@ -18,7 +18,7 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,6 +113,22 @@ def check_output_file(path: str | os.PathLike[str], suffix: str) -> pathlib.Path
     if path.is_dir():
         raise UserError(f"output={path} is a folder; give the name of a {suffix} file.")
     return path
+
+
+def check_precision(
+    precision: str, allowed: Iterable[str], calibration_dir: str | os.PathLike[str] | None
+) -> None:
+    """Checks that a precision is one of those allowed, and int8 alone is calibrated.
+
+    Raises:
+        UserError: If not.
+    """
+    if precision not in allowed:
+        raise UserError(f"precision={precision} must be one of {', '.join(allowed)}.")
+    if (precision == "int8") != (calibration_dir is not None):
+        raise UserError(
+            f"a calibration_dir goes with int8, and only with it. Received: {precision}"
+        )
 
 
 def random_images(
@@ -273,6 +289,9 @@ class Tolerance:
 # For float32 arithmetic in another order. Measured: 1e-7 to 1e-5; of a network after 8 steps, whose
 # logits reach some hundreds, up to 6e-4 at single pixels and 1.1e-5 on average.
 EXACT = Tolerance(same_class=0.999, max_error=1e-3, mean_error=1e-4, tie=1e-4)
+
+# 8 bits cost accuracy; a file far below these is broken, not rounded.
+INT8 = Tolerance(same_class=0.90, max_error=1.0, mean_error=0.10, tie=1e-3)
 
 
 def compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,9 @@ import tensorflow as tf
 from auto_deeplab_tf.data import image_files as data_files
 from auto_deeplab_tf.data import resizing
 from auto_deeplab_tf.errors import UserError
+from export import common
 
+MAX_CALIBRATION_IMAGES = 100
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 HEADER_BYTES = 24  # of a PNG file up to the end of its width and height
@@ -211,6 +214,34 @@ def resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
         float32 [height, width, C], whole numbers 0..255.
     """
     return tf.clip_by_value(tf.round(resizing.resize(image, size)), 0.0, 255.0)
+
+
+def calibration_images(
+    calibration_dir: str | os.PathLike[str] | None,
+    size: tuple[int, int],
+    channels: int,
+    max_checked: int,
+) -> tuple[list[pathlib.Path], np.ndarray]:
+    """Returns the images that ranges are measured on, and those that predictions are compared on.
+
+    Args:
+        calibration_dir: Folder of images; None: nothing is measured, and generated images serve.
+        size: (height, width) that they are resized to.
+        channels: Channels of the network's images.
+        max_checked: How many images of the folder are compared, at most.
+
+    Returns:
+        Up to 100 files; float32 [N, height, width, channels].
+
+    Raises:
+        MissingFileError: If there is no such folder, or no image in it.
+        UserError: If an image cannot be decoded.
+    """
+    if calibration_dir is None:
+        return [], common.random_images(4, size, channels=channels)
+    checked = common.find_images(calibration_dir, max_checked)
+    images = np.stack([read(path, size, channels) for path in checked])
+    return common.find_images(calibration_dir, MAX_CALIBRATION_IMAGES), images
 
 
 def read(path: pathlib.Path, size: tuple[int, int], channels: int = 3) -> np.ndarray:

@@ -25,9 +25,6 @@ OPSET = 17
 BATCH = "batch"
 """Name of the first dimension of a file whose number of images is free."""
 
-# 8 bits cost accuracy; a file far below these is broken, not rounded. As of TFLite's int8.
-INT8_TOLERANCE = common.Tolerance(same_class=0.90, max_error=1.0, mean_error=0.10, tie=1e-3)
-
 
 def convert(graph: pathlib.Path, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Converts a SavedModel: images -> class_ids, as in `model.FixedGraph`.

@@ -34,7 +34,6 @@ cli.define(config.TensorRTConfig)
 ROUTES = ("onnx", "tf_trt")
 PRECISIONS = ("float32", "float16", "int8")
 CHECKED_IMAGES = 4
-MAX_CALIBRATION_IMAGES = 100
 # Of the engine's profile where the number of images is free: least, best, most.
 BATCHES = (1, 4, 8)
 
@@ -77,12 +76,7 @@ def export_tensorrt(
     """
     if route not in ROUTES:
         raise UserError(f"route={route} must be one of {', '.join(ROUTES)}.")
-    if precision not in PRECISIONS:
-        raise UserError(f"precision={precision} must be one of {', '.join(PRECISIONS)}.")
-    if (precision == "int8") != (calibration_dir is not None):
-        raise UserError(
-            f"a calibration_dir goes with int8, and only with it. Received: {precision}"
-        )
+    common.check_precision(precision, PRECISIONS, calibration_dir)
     if route == "tf_trt" and (precision != "float32" or dynamic_batch):
         raise UserError("precision and dynamic_batch are for route=onnx.")
     size = common.check_input_size(input_size)
@@ -104,12 +98,9 @@ def export_tensorrt(
 
     segmenter = model_lib.load(model)
     channels = segmenter.input_channels
-    if calibration_dir is None:
-        calibration, images = [], common.random_images(CHECKED_IMAGES, size, channels=channels)
-    else:
-        calibration = common.find_images(calibration_dir, MAX_CALIBRATION_IMAGES)
-        checked = common.find_images(calibration_dir, CHECKED_IMAGES)
-        images = np.stack([image_files.read(path, size, channels) for path in checked])
+    calibration, images = image_files.calibration_images(
+        calibration_dir, size, channels, CHECKED_IMAGES
+    )
     # Before the export, so that nothing the export does to the weights can hide in it.
     reference = model_lib.reference(segmenter, images)
     metadata = model_lib.describe(segmenter) | {
@@ -125,7 +116,7 @@ def export_tensorrt(
             result.write_bytes(converted.SerializeToString())
             tolerance = common.EXACT
             if precision == "int8":
-                tolerance = onnx_lib.INT8_TOLERANCE
+                tolerance = common.INT8
                 read = (image_files.read(path, size, channels)[None] for path in calibration)
                 onnx_lib.quantize(result, read)
             agreement = onnx_lib.check(result, images, reference, tolerance)

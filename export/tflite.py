@@ -26,7 +26,6 @@ from export import common
 
 cli.define(config.TFLiteConfig)
 
-MAX_CALIBRATION_IMAGES = 100
 MAX_CHECKED_IMAGES = 8
 
 # Weights of 11 (float16) or 8 bits cost accuracy; a file far below these is broken, not rounded.
@@ -34,7 +33,7 @@ TOLERANCES = {
     "float32": common.EXACT,
     "float16": common.Tolerance(same_class=0.99, max_error=0.1, mean_error=0.01, tie=1e-3),
     "dynamic": common.Tolerance(same_class=0.95, max_error=1.0, mean_error=0.05, tie=1e-3),
-    "int8": common.Tolerance(same_class=0.90, max_error=1.0, mean_error=0.10, tie=1e-3),
+    "int8": common.INT8,
 }
 
 
@@ -65,12 +64,7 @@ def export_tflite(
         ImportError: If LiteRT is not installed.
         common.Disagreement: If the file disagrees with the Keras model.
     """
-    if precision not in TOLERANCES:
-        raise UserError(f"precision={precision} must be one of {', '.join(TOLERANCES)}.")
-    if (precision == "int8") != (calibration_dir is not None):
-        raise UserError(
-            f"a calibration_dir goes with int8, and only with it. Received: {precision}"
-        )
+    common.check_precision(precision, TOLERANCES, calibration_dir)
     output = common.check_output_file(output, ".tflite")
     size = common.check_input_size(input_size)
     common.require("ai_edge_litert.interpreter")
@@ -81,12 +75,9 @@ def export_tflite(
 
     segmenter = model_lib.load(model)
     channels = segmenter.input_channels
-    if calibration_dir is None:
-        calibration, images = [], common.random_images(4, size, channels=channels)
-    else:
-        calibration = common.find_images(calibration_dir, MAX_CALIBRATION_IMAGES)
-        checked = common.find_images(calibration_dir, MAX_CHECKED_IMAGES)
-        images = np.stack([image_files.read(path, size, channels) for path in checked])
+    calibration, images = image_files.calibration_images(
+        calibration_dir, size, channels, MAX_CHECKED_IMAGES
+    )
     # Before the export, so that nothing the export does to the weights can hide in it.
     reference = model_lib.reference(segmenter, images)
     metadata = model_lib.describe(segmenter) | {"input_size": size, "precision": precision}

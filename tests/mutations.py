@@ -1,7 +1,9 @@
 """Files as an attacker or a bad disk leaves them: Hypothesis strategies, alike at each run."""
 
 import copy
+import io
 import json
+import zipfile
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,15 @@ class Raw(str):
 
 class Twice(dict):
     """An object whose first key comes twice."""
+
+
+def packed(members, compression=zipfile.ZIP_STORED):
+    """An archive of (name or ZipInfo, content)."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return stream.getvalue()
 
 
 def deep(levels):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from commands import check_refused, run
 from hypothesis import strategies as st
-from mutations import NASTY, changed_bytes, changed_json, dump, hold, refused
+from mutations import NASTY, changed_bytes, changed_json, dump, hold, packed, refused
 
 from auto_deeplab_tf import decoding, untrusted
 from auto_deeplab_tf.architecture import Architecture
@@ -151,14 +151,6 @@ BAD_ARRAYS = [
 ]
 
 
-def _npz(members, compression=zipfile.ZIP_STORED):
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", compression) as archive:
-        for name, content in members:
-            archive.writestr(name, content)
-    return stream.getvalue()
-
-
 @st.composite
 def _changed_npz(draw):
     arrays = [(f"{name}.npy", _npy(array)) for name, array in GOOD.items()]
@@ -171,8 +163,10 @@ def _changed_npz(draw):
     elif kind == "names":
         name = draw(st.sampled_from(["beta.npy", "edge.npy", "../x", "/x", "operations.npy", "x"]))
         arrays.append((name, arrays[at][1]))
-    packed = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]))
-    content = _npz(arrays, packed if kind == "packed" else zipfile.ZIP_STORED)
+    compression = draw(
+        st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+    )
+    content = packed(arrays, compression if kind == "packed" else zipfile.ZIP_STORED)
     return draw(changed_bytes(content)) if kind == "bytes" else content
 
 
@@ -198,7 +192,7 @@ def test_logits(folder, count):
 @pytest.mark.parametrize("array", BAD_ARRAYS, ids=range(len(BAD_ARRAYS)))
 def test_arrays_that_are_not_what_they_declare(folder, array, little_memory):
     path = folder / "bad.npz"
-    path.write_bytes(_npz([("alpha.npy", array), ("beta.npy", _npy(GOOD["beta"]))]))
+    path.write_bytes(packed([("alpha.npy", array), ("beta.npy", _npy(GOOD["beta"]))]))
     with pytest.raises(UserError, match="is not a complete .npz file of numbers"):
         decoding.load_logits(path)
     assert not os.path.exists("canary")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from commands import check_refused, run
 from hypothesis import strategies as st
-from mutations import NASTY, changed_bytes, changed_json, hold, places, refused
+from mutations import NASTY, changed_bytes, changed_json, hold, packed, places, refused
 
 from auto_deeplab_tf import Segmenter, build_supernet, untrusted
 from auto_deeplab_tf.architecture import Architecture, Edge
@@ -45,15 +45,6 @@ def members(folder):
     model.save(folder / "whole.keras")
     with zipfile.ZipFile(folder / "whole.keras") as archive:
         return {name: archive.read(name) for name in archive.namelist()}
-
-
-def packed(members, compression=zipfile.ZIP_STORED):
-    """An archive of (name or ZipInfo, content)."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", compression) as archive:
-        for name, content in members:
-            archive.writestr(name, content)
-    return stream.getvalue()
 
 
 def with_config(members, change):

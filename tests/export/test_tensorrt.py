@@ -152,7 +152,7 @@ def test_int8_with_any_number_of_images(model_file, tmp_path, photos, answer):
     exported = tensorrt.export_tensorrt(
         model_file, output, (49, 65), "onnx", "int8", photos, dynamic_batch=True
     )
-    assert exported.agreement.same_class >= onnx_lib.INT8_TOLERANCE.same_class
+    assert exported.agreement.same_class >= common.INT8.same_class
     assert exported.agreement.max_error > common.EXACT.max_error  # it does compute in 8 bits
     assert onnx_lib.input_shape(output) == (None, 49, 65, 3)
     nodes = onnx.load(str(output)).graph.node
