@@ -317,7 +317,7 @@ class _Training:
             options.batch_size,
             options.validation_images,
             self._scored,
-            distribution.share(),
+            share=distribution.share(),
         )
         loss, matrix = model.score(batches)
         result = scores(matrix)

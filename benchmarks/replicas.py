@@ -23,15 +23,18 @@ from benchmarks import rows
 
 PATH = rows.RESULTS / "replicas.csv"
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("crop_size", 65, "height and width of the crops", lower_bound=32)
-flags.DEFINE_integer("batch_size", 4, "crops of each half, over all workers", lower_bound=1)
-flags.DEFINE_integer("num_layers", 4, "L", lower_bound=1)
-flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
-flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
-flags.DEFINE_integer("iterations", 5, "iterations that are timed", lower_bound=1)
-flags.DEFINE_integer("workers", 2, "processes", lower_bound=2)
-flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
-flags.DEFINE_enum("role", "parent", ["parent", "one", "worker"], "for the processes it starts")
+
+
+def define_flags() -> None:
+    flags.DEFINE_integer("crop_size", 65, "height and width of the crops", lower_bound=32)
+    flags.DEFINE_integer("batch_size", 4, "crops of each half, over all workers", lower_bound=1)
+    flags.DEFINE_integer("num_layers", 4, "L", lower_bound=1)
+    flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
+    flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
+    flags.DEFINE_integer("iterations", 5, "iterations that are timed", lower_bound=1)
+    flags.DEFINE_integer("workers", 2, "processes", lower_bound=2)
+    flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
+    flags.DEFINE_enum("role", "parent", ["parent", "one", "worker"], "for the processes it starts")
 
 
 def environments(count: int) -> list[dict[str, str]]:
@@ -164,4 +167,5 @@ def _exchange_seconds(count: int) -> float:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -32,6 +32,12 @@ class AtrousConv2D(keras.layers.Conv2D):
             **{"kernel_initializer": "he_normal", "data_format": "channels_last", **kwargs},
         )
 
+    def call(self, inputs: Tensor, scale: Tensor | None = None, offset: Any = None) -> Tensor:
+        """Computes the layer; `scale` and `offset`, float32 [D], are applied to the convolution."""
+        if scale is None:
+            return super().call(inputs)
+        return self.convolution_op(inputs, backend.read(self.kernel) * scale) + offset
+
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """Computes the convolution without bias and activation."""
         rate = self.dilation_rate[0]
@@ -51,12 +57,13 @@ class AtrousDepthwiseConv2D(keras.layers.DepthwiseConv2D):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"data_format": "channels_last", **kwargs})
 
-    def call(self, inputs: Tensor) -> Tensor:
-        """Computes the convolution."""
-        return self.convolution_op(inputs, self.kernel)
+    def call(self, inputs: Tensor, scale: Tensor | None = None, offset: Any = None) -> Tensor:
+        """Computes the convolution; `scale` and `offset`, float32 [C], are applied to it."""
+        if scale is None:
+            return self._convolve(inputs, self.kernel)
+        return self._convolve(inputs, backend.read(self.kernel) * scale[:, None]) + offset
 
-    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        """Computes the convolution with a kernel [k, k, C, 1]."""
+    def _convolve(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return atrous_depthwise_conv(
             inputs, kernel, self.dilation_rate, strides=self.strides, padding=self.padding
         )
@@ -154,7 +161,6 @@ def _normalized(
     """A convolution without bias, then its normalisation."""
     if batch_norm.takes_batch_statistics(training) or conv.compute_dtype != "float32":
         return batch_norm(conv(features), training=training)
+    # A call of the layer, as `counting` watches them.
     scale, offset = batch_norm.scale_and_offset()
-    if isinstance(conv, AtrousDepthwiseConv2D):
-        scale = scale[:, None]  # Its kernel ends in [C, 1].
-    return conv.convolution_op(features, backend.read(conv.kernel) * scale) + offset
+    return conv(features, scale=scale, offset=offset)
