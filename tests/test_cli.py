@@ -18,7 +18,9 @@ ENTRY_POINT = '''
 A second paragraph.
 """
 
+import atexit
 import signal
+import sys
 import time
 
 from absl import logging
@@ -31,6 +33,11 @@ cli.define(config.SearchConfig)
 
 class ResourceExhaustedError(Exception):
     """Named as TensorFlow's."""
+
+
+class EndsSlowly:
+    def __del__(self):
+        print("torn down", flush=True)
 
 
 def main():
@@ -53,6 +60,11 @@ def main():
     if options.dataset == "wait":
         print("waiting", flush=True)
         time.sleep(60)
+    if options.dataset == "slow_end":
+        global at_the_end
+        at_the_end = EndsSlowly()
+        atexit.register(print, "at exit", flush=True)
+        sys.exit(143)
     if options.dataset == "text":
         print(config.flags_text(options), end="")
     logging.info("a library tells")
@@ -364,3 +376,14 @@ def test_entry_points_can_be_imported_together():
         modules.append(module)
     assert cli._config_of_module["SearchConfig"] is config.SearchConfig
     assert cli._config_of_module["TrainConfig"] is config.TrainConfig
+
+
+@pytest.mark.parametrize("strategy", ["one_device", "multi_worker_mirrored"])
+def test_a_worker_of_several_exits_without_what_tensorflow_takes_a_minute_for(
+    strategy, entry_point
+):
+    code, output, _ = entry_point(
+        "--run_dir=a", "--dataset=slow_end", f"--distribution_strategy={strategy}"
+    )
+    torn_down = ["torn down"] if strategy == "one_device" else []
+    assert (code, output.splitlines()) == (143, ["at exit", *torn_down])
