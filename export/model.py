@@ -15,6 +15,7 @@ import tensorflow as tf
 import auto_deeplab_tf
 from auto_deeplab_tf.data import resizing
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.segmentation_network import CHANNEL_NAMES
 from auto_deeplab_tf.segmenter import Segmenter
 from auto_deeplab_tf.served import load_segmenter
@@ -154,4 +155,6 @@ class FixedGraph(tf.Module):
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes a SavedModel whose one signature is `serving_default`."""
-        tf.saved_model.save(self, str(folder), signatures={"serving_default": self.serve})
+        # The formats that this becomes have TensorFlow's resizing, and no XLA behind it.
+        with backend.resizing_by("kernel"):
+            tf.saved_model.save(self, str(folder), signatures={"serving_default": self.serve})

@@ -71,8 +71,45 @@ def convert(graph: pathlib.Path, metadata: Mapping[str, str]) -> onnx.ModelProto
         first = value.type.tensor_type.shape.dim[0]
         if not first.HasField("dim_value"):
             first.dim_param = BATCH
+    _resize_to_whole_sizes(model)
     package.helper.set_model_props(model, dict(metadata))
     return model
+
+
+def _resize_to_whole_sizes(model: onnx.ModelProto) -> None:
+    """Gives every Resize the height and width of its result in place of its scales.
+
+    tf2onnx writes scales, and a scale in float32 times a size can fall short of a whole number by
+    so little that the result loses a row.
+    """
+    onnx = common.require("onnx")
+    graph = model.graph
+    resizes = [node for node in graph.node if node.op_type == "Resize"]
+    scales = {node.input[2] for node in resizes}
+    unused = scales | {node.input[1] for node in resizes}
+    for value in graph.initializer:
+        if value.name in scales:
+            factors = onnx.numpy_helper.to_array(value) * np.float32(1 + 1e-6)
+            value.CopyFrom(onnx.numpy_helper.from_array(factors, value.name))
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred.value_info}
+    for node in resizes:
+        shape = shapes[node.output[0]]
+        height, width = (dimension.dim_value for dimension in shape[2:])
+        sizes, new = f"{node.name}_sizes", f"{node.name}_new_size"
+        if shape[0].HasField("dim_value"):
+            known = np.array([shape[0].dim_value, shape[1].dim_value, height, width], np.int64)
+            graph.initializer.append(onnx.numpy_helper.from_array(known, sizes))
+        else:
+            kept = f"{node.name}_kept_size"
+            known = np.array([height, width], np.int64)
+            graph.initializer.append(onnx.numpy_helper.from_array(known, new))
+            at = next(i for i, each in enumerate(graph.node) if each.name == node.name)
+            graph.node.insert(at, onnx.helper.make_node("Concat", [kept, new], [sizes], axis=0))
+            graph.node.insert(at, onnx.helper.make_node("Shape", [node.input[0]], [kept], end=2))
+        node.input[:] = [node.input[0], "", "", sizes]
+    for value in [each for each in graph.initializer if each.name in unused]:
+        graph.initializer.remove(value)
 
 
 def quantize(file: pathlib.Path, samples: Iterable[np.ndarray]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf.files import LiteralPath
+from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.segmenter import Segmenter
 from export import common, image_files
@@ -109,7 +110,9 @@ class ServedSegmenter(tf.Module):
             signatures["encoded_image"] = tf.function(
                 self._encoded_image, input_signature=[vector[tf.string]]
             )
-        tf.saved_model.save(self, str(folder), signatures=signatures)
+        # Whoever serves this may have XLA compile it, on whatever device.
+        with backend.resizing_by("gather"):
+            tf.saved_model.save(self, str(folder), signatures=signatures)
 
     def _logits_of_any_batch(self, images: tf.Tensor) -> tf.Tensor:
         # Convolutions of an empty batch fail on CPU: one black image takes its place.

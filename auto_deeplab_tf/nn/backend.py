@@ -70,6 +70,7 @@ def has_fast_cpu_kernels() -> bool:
 
 _plain_only: contextvars.ContextVar[bool] = contextvars.ContextVar("plain_only", default=False)
 _on_keep: contextvars.ContextVar[Any] = contextvars.ContextVar("on_keep", default=None)
+_resizing: contextvars.ContextVar[str | None] = contextvars.ContextVar("resizing", default=None)
 
 
 @contextlib.contextmanager
@@ -85,6 +86,32 @@ def setting(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]
 def plain_kernels() -> contextlib.AbstractContextManager[None]:
     """A context in which the plain defaults serve: the form that XLA compiles."""
     return setting(_plain_only, True)
+
+
+def resizing_by(form: str) -> contextlib.AbstractContextManager[None]:
+    """A context in which resizing takes one form, on whatever device; `nn/resize.py` has them.
+
+    Args:
+        form: "kernel", "gather" or "product".
+    """
+    return setting(_resizing, form)
+
+
+def resizing_form(images: Tensor) -> str:
+    """Returns how these images are resized: as the context says, else the fastest that is right.
+
+    XLA computes other values than TensorFlow's kernel at some sizes (5 -> 97), so the kernel serves
+    where XLA cannot come in.
+    """
+    if form := _resizing.get():
+        return form
+    single = keras.backend.standardize_dtype(images.dtype) == "float32"
+    return "kernel" if single and _takes_fast_path(images) else "product"
+
+
+def resize_kernel(images: Tensor, size: Sequence[Any]) -> Tensor:
+    """TensorFlow's bilinear resizing, corners aligned: float32 [N, h, w, C] -> [N, *size, C]."""
+    return tf.raw_ops.ResizeBilinear(images=images, size=size, align_corners=True)
 
 
 def keeping(

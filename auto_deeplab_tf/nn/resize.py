@@ -1,8 +1,15 @@
-"""Bilinear resizing with aligned corners, and averages over bins, as products with matrices.
+"""Bilinear resizing with aligned corners, and averages over bins.
 
-The authors' TF1 code aligned corners. `tf.image.resize` (half-pixel centres) is another function,
-and under XLA it is wrong at small odd sizes; a matrix product is exact on every backend and needs
-no special gradient.
+The authors' TF1 code aligned corners; `tf.image.resize` (half-pixel centres) is another function.
+Resizing has three forms of one value, to the rounding of float32:
+
+- kernel: TensorFlow's own operation, on CPU by far the fastest, and the one that ONNX and TFLite
+  have too. XLA gets it wrong at some sizes.
+- product: with a matrix for each axis. Right on every backend, under XLA, and in its gradient.
+- gather: two neighbours along each axis, weighted. Right wherever the product is, and much faster
+  where no gradient is asked for: the form of graphs that others serve.
+
+`backend.resizing_form` chooses.
 """
 
 from __future__ import annotations
@@ -36,13 +43,17 @@ def interpolation_matrix(size_out: Any, size_in: Any) -> Tensor:
         position = np.arange(size_out) * ((size_in - 1) / max(size_out - 1, 1))
         distance = np.abs(position[:, None] - np.arange(size_in)[None, :])
         return np.maximum(0.0, 1.0 - distance).astype("float32")
+    inputs = ops.cast(ops.arange(size_in), "float32")
+    return ops.maximum(0.0, 1.0 - ops.abs(_positions(size_out, size_in)[:, None] - inputs[None, :]))
+
+
+def _positions(size_out: Any, size_in: Any) -> Tensor:
+    """Returns where outputs lie among inputs, float32 [size_out]."""
     last_in = ops.cast(size_in - 1, "float32")
     last_out = ops.cast(ops.maximum(size_out - 1, 1), "float32")
     # Multiplied before it is divided: o * last_in is exact in float32, so whole positions stay
     # whole.
-    position = ops.cast(ops.arange(size_out), "float32") * last_in / last_out
-    inputs = ops.cast(ops.arange(size_in), "float32")
-    return ops.maximum(0.0, 1.0 - ops.abs(position[:, None] - inputs[None, :]))
+    return ops.cast(ops.arange(size_out), "float32") * last_in / last_out
 
 
 def resize_bilinear(images: Tensor, size: Sequence[Any]) -> Tensor:
@@ -56,13 +67,42 @@ def resize_bilinear(images: Tensor, size: Sequence[Any]) -> Tensor:
         float [N, height, width, C] in the dtype of `images`; `images` itself where the size is the
         same.
     """
-    _, height_in, width_in, _ = ops.shape(images)
+    form = backend.resizing_form(images)
+    height_in, width_in = ops.shape(images)[1:3]
     height, width = size
-    if not (isinstance(height, int) and isinstance(height_in, int) and height == height_in):
-        images = _combine_rows(interpolation_matrix(height, height_in), images)
-    if not (isinstance(width, int) and isinstance(width_in, int) and width == width_in):
-        images = backend.combine(interpolation_matrix(width, width_in), images)
+    keeps = [
+        isinstance(new, int) and isinstance(old, int) and new == old
+        for new, old in ((height, height_in), (width, width_in))
+    ]
+    if form == "kernel":
+        return images if all(keeps) else backend.resize_kernel(images, size)
+    # Rows last: they lie in one piece, and a map that grows then has fewer of them before.
+    if not keeps[1]:
+        images = (
+            _between_neighbours(images, width, width_in, axis=2)
+            if form == "gather"
+            else backend.combine(interpolation_matrix(width, width_in), images)
+        )
+    if not keeps[0]:
+        images = (
+            _between_neighbours(images, height, height_in, axis=1)
+            if form == "gather"
+            else _combine_rows(interpolation_matrix(height, height_in), images)
+        )
     return images
+
+
+def _between_neighbours(images: Tensor, size: Any, size_in: Any, axis: int) -> Tensor:
+    """Resizes along one axis: the neighbours of each position, weighted by their nearness."""
+    position = _positions(size, size_in)
+    before = ops.cast(ops.floor(position), "int32")
+    after = ops.minimum(before + 1, size_in - 1)
+    shape = [1, 1, 1, 1]
+    shape[axis] = -1
+    weight = ops.reshape(position - ops.cast(before, "float32"), shape)
+    first = ops.take(images, before, axis=axis)
+    difference = ops.take(images, after, axis=axis) - first
+    return first + difference * ops.cast(weight, images.dtype)
 
 
 def _combine_rows(matrix: Tensor, images: Tensor) -> Tensor:
