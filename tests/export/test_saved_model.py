@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -257,6 +258,20 @@ def test_the_network_is_in_the_file_once(functions, segmenter):
         layer for layer in segmenter._flatten_layers() if isinstance(layer, keras.layers.Conv2D)
     ]
     assert calls.count("Conv2D") == len(layers) > 10
+
+
+def test_no_operation_of_training_is_in_the_file(functions):
+    """Normalisations are part of the kernels; nothing is drawn, and no variable is written."""
+    calls = {
+        node.op
+        for function in functions
+        for node in function.node_def
+        # Reading the file is a function of the file, too.
+        if not function.signature.name.startswith("__inference__traced_restore")
+    }
+    assert {"Conv2D", "ReadVariableOp"} <= calls
+    assert not [op for op in calls if re.search("Norm|Random|Dropout|Moments|^Assign|Grad", op)]
+    assert calls.isdisjoint({"ResizeBilinear"}), "XLA gets it wrong"
 
 
 def test_the_loader_of_the_server_predicts_alike(exported, served, answer, tmp_path):

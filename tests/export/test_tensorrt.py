@@ -1,5 +1,6 @@
 """ONNX files at odd sizes, run by ONNX Runtime; the guard of TF-TRT."""
 
+import collections
 import json
 import shlex
 import shutil
@@ -67,6 +68,19 @@ def test_onnx_file(exported, segmenter):
     assert metadata["architecture_fingerprint"] == architecture.fingerprint
     assert json.loads(metadata["class_names"]) == list(segmenter.class_names)
     assert json.loads(metadata["input_size"]) == list(SIZE)
+
+
+def test_no_operation_of_training_is_in_the_file(exported):
+    """Normalisations are part of the kernels: Mul and Sub are those of the images."""
+    import onnx
+
+    counts = collections.Counter(node.op_type for node in onnx.load(str(exported.path)).graph.node)
+    assert (counts["Mul"], counts["Sub"], counts["ArgMax"]) == (1, 1, 1)
+    # The choice of the classes alone is left of what an inference takes beside these.
+    assert set(counts) <= {
+        *("Conv", "Relu", "Add", "Mul", "Sub", "MaxPool", "AveragePool", "GlobalAveragePool"),
+        *("Resize", "Concat", "Slice", "Expand", "Pad", "Reshape", "Transpose", "ArgMax", "Cast"),
+    }
 
 
 def test_atrous_convolutions_stay_convolutions(exported):

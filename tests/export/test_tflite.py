@@ -83,6 +83,17 @@ def test_int8_computes_in_integers(export):
     assert not [d["name"] for d in made.get_tensor_details() if d["dtype"] == np.float32]
 
 
+def test_no_operation_of_training_is_in_the_file(export):
+    """Normalisations are part of the kernels: MUL and SUB are those of the images."""
+    operators = [each["op_name"] for each in interpreter(export("float32").path)._get_ops_details()]
+    assert (operators.count("MUL"), operators.count("SUB")) == (1, 1)
+    assert set(operators) <= {
+        *("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MUL", "SUB", "RELU", "MAX_POOL_2D"),
+        *("AVERAGE_POOL_2D", "MEAN", "RESIZE_BILINEAR", "CONCATENATION", "STRIDED_SLICE", "SLICE"),
+        *("SPLIT", "SPLIT_V", "BROADCAST_TO", "PAD", "PADV2", "RESHAPE", "ARG_MAX", "DELEGATE"),
+    }
+
+
 @pytest.mark.slow
 def test_the_converter_still_needs_the_repair_of_broadcasts(
     export, model_file, calibration_dir, tmp_path, monkeypatch
