@@ -18,13 +18,9 @@ machines. A signal ends the trainings there at their last checkpoints.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import math
-import os
 import re
-import signal
-import subprocess
 import sys
 from typing import Any
 
@@ -32,7 +28,7 @@ from auto_deeplab_tf import cli, config, ray_cluster, selection
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.files import AnyPath, write_text
-from auto_deeplab_tf.process import seconds_since_start
+from auto_deeplab_tf.process import Completed, run_command, seconds_since_start
 from auto_deeplab_tf.training import termination
 
 cli.define(config.SelectConfig)
@@ -168,9 +164,9 @@ class _Selection:
         """Trains candidates up to the steps of a rung, and notes their scores."""
         if self._ray is None:
             for name in names:
-                self._note(name, rung, steps, _run(self._command(name, steps)))
+                self._note(name, rung, steps, run_command(self._command(name, steps)))
             return
-        run = self._ray.remote(**ray_cluster.resources(self._ray))(_run)
+        run = self._ray.remote(**ray_cluster.resources(self._ray))(run_command)
         running = {run.remote(self._command(name, steps)): name for name in names}
         ended = None
         while running:
@@ -207,7 +203,7 @@ class _Selection:
             command.append(f"--max_hours={left!r}")
         return command
 
-    def _note(self, name: str, rung: int, steps: int, result: tuple[int, float, str]) -> None:
+    def _note(self, name: str, rung: int, steps: int, result: Completed) -> None:
         """Notes what a training came to."""
         code, cpu_seconds, output = result
         spent = float(self._table.rows[name]["cpu_seconds"] or 0.0) + cpu_seconds
@@ -286,48 +282,6 @@ def _scores(metrics: AnyPath, rung: int) -> dict[str, Any]:
         f"loss_{rung}": sum(losses) / ends[-1],
         f"val_miou_{rung}": float(rows[-1]["val_miou"]),
     }
-
-
-def _run(command: list[str]) -> tuple[int, float, str]:
-    """Runs a command; returns (exit code, CPU seconds, what it wrote to stderr).
-
-    SIGTERM and Ctrl-C are passed on to it: a training saves, and ends with the code for them.
-    """
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=_end_with_parent,
-        start_new_session=True,  # else the terminal would send it Ctrl-C too
-    ) as process:
-        assert process.stderr is not None
-        before = {
-            number: signal.signal(number, lambda number, _: process.send_signal(number))
-            for number in numbers
-        }
-        try:
-            output = process.stderr.read()
-            _, status, usage = os.wait4(process.pid, 0)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    # Negative where the signal came before the command could take note of it.
-    code = 128 - process.returncode if -process.returncode in numbers else process.returncode
-    return code, usage.ru_utime + usage.ru_stime, output
-
-
-def _end_with_parent() -> None:
-    """Has Linux kill this process when its parent ends, however that ends.
-
-    A training that went on alone would hold its run folder when the selection is started again. It
-    resumes from its last checkpoint.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _print(result: dict[str, Any], options: config.SelectConfig) -> None:

@@ -1,8 +1,13 @@
-"""Memory and age of a process, by what Linux says of it and by what other systems do."""
+"""Memory and age of a process, on Linux and elsewhere; commands that it runs."""
 
+import concurrent.futures
+import os
+import pathlib
 import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -47,3 +52,69 @@ def test_the_age_counts_from_the_start_of_the_process():
 def test_other_systems_count_from_the_import(monkeypatch):
     monkeypatch.setattr(process.sys, "platform", "darwin")
     assert 0 <= process.seconds_since_start() <= time.monotonic() - process._IMPORTED
+
+
+SAVES = """
+import signal, sys, time
+def save(number, frame):
+    sys.exit(128 + number)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, save)
+open(sys.argv[1], "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_to_the_command(number, tmp_path):
+    started = tmp_path / "started"
+
+    def kill():
+        while not started.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    threading.Thread(target=kill).start()
+    code, *_ = process.run_command([sys.executable, "-c", SAVES, str(started)])
+    assert code == 128 + number
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    code, *_ = process.run_command(["sh", "-c", f"kill -{int(number)} $$; sleep 60"])
+    assert code == 128 + number
+
+
+PARENT = """
+import sys
+from auto_deeplab_tf.process import run_command
+run_command(["sh", "-c", f"echo $$ > {sys.argv[1]}; exec sleep 60"])
+"""
+
+
+def test_a_command_ends_when_its_parent_is_killed(tmp_path):
+    file = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(file)])
+    while not (file.exists() and file.read_text().strip()):
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    child = pathlib.Path("/proc", file.read_text().strip(), "stat")
+    end = time.monotonic() + 10
+    # What ended is a zombie where nobody waits for orphans.
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_thread_runs_commands_on_a_core_in_the_session_of_its_process(tmp_path):
+    code = (
+        "import os, sys; found = os.sched_getaffinity(0), os.getsid(0), os.getcwd(), os.environ;"
+        "print(*found, flush=True); print('and this', file=sys.stderr); sys.exit(3)"
+    )
+    core = max(os.sched_getaffinity(0))
+    settings = {"with_stdout": True, "core": core, "cwd": tmp_path, "env": {"ONLY": "1"}}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        done = pool.submit(process.run_command, [sys.executable, "-c", code], **settings).result()
+    session = os.getsid(0)
+    start = f"{{{core}}} {session} {tmp_path} environ({{'ONLY': '1'"
+    assert done.code == 3 and done.output.startswith(start), done.output
+    assert done.output.endswith("and this\n")

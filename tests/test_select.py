@@ -3,13 +3,8 @@
 import csv
 import json
 import math
-import os
 import pathlib
 import shutil
-import signal
-import sys
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -172,7 +167,7 @@ def test_halving_keeps_one_in_so_many_and_doubles_the_steps():
 
 
 class FakeTrainings:
-    """Stands for `select._run`: candidate n has the loss 10 - n / 10 and the mIoU n / 100."""
+    """Stands for `run_command`: candidate n has the loss 10 - n / 10 and the mIoU n / 100."""
 
     def __init__(self):
         self.commands, self.fail_at, self.diverging = [], None, ()
@@ -219,7 +214,7 @@ def selected(arguments, *more):
 def test_the_best_of_the_last_rung_wins_and_the_others_train_no_further(places, monkeypatch):
     folder, arguments = places
     trainings = FakeTrainings()
-    monkeypatch.setattr(select, "_run", trainings)
+    monkeypatch.setattr(select, "run_command", trainings)
     result = selected(arguments, "--num_random=5", "--json")
     # 8 steps in all: rungs after 1, 2 and 4; 5, 3 and 2 candidates. High numbers are good.
     assert trainings.commands == [
@@ -244,13 +239,13 @@ def test_a_selection_killed_at_any_training_ends_as_one_that_was_not(places, mon
     folder, arguments = places
     arguments = [*arguments, "--num_random=3", "--rungs=2", "--rank_by=val_miou", "--json"]
     whole = FakeTrainings()
-    monkeypatch.setattr(select, "_run", whole)
+    monkeypatch.setattr(select, "run_command", whole)
     selected(arguments)
     expected = (folder / "out" / "candidates.csv").read_bytes()
     for killed_at in range(len(whole.commands)):
         (folder / "out").rename(folder / f"old{killed_at}")
         trainings = FakeTrainings()
-        monkeypatch.setattr(select, "_run", trainings)
+        monkeypatch.setattr(select, "run_command", trainings)
         trainings.fail_at = killed_at
         with pytest.raises(KeyboardInterrupt):
             selected(arguments)
@@ -265,19 +260,19 @@ def test_a_candidate_that_diverges_comes_last_and_another_failure_ends_the_run(p
     folder, arguments = places
     trainings = FakeTrainings()
     trainings.diverging = (2,)
-    monkeypatch.setattr(select, "_run", trainings)
+    monkeypatch.setattr(select, "run_command", trainings)
     result = selected(arguments, "--num_random=3", "--rungs=1", "--json")
     assert result["candidate"] == "random-1"
     assert float(table(folder)["random-2"]["loss_1"]) == math.inf
     (folder / "out").rename(folder / "old")
-    monkeypatch.setattr(select, "_run", lambda command: (1, 0.0, "note\nerror: no room\n"))
+    monkeypatch.setattr(select, "run_command", lambda command: (1, 0.0, "note\nerror: no room\n"))
     with pytest.raises(RunError, match="the training of random-0 ended with 1: no room"):
         selected(arguments, "--num_random=3", "--json")
 
 
 def test_a_recipe_that_an_older_version_wrote_resumes(places, monkeypatch):
     folder, arguments = places
-    monkeypatch.setattr(select, "_run", FakeTrainings())
+    monkeypatch.setattr(select, "run_command", FakeTrainings())
     result = selected(arguments, "--num_random=2", "--rungs=1", "--json")
     (folder / "out" / "architecture.json").unlink()
     file = folder / "out" / "train.flags"
@@ -292,7 +287,9 @@ def test_a_clock_is_handed_on_to_trainings_and_ends_the_selection(places, monkey
     arguments = [*arguments, "--num_random=2", "--rungs=1", "--json", "--max_hours=2"]
     hours, given = 0.5, []
     monkeypatch.setattr(select, "seconds_since_start", lambda: 3600 * hours)
-    monkeypatch.setattr(select, "_run", lambda command: given.append(command[-1]) or (75, 1.0, ""))
+    monkeypatch.setattr(
+        select, "run_command", lambda command: given.append(command[-1]) or (75, 1.0, "")
+    )
     for line in ("the training of random-0", "candidates.csv"):
         with pytest.raises(SystemExit) as e:
             selected(arguments)
@@ -301,42 +298,13 @@ def test_a_clock_is_handed_on_to_trainings_and_ends_the_selection(places, monkey
         hours = 2.0  # over before the training is started
     assert given == ["--max_hours=1.5"]
     hours = 0.0
-    monkeypatch.setattr(select, "_run", FakeTrainings())
+    monkeypatch.setattr(select, "run_command", FakeTrainings())
     assert selected(arguments)["candidate"] == "random-1"
-
-
-SAVES = """
-import signal, sys, time
-def save(number, frame):
-    sys.exit(128 + number)
-for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, save)
-open(sys.argv[1], "w").close()
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_to_the_training(number, tmp_path):
-    started = tmp_path / "started"
-
-    def kill():
-        while not started.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    threading.Thread(target=kill).start()
-    code, *_ = select._run([sys.executable, "-c", SAVES, str(started)])
-    assert code == 128 + number
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
-    code, *_ = select._run(["sh", "-c", f"kill -{int(number)} $$; sleep 60"])
-    assert code == 128 + number
 
 
 def test_another_recipe_or_other_candidates_do_not_resume(places, monkeypatch):
     folder, arguments = places
-    monkeypatch.setattr(select, "_run", FakeTrainings())
+    monkeypatch.setattr(select, "run_command", FakeTrainings())
     selected(arguments, "--num_random=2", "--rungs=1", "--json")
     with pytest.raises(UserError, match="num_random=3 .*Name another output_dir"):
         selected(arguments, "--num_random=3", "--rungs=1", "--json")

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import pathlib
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.process import run_command
 from auto_deeplab_tf.search_space import operation
 from benchmarks import rows
 from benchmarks.search_quality import population
@@ -173,28 +173,18 @@ def run(command: Sequence[str], log: pathlib.Path, core: int | None) -> float:
         RuntimeError: If it fails, with the end of what it wrote.
     """
 
-    def bind() -> None:
-        if core is not None:
-            os.sched_setaffinity(0, {core})
-
-    process = subprocess.Popen(
+    result = run_command(
         [sys.executable, *command[1:]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=bind,
+        with_stdout=True,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
         cwd=FOLDER.parents[1],
+        core=core,
     )
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
     with log.open("a") as file:
-        file.write(f"{usage.ru_utime + usage.ru_stime:.3f}\n")
-    if process.returncode:
+        file.write(f"{result.cpu_seconds:.3f}\n")
+    if result.code:
         raise RuntimeError(
-            f"{shlex.join(command)} ended with {process.returncode}:\n{output[-2000:]}"
+            f"{shlex.join(command)} ended with {result.code}:\n{result.output[-2000:]}"
         )
     return sum(map(float, log.read_text().split()))
 
