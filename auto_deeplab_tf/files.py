@@ -56,26 +56,36 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         StorageError: Where it cannot be written.
     """
     target = as_path(path)
-    # Not longer than the file's own name, which may be as long as the file system allows.
-    partial = target.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with _replacing(target) as partial, partial.open("wb") as file:
             file.write(content)
             file.flush()
             if isinstance(target, Path):
                 os.fsync(file.fileno())
-        partial.replace(target)
     except OSError as error:
         remedy = "make room there, or name another folder"
         raise StorageError.of(target, error, remedy, len(content)) from error
+
+
+@contextlib.contextmanager
+def _replacing(target: AnyPath) -> Iterator[AnyPath]:
+    """Yields a file to write that takes the place of another at the end of `with`.
+
+    An error in `with` removes it; what a kill leaves is known by `is_partial`.
+    """
+    # Not longer than the file's own name, which may be as long as the file system allows.
+    partial = target.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        yield partial
+        partial.replace(target)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
 
 
 def is_partial(name: str) -> bool:
-    """Tells whether a file is what a kill left of `write_atomically`, by its name."""
+    """Tells whether a file is what a kill left of one that was being written, by its name."""
     return re.fullmatch(r"\.\d+-\d+\.partial", name) is not None
 
 
@@ -85,7 +95,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 @contextlib.contextmanager
-def read_locally(path: str | os.PathLike[str]) -> Iterator[Path]:
+def local_input(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a file of this machine to read: the file itself, or a copy for as long as `with`."""
     source = as_path(path)
     if isinstance(source, Path):
@@ -93,12 +103,12 @@ def read_locally(path: str | os.PathLike[str]) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / source.name
-        source.copy(source, copy)
+        source.download(copy)
         yield copy
 
 
 @contextlib.contextmanager
-def written_locally(path: str | os.PathLike[str]) -> Iterator[Path]:
+def local_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a file of this machine to write: the file itself, or one that is copied there.
 
     The copy is made at the end of `with`, atomically, unless an error ends it.
@@ -110,10 +120,8 @@ def written_locally(path: str | os.PathLike[str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / target.name
         yield copy
-        partial = target.with_name(f".{target.name}.partial")
-        partial.unlink(missing_ok=True)
-        partial.copy(copy, partial)
-        partial.replace(target)
+        with _replacing(target) as partial:
+            partial.upload(copy)
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:

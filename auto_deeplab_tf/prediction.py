@@ -13,7 +13,7 @@ from typing import Any
 from auto_deeplab_tf import ray_cluster, tiling, video
 from auto_deeplab_tf.config import PredictConfig
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.files import AnyPath, as_path, read_locally, write_text, written_locally
+from auto_deeplab_tf.files import AnyPath, as_path, local_input, local_output, write_text
 from auto_deeplab_tf.image_results import results_of, write_results
 
 # Of what the results of a folder are: written by a prediction that skips what is written.
@@ -111,7 +111,7 @@ def _predict_tiled(
     overlap = min(options.tile) // 8 if options.overlap is None else options.overlap
     palette = _palette(model)
     with (
-        read_locally(path) as local,
+        local_input(path) as local,
         tiling.open_windows(local, model.input_channels, options.max_image_pixels) as image,
     ):
         size = (min(options.tile[0], image.size[0]), min(options.tile[1], image.size[1]))
@@ -130,8 +130,8 @@ def _predict_tiled(
         mask, drawing = results_of(output_dir, path.stem)
         bits = 8 if model.num_classes <= 256 else 16
         with (
-            written_locally(mask) as local_mask,
-            written_locally(drawing) as local_drawing,
+            local_output(mask) as local_mask,
+            local_output(drawing) as local_drawing,
             tiling.PngWriter(local_mask, image.size, bits=bits) as masks,
             tiling.PngWriter(local_drawing, image.size, channels=3) as drawings,
         ):
@@ -170,7 +170,7 @@ def _predict_video(
         return overlay.overlay(frame, model.predict_class_ids(image, input_size=seen), palette)
 
     output = _overlay_of(path, output_dir)
-    with read_locally(path) as frames, written_locally(output) as local:
+    with local_input(path) as frames, local_output(output) as local:
         drawn = video.draw(frames, local, picture, options.max_image_pixels)
     return {"image": str(path), "overlay": str(output), **drawn}
 

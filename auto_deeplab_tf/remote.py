@@ -14,7 +14,7 @@ import functools
 import os
 import types
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tensorflow as tf
@@ -162,10 +162,16 @@ class RemotePath:
         with self.open("wb") as file:
             file.write(content)
 
-    def copy(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-        """Copies a file; one of the two is this path."""
+    def download(self, local: Path) -> None:
+        """Copies the file into a file of this machine."""
         with _python_errors(self):
-            _gfile.copy(os.fspath(source), os.fspath(target), overwrite=True)
+            _gfile.copy(str(self), str(local), overwrite=True)
+
+    def upload(self, local: Path) -> None:
+        """Writes the file, in place, as a copy of one of this machine."""
+        self.unlink(missing_ok=True)  # as in `open`
+        with _python_errors(self):
+            _gfile.copy(str(local), str(self), overwrite=True)
 
     def replace(self, target: RemotePath) -> None:
         """Renames a file, in place of one that has that name."""

@@ -18,7 +18,7 @@ import tensorflow as tf
 from auto_deeplab_tf import baselines
 from auto_deeplab_tf.data.resizing import resize_image
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
-from auto_deeplab_tf.files import AnyPath, LiteralPath, as_path, read_locally
+from auto_deeplab_tf.files import AnyPath, LiteralPath, as_path, local_input
 from auto_deeplab_tf.segmenter import Segmenter
 from auto_deeplab_tf.training.whole_images import with_area_of
 from auto_deeplab_tf.untrusted import check_keras_file
@@ -191,7 +191,7 @@ def load_segmenter(path: str | os.PathLike[str], name: str = "model") -> Segment
     rule = "give the model.keras that `python -m auto_deeplab_tf.train` or Segmenter.save wrote"
     if not as_path(path).is_file():
         raise MissingFileError(f"{name}={path}: no such file; {rule}")
-    with read_locally(path) as local:
+    with local_input(path) as local:
         try:
             found = check_keras_file(local)
         except UserError as error:

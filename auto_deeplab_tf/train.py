@@ -15,7 +15,7 @@ from typing import Any
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.errors import StorageError, UserError
-from auto_deeplab_tf.files import write_text, written_locally
+from auto_deeplab_tf.files import local_output, write_text
 from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
 
 cli.define(config.TrainConfig)
@@ -450,7 +450,7 @@ def _save(model: Any, path: Any) -> None:
     from auto_deeplab_tf.training import distribution
 
     try:
-        with written_locally(path) as local:
+        with local_output(path) as local:
             temporary = local.with_name(f".{local.stem}.partial.keras")
             try:
                 with distribution.own_variables():  # of the optimizer that is saved

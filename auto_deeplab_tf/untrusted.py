@@ -25,7 +25,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.files import as_path, read_locally
+from auto_deeplab_tf.files import as_path, local_input
 
 # Far above what the largest of these files has: a few 10 kB.
 MAX_JSON_BYTES = 2**22
@@ -49,7 +49,7 @@ def _open(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     source = as_path(path)
     if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
         raise UserError("not a regular file")
-    with read_locally(path) as local, open(local, "rb") as file:
+    with local_input(path) as local, open(local, "rb") as file:
         yield file
 
 

@@ -82,16 +82,30 @@ def test_a_remote_path_does_what_a_local_one_does(tmp_path, kind):
     assert sorted(folder.iterdir()) == sorted([file, folder / "b[1].txt"])
     assert list(folder.glob("*1*")) == [folder / "b[1].txt"]
     assert (folder / "b[1].txt").read_bytes() == b"1"
-    with files.read_locally(file) as local:
+    with files.local_input(file) as local:
         assert local.read_text("utf-8") == "new é"
-    with pytest.raises(ValueError, match="stopped"), files.written_locally(folder / "c") as local:
+    with pytest.raises(ValueError, match="stopped"), files.local_output(folder / "c") as local:
         local.with_name("d").write_text("3")
         raise ValueError("stopped")
-    with files.written_locally(folder / "c") as local:
+    with files.local_output(folder / "c") as local:
         local.write_text("2")
     assert (folder / "c").read_bytes() == b"2"
     files.remove_folder(folder)
     assert not folder.exists()
+
+
+def test_an_upload_that_fails_leaves_the_old_file_and_nothing_else(ram, monkeypatch):
+    (ram / "mask.png").write_bytes(b"old")
+
+    def fails(self, local):
+        self.write_bytes(local.read_bytes()[:1])
+        assert files.is_partial(self.name)
+        raise OSError("connection lost")
+
+    monkeypatch.setattr(type(ram), "upload", fails)
+    with pytest.raises(OSError, match="lost"), files.local_output(ram / "mask.png") as local:
+        local.write_bytes(b"new")
+    assert names(ram) == {"mask.png"} and (ram / "mask.png").read_bytes() == b"old"
 
 
 def test_a_filesystem_that_tensorflow_does_not_have_is_named(tmp_path):
