@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -92,6 +93,25 @@ def is_partial(name: str) -> bool:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file in UTF-8, atomically."""
     write_atomically(path, text.encode("utf-8"))
+
+
+def write_once(path: str | os.PathLike[str], value: Any, refusal: str) -> None:
+    """Writes a fact as JSON, or checks that the file holds the same one already.
+
+    Args:
+        path: The file.
+        value: What JSON can hold.
+        refusal: The error's message where the file holds another one.
+
+    Raises:
+        UserError: With `refusal`.
+    """
+    target = as_path(path)
+    text = json.dumps(value, indent=1) + "\n"
+    if not target.exists():
+        write_text(target, text)
+    elif target.read_text("utf-8") != text:
+        raise UserError(refusal)
 
 
 @contextlib.contextmanager

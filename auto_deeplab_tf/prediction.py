@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from auto_deeplab_tf import ray_cluster, tiling, video
 from auto_deeplab_tf.config import PredictConfig
 from auto_deeplab_tf.errors import UserError
-from auto_deeplab_tf.files import AnyPath, as_path, local_input, local_output, write_text
+from auto_deeplab_tf.files import AnyPath, as_path, local_input, local_output, write_once
 from auto_deeplab_tf.image_results import results_of, write_results
 
 # Of what the results of a folder are: written by a prediction that skips what is written.
@@ -195,14 +194,12 @@ def without_written(
         "model": _digest(options.model),
         **{name: getattr(options, name) for name in ("input_size", "tile", "overlap")},
     }
-    text = json.dumps(settings, indent=1) + "\n"
-    file = output_dir / _SETTINGS_FILE
-    if file.exists() and file.read_text("utf-8") != text:
-        raise UserError(
-            f"{output_dir} holds results of another model, or with another input_size, tile or "
-            "overlap: name another output_dir"
-        )
-    write_text(file, text)
+    write_once(
+        output_dir / _SETTINGS_FILE,
+        settings,
+        f"{output_dir} holds results of another model, or with another input_size, tile or "
+        "overlap: name another output_dir",
+    )
     written = {path.name for path in output_dir.iterdir()}
 
     def is_missing(path: AnyPath) -> bool:

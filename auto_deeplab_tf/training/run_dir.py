@@ -13,7 +13,7 @@ from typing import Any
 from auto_deeplab_tf import config as config_lib
 from auto_deeplab_tf.data import records
 from auto_deeplab_tf.errors import FieldError, UserError
-from auto_deeplab_tf.files import AnyPath, as_path, is_partial, write_text
+from auto_deeplab_tf.files import AnyPath, as_path, is_partial, write_once, write_text
 
 FLAGS_FILE = "flags.txt"
 DATA_FILE = "data.json"
@@ -130,16 +130,13 @@ class RunDir:
             name: the file.
             value: what JSON can hold.
         """
-        if not self.writes:
-            return
-        text = json.dumps(value, indent=1) + "\n"
-        path = self / name
-        if path.exists() and path.read_text("utf-8") != text:
-            raise UserError(
-                f"{path} does not hold what this run would write into it: the data have changed "
-                "since the run began. Name another run_dir, or bring the old data back."
+        if self.writes:
+            write_once(
+                self / name,
+                value,
+                f"{self / name} does not hold what this run would write into it: the data have "
+                "changed since the run began. Name another run_dir, or bring the old data back.",
             )
-        write_text(path, text)
 
     def record_data(self, fingerprints: Mapping[str, str]) -> None:
         """Records the fingerprints of the data sets; refuses to resume with other data.

@@ -47,3 +47,16 @@ def test_other_files_keep_a_folder_from_becoming_a_run(tmp_path):
         (folder / name).write_text("mine")
         with pytest.raises(ValueError, match="is not empty and holds no run"):
             RunDir(folder, config.SearchConfig(run_dir=str(folder)))
+
+
+def test_a_fact_of_a_run_is_written_once_and_another_is_refused(tmp_path):
+    with RunDir(tmp_path / "run", config.SearchConfig(run_dir=str(tmp_path / "run"))) as run:
+        run.record("fact.json", {"a": [1]})
+        file = tmp_path / "run" / "fact.json"
+        before = file.stat()
+        run.record("fact.json", {"a": [1]})
+        with pytest.raises(ValueError, match=r"fact.json does not hold .*data have changed"):
+            run.record("fact.json", {"a": [2]})
+        after = file.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert file.read_text() == '{\n "a": [\n  1\n ]\n}\n'
