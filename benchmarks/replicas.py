@@ -19,21 +19,15 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from benchmarks import rows
+from benchmarks import rows, step_flags
 
 PATH = rows.RESULTS / "replicas.csv"
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    flags.DEFINE_integer("crop_size", 65, "height and width of the crops", lower_bound=32)
-    flags.DEFINE_integer("batch_size", 4, "crops of each half, over all workers", lower_bound=1)
-    flags.DEFINE_integer("num_layers", 4, "L", lower_bound=1)
-    flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
-    flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
-    flags.DEFINE_integer("iterations", 5, "iterations that are timed", lower_bound=1)
+    step_flags.define(batch_size=4, num_layers=4, iterations=5)
     flags.DEFINE_integer("workers", 2, "processes", lower_bound=2)
-    flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
     flags.DEFINE_enum("role", "parent", ["parent", "one", "worker"], "for the processes it starts")
 
 
@@ -60,8 +54,7 @@ def main(_: list[str]) -> None:
     if FLAGS.role != "parent":
         print(json.dumps(_measure()), flush=True)
         return
-    names = ("crop_size", "batch_size", "num_layers", "num_blocks", "filter_multiplier")
-    setting = [f"--{name}={FLAGS[name].value}" for name in (*names, "iterations")]
+    setting = step_flags.arguments()
     (one,) = _run(setting, "one", [dict(os.environ)])
     several = _run(setting, "worker", environments(FLAGS.workers))
     slowest = {name: max(found[name] for found in several) for name in several[0]}

@@ -16,18 +16,13 @@ from typing import Any
 from absl import app, flags
 
 from auto_deeplab_tf.process import peak_memory_mib, seconds_since_start
-from benchmarks import process, rows
+from benchmarks import process, rows, step_flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("crop_size", 65, "height and width of the crops", lower_bound=32)
-flags.DEFINE_integer("batch_size", 2, "crops of each half", lower_bound=1)
+step_flags.define(batch_size=2, num_layers=12, iterations=3, min_iterations=0)
 flags.DEFINE_integer("threads", 1, "threads that share one operation", lower_bound=1)
 flags.DEFINE_integer("inter_op_threads", None, "operations at a time; none: threads", lower_bound=1)
-flags.DEFINE_integer("iterations", 3, "iterations that are timed", lower_bound=0)
 flags.DEFINE_integer("warmup", 0, "iterations before them, beside the first", lower_bound=0)
-flags.DEFINE_integer("num_layers", 12, "L", lower_bound=1)
-flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
-flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
 flags.DEFINE_integer("num_classes", 19, "classes", lower_bound=2)
 flags.DEFINE_integer("partial_channels", 1, "K, a fast mode", lower_bound=1)
 flags.DEFINE_integer("sampled_paths", 0, "paths of a step, a fast mode", lower_bound=0)
@@ -42,7 +37,6 @@ flags.DEFINE_enum(
     "precision of the features",
 )
 flags.DEFINE_enum("formulation", "fused", ["fused", "plain"], "of the supernet")
-flags.DEFINE_boolean("json", False, "print one JSON object on one line, nothing else")
 
 
 def main(_: list[str]) -> None:

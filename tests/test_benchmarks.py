@@ -1,9 +1,20 @@
 """The page of measurements and the tables it is made from; the roofline."""
 
+import pytest
 import tensorflow as tf
+from absl import flags
 
 from auto_deeplab_tf.nn.supernet import build_supernet
-from benchmarks import cost, mixed_precision, page, roofline, run_all, scaling, search_profile
+from benchmarks import (
+    cost,
+    mixed_precision,
+    page,
+    roofline,
+    run_all,
+    scaling,
+    search_profile,
+    step_flags,
+)
 from benchmarks.rows import RESULTS, read
 
 
@@ -90,3 +101,19 @@ def test_a_profile_finds_the_operations_that_ran():
         assert seconds >= 0
         kinds[search_profile.kind_of(name)] = kinds.get(search_profile.kind_of(name), 0) + count
     assert kinds["depthwise convolution"] == 1
+
+
+def test_a_process_gets_the_size_and_the_number_of_iterations_of_the_one_that_starts_it():
+    def parsed(*arguments):
+        values = flags.FlagValues()
+        step_flags.define(batch_size=4, num_layers=4, iterations=5, values=values)
+        values(["program", *arguments])
+        return {name: values[name].value for name in values if name in step_flags.NAMES}, values
+
+    given = [f"--{name}={number}" for number, name in enumerate(step_flags.NAMES, 40)]
+    sizes, values = parsed(*given)
+    assert step_flags.arguments(values) == given
+    assert parsed(*step_flags.arguments(values))[0] == sizes
+    assert parsed()[0]["num_layers"] == 4
+    with pytest.raises(flags.IllegalFlagValueError):
+        parsed("--iterations=0")
