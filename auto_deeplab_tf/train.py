@@ -172,7 +172,7 @@ class _Training:
     def run(self) -> dict[str, Any]:
         """Trains up to the last step."""
         from auto_deeplab_tf.data import source
-        from auto_deeplab_tf.training import distribution
+        from auto_deeplab_tf.training import checkpoints, distribution
 
         options, run = self._options, self._run
         started = time.monotonic()
@@ -186,7 +186,9 @@ class _Training:
             data = {"train": self._train.fingerprint, "val": self._val.fingerprint}
             distribution.check_same_run(options, *data.values(), _contents(self._architecture))
             model = self._build()
-            started_from = self._start_from(model)
+            is_new = not checkpoints.steps_in(run / "checkpoints")
+            # Before the folder is made: where the file is refused, there is no run.
+            started_from = self._start_from(model) if is_new else None
             with run, source.damage_named(self._train, self._val):
                 if run.writes:
                     # What the run depends on and its flags do not say.
@@ -197,7 +199,7 @@ class _Training:
                     (run / LAST_MODEL_FILE).unlink(missing_ok=True)
                     if started_from is not None:
                         write_text(run / INIT_FILE, json.dumps(started_from, indent=1) + "\n")
-                self._fit(model)
+                self._fit(model, is_new)
                 # Last: where it exists, the run is complete.
                 if self._is_whole and run.writes:
                     _save(model, run / LAST_MODEL_FILE)
@@ -205,12 +207,12 @@ class _Training:
         return self._result(time.monotonic() - started)
 
     def _start_from(self, model: Any) -> dict[str, Any] | None:
-        """Takes the weights of --init_from; None where there is none, or the run has begun."""
+        """Takes the weights of `init_from`; None where there is none."""
         from auto_deeplab_tf.served import load_segmenter
-        from auto_deeplab_tf.training import checkpoints, transfer
+        from auto_deeplab_tf.training import transfer
 
         path = self._options.init_from
-        if path is None or checkpoints.newest_whole(self._run / "checkpoints")[0] is not None:
+        if path is None:
             return None
         result = transfer.take_weights(model, load_segmenter(path, "init_from"), path)
         if self._run.writes and not self._options.json:
@@ -218,7 +220,7 @@ class _Training:
             print(f"started from {path}: {result['taken']} weights taken{new}")
         return result
 
-    def _fit(self, model: Any) -> None:
+    def _fit(self, model: Any, is_new: bool) -> None:
         from auto_deeplab_tf.training import callbacks, loop
         from auto_deeplab_tf.training.checkpoints import Checkpoints
 
@@ -233,8 +235,11 @@ class _Training:
         # The best model, the last one, and one while it is written.
         if self._run.writes:
             checkpoints.check_space(3 * 4 * model.count_params())
-        if checkpoints.restore() and self._run.writes:
-            self._say_stretched(int(model.completed_steps.numpy()))
+        if checkpoints.restore():
+            if self._run.writes:
+                self._say_stretched(int(model.completed_steps.numpy()))
+        elif not is_new:  # its only checkpoint is damaged
+            self._start_from(model)
         model.fit(
             self._batches,
             epochs=self._epochs,  # also where it stops earlier: schedules span all steps

@@ -18,6 +18,7 @@ from auto_deeplab_tf import cli, config, evaluate, overlay, predict, train
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.data import image_files, pipeline, sets
 from auto_deeplab_tf.served import load_segmenter
+from auto_deeplab_tf.training import checkpoints
 from auto_deeplab_tf.training.schedules import Poly
 
 ARCHITECTURE = Architecture(
@@ -535,7 +536,7 @@ def as_folder(root, masks, names):
     return root
 
 
-def test_init_from_takes_all_but_the_class_layer(finished, model, places, tmp_path):
+def test_init_from_takes_all_but_the_class_layer(finished, model, places, tmp_path, monkeypatch):
     mine = as_folder(tmp_path / "mine", masks=[0, 1], names=["low", "high"])
     source = tmp_path / "source.keras"
     shutil.copy(finished / "model.keras", source)
@@ -553,15 +554,26 @@ def test_init_from_takes_all_but_the_class_layer(finished, model, places, tmp_pa
     # With a learning rate of nothing, what was taken is what comes out.
     ours = load_segmenter(path / "last.keras")
     assert ours.class_names == ("low", "high")
-    trainable = zip(
-        ours.network.trainable_variables, model.network.trainable_variables, strict=True
-    )
-    equal = [np.array_equal(a, b) for a, b in trainable]
-    assert equal.count(False) == 2 and len(equal) > 20
-    assert found["taken"] >= equal.count(True)
+
+    def num_taken():
+        weights = load_segmenter(path / "last.keras").network.trainable_variables
+        pairs = zip(weights, model.network.trainable_variables, strict=True)
+        equal = [np.array_equal(a, b) for a, b in pairs]
+        assert equal.count(False) == 2 and len(equal) > 20
+        return equal.count(True)
+
+    assert found["taken"] >= num_taken()
+    # A run whose only checkpoint is damaged begins with that file again.
+    (data,) = (path / "checkpoints").glob("step-2.data-*")
+    data.write_bytes(data.read_bytes()[:-9])
+    train.train(options(places, path, *flags, "--steps=4"))
+    num_taken()
     # A resumed run has its own weights, and does not need the file any more.
     source.unlink()
-    train.train(options(places, path, *flags, "--steps=4"))
+    damage, read = checkpoints._damage, []
+    monkeypatch.setattr(checkpoints, "_damage", lambda path: read.append(path) or damage(path))
+    train.train(options(places, path, *flags, "--steps=6"))
+    assert read == [f"{path}/checkpoints/step-4"]
     with pytest.raises(FileNotFoundError, match="init_from=.*source.keras: no such file"):
         train.train(options(places, tmp_path / "new", *flags))
     assert not (tmp_path / "new").exists()
