@@ -36,6 +36,15 @@ def test_voc_palettes_are_read_as_indices(tmp_path, cache):
         data.open_split("voc2012", "test", data_dir=root, cache_dir=cache)
 
 
+def test_a_folder_of_a_published_set_that_is_missing_is_named_beside_those_that_are_there(tmp_path):
+    real_sets.write_voc(tmp_path, TRAIN, VAL)
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    (root / "SegmentationClass").rename(root / "Masks")
+    there = r"no folder SegmentationClass \(found: ImageSets, JPEGImages, Masks\)$"
+    with pytest.raises(FileNotFoundError, match=there):
+        sets.find("voc2012", tmp_path)
+
+
 @pytest.mark.parametrize("form", ["SegmentationClassAug", "benchmark_RELEASE"])
 def test_sbd_adds_to_train_and_never_to_val(tmp_path, cache, form):
     labels = real_sets.write_voc(tmp_path, TRAIN, VAL, EXTRA)

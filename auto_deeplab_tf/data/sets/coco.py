@@ -50,7 +50,7 @@ def find(data_dir: Path) -> RawDataset:
     for split in DATASET.splits:
         annotations = root / "annotations" / f"instances_{split}2017.json"
         if annotations.is_file():
-            images = pairs.existing(root / f"{split}2017")
+            images = pairs.existing(root, f"{split}2017")
             splits += (split,)
             listed = pairs.listing(images, (".jpg",)).files.values()
             files |= {str(path.relative_to(root)): path for path in (annotations, *listed)}

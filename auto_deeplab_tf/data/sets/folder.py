@@ -37,8 +37,8 @@ def find(data_dir: Path, dataset_config: Path | None = None) -> RawDataset:
     if not data_dir.is_dir():
         raise MissingFileError(f"data_dir={data_dir} is not a directory")
     config = FolderConfig.load(dataset_config or data_dir / CONFIG_FILE)
-    masks = _existing(data_dir, config.masks_dir, "masks_dir")
-    images = _existing(data_dir, config.images_dir, "images_dir")
+    masks = pairs.existing(data_dir, config.masks_dir, "masks_dir")
+    images = pairs.existing(data_dir, config.images_dir, "images_dir")
     found, listed, defects = pairs.of_folders(images, masks, mask_suffix=config.mask_suffix)
     group_of = _grouping(config, found)
     splits, list_files, split_defects = _splits(data_dir, config, found, listed, group_of)
@@ -55,17 +55,6 @@ def find(data_dir: Path, dataset_config: Path | None = None) -> RawDataset:
         ),
         notes=notes,
     )
-
-
-def _existing(data_dir: Path, name: str, key: str) -> Path:
-    """A folder of the set; where it is missing, the error names those that are there."""
-    if not (data_dir / name).is_dir():
-        there = sorted(path.name for path in data_dir.iterdir() if path.is_dir())
-        raise MissingFileError(
-            f"{data_dir} has no folder {name} (found: {', '.join(there) or 'none'}); the key "
-            f'"{key}" of its description names another'
-        )
-    return data_dir / name
 
 
 def _describe(

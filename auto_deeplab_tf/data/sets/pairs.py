@@ -284,10 +284,24 @@ def root_of(data_dir: Path, inside: str, name: str) -> Path:
     return root
 
 
-def existing(folder: Path) -> Path:
-    """Returns a folder that has to be there."""
+def existing(root: Path, name: str, key: str | None = None) -> Path:
+    """Returns a folder that has to be there.
+
+    Args:
+        root: The folder that holds it.
+        name: Its path below `root`.
+        key: The key of the set's description that names another one, if there is such a key.
+
+    Raises:
+        MissingFileError: If it is missing; names the folders that are there.
+    """
+    folder = root / name
     if not folder.is_dir():
-        raise MissingFileError(f"{folder.parent} has no folder {folder.name}")
+        there = sorted(path.name for path in root.iterdir() if path.is_dir())
+        remedy = f'; the key "{key}" of its description names another' if key else ""
+        raise MissingFileError(
+            f"{root} has no folder {name} (found: {', '.join(there) or 'none'}){remedy}"
+        )
     return folder
 
 

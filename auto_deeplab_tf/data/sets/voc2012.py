@@ -51,7 +51,7 @@ def find(data_dir: Path) -> RawDataset:
     """
     root = pairs.root_of(data_dir, "ImageSets/Segmentation", "VOC2012")
     images = pairs.listing(root / "JPEGImages", IMAGE_SUFFIXES).files
-    own = pairs.listing(pairs.existing(root / "SegmentationClass"), (".png",))
+    own = pairs.listing(pairs.existing(root, "SegmentationClass"), (".png",))
     lists = {
         split: root / "ImageSets" / "Segmentation" / f"{split}.txt" for split in ("train", "val")
     }
