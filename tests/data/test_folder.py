@@ -514,11 +514,17 @@ def test_a_missing_folder_is_answered_by_those_that_are_there(maker):
 
 
 @pytest.mark.parametrize("described", [{}, {"channels": 4, "bits": 8}])
-def test_images_without_a_fourth_channel_are_counted(maker, described):
+@pytest.mark.parametrize(
+    ("sampled", "counted"), [(4, "1 of 4 images"), (3, "1 of 3 images looked at (of 4)")]
+)
+def test_images_without_a_fourth_channel_are_counted(
+    maker, described, sampled, counted, monkeypatch
+):
+    monkeypatch.setattr("auto_deeplab_tf.data.sets.folder._SAMPLED_FILES", sampled)
     maker.describe(**described)
     for number in range(4):
         shape = (*SIZE, 3 if number == 0 else 4)
         maker.add(f"{number}", image=np.full(shape, 9, np.uint8))
     notes = sets.find("folder", maker.root).notes
-    assert any("1 of 4 images have no fourth channel" in note for note in notes)
+    assert any(f"{counted} have no fourth channel" in note for note in notes)
     assert any("near-infrared" in note and '"channels": 3' in note for note in notes)

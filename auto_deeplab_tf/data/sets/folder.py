@@ -70,16 +70,19 @@ def _describe(
         common = max(kinds, key=lambda kind: (kinds[kind], kind), default=3)
         channels = channels or common
         bits = bits or max((depth for _, depth in traits), default=8)
+        images = "images"
+        if len(traits) < len(files):
+            images += f" looked at (of {len(files)})"
         if channels == 4 and (opaque := len(traits) - kinds[4]):
             notes.append(
-                f"{opaque} of {len(traits)} images have no fourth channel: they get an opaque one, "
-                f"which is wrong where the fourth is no alpha but a measurement such as "
+                f"{opaque} of {len(traits)} {images} have no fourth channel: they get an opaque "
+                f"one, which is wrong where the fourth is no alpha but a measurement such as "
                 f'near-infrared: leave these images out, or set "channels": 3 in {config.path}'
             )
         elif len(kinds) > 1 and config.channels is None:
             counts = ", ".join(f"{kinds[kind]} of {kind} channels" for kind in sorted(kinds))
             notes.append(
-                f"the images differ ({counts}): all are brought to {channels}; the key "
+                f"the {images} differ ({counts}): all are brought to {channels}; the key "
                 f'"channels" of {config.path} sets another number'
             )
     if config.may_mean_255 and _hold_0_and_255([mask for _, mask in files]):
