@@ -17,8 +17,9 @@ import numpy as np
 from auto_deeplab_tf.errors import UserError
 
 MINIMUM_SIZE = 32
-# How many channels the images of a network may have: grey, RGB, RGB and one more.
-INPUT_CHANNELS = (1, 3, 4)
+# What the channels of an image may be, by their number.
+CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGB and a fourth channel"}
+INPUT_CHANNELS = tuple(CHANNEL_NAMES)
 # Channels of its three convolutions as published; a network of few filters wants fewer.
 STEM_CHANNELS = (64, 64, 128)
 STEM_STRIDES = (2, 1, 2)

@@ -26,6 +26,7 @@ import numpy as np
 from auto_deeplab_tf import cli
 from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
 from auto_deeplab_tf.errors import MissingExtraError, MissingFileError, UserError
+from auto_deeplab_tf.search_space import CHANNEL_NAMES
 from auto_deeplab_tf.untrusted import check_keras_file
 from export import provenance
 
@@ -55,6 +56,21 @@ def require(module: str) -> types.ModuleType:
             f"this export needs {module.partition('.')[0]}, which cannot be imported ({error}): "
             "pip install auto_deeplab_tf[export]"
         ) from error
+
+
+def input_text(channels: int) -> str:
+    """Returns what the metadata of a model say of its images."""
+    return f"{CHANNEL_NAMES[channels]}, 0..255; normalised inside"
+
+
+def input_channels(metadata: Mapping[str, Any]) -> int:
+    """Returns the channels of a model's images, by its metadata; 3 where they do not say.
+
+    Args:
+        metadata: As `export.model.describe` returns them.
+    """
+    known = {input_text(channels): channels for channels in CHANNEL_NAMES}
+    return known.get(metadata.get("input", ""), 3)
 
 
 def check_model_file(path: str | os.PathLike[str]) -> pathlib.Path:

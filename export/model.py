@@ -16,7 +16,6 @@ import auto_deeplab_tf
 from auto_deeplab_tf.data import resizing
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.nn import backend
-from auto_deeplab_tf.nn.segmentation_network import CHANNEL_NAMES
 from auto_deeplab_tf.segmenter import Segmenter
 from auto_deeplab_tf.served import load_segmenter
 from export import common
@@ -72,7 +71,7 @@ def describe(segmenter: Segmenter) -> dict[str, Any]:
         "class_names": list(names),
         "palette": None if palette is None else np.asarray(palette).tolist(),
         "image_size": segmenter.image_size,
-        "input": f"{CHANNEL_NAMES[segmenter.input_channels]}, 0..255; normalised inside",
+        "input": common.input_text(segmenter.input_channels),
     }
 
 

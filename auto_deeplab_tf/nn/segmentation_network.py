@@ -15,6 +15,7 @@ from auto_deeplab_tf.nn.layer import Normalized, Shape
 from auto_deeplab_tf.nn.normalization import BATCH_NORM_DECAY, Normalization, counted_updates
 from auto_deeplab_tf.nn.resize import resize_bilinear
 from auto_deeplab_tf.search_space import (
+    CHANNEL_NAMES,
     INPUT_CHANNELS,
     MINIMUM_SIZE,
     PLAIN_MEAN,
@@ -28,9 +29,6 @@ from auto_deeplab_tf.search_space import (
 MANY_UPDATES = 2**30
 # The variable of that number, which checkpoints leave out: it is the number of steps.
 UPDATES_NAME = "normalization_updates"
-
-# What the channels of an image are, by their number.
-CHANNEL_NAMES = {1: "grey", 3: "RGB", 4: "RGB and a fourth channel"}
 
 
 class SegmentationNetwork(Normalized, keras.Model):

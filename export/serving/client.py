@@ -329,7 +329,7 @@ def segment(options: config.ServingClientConfig) -> dict[str, Any]:
     with Client.of(options) as client:
         metadata = client.metadata()
         num_classes = len(metadata["class_names"])
-        channels = 1 if str(metadata.get("input", "")).startswith("grey") else 3
+        channels = common.input_channels(metadata)
         output_dir.mkdir(parents=True, exist_ok=True)
 
         def one(path: pathlib.Path) -> dict[str, Any]:

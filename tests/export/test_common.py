@@ -17,6 +17,12 @@ def reference():
     return common.softmax(np.random.default_rng(0).normal(0, 3, (2, 9, 13, 5)).astype("float32"))
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_channels_of_a_model_are_read_from_what_its_metadata_say(channels):
+    assert common.input_channels({"input": common.input_text(channels)}) == channels
+    assert common.input_channels({}) == 3
+
+
 # ---- agreement
 
 
