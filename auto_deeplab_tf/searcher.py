@@ -221,7 +221,7 @@ class ArchitectureSearch:
                     logs |= self.model.score_decoded(self.decode(), train_batches, validation_data)
             return logs
 
-        with inputs.label_errors(self.model.supernet.num_classes, self.model.ignore_label):
+        with inputs.data_errors(self.model.supernet.num_classes, self.model.ignore_label):
             return loop.fit(
                 self.model,
                 lambda step: data_at(step, step // steps_per_epoch >= arch_start_epoch),
@@ -247,7 +247,7 @@ class ArchitectureSearch:
             inputs.check_form(first, second, len(self.model.supernet.mean))
 
     def _checked(self, data):
-        """The data with their labels checked: arrays at once, batches as they come."""
+        """The data with their values checked: arrays at once, batches as they come."""
         supernet, ignore_label = self.model.supernet, self.model.ignore_label
         pixels: Any = 0
 
@@ -261,7 +261,8 @@ class ArchitectureSearch:
                 return checked(first), checked(second)
             if tf.is_tensor(second):
                 masks = tf.cast(second, tf.int32)
-                return first, inputs.checked_labels(masks, supernet.num_classes, ignore_label)
+                masks = inputs.checked_labels(masks, supernet.num_classes, ignore_label)
+                return inputs.checked_images(first), masks
             channels = len(supernet.mean)
             pixels += inputs.check_arrays(
                 first, second, channels, supernet.num_classes, ignore_label

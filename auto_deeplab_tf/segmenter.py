@@ -341,7 +341,7 @@ class Segmenter(keras.Model):
                     inputs.warn_of_absent_classes(pixels, self.ignore_label)
                 return validate(epoch)
 
-            with inputs.label_errors(self.num_classes, self.ignore_label):
+            with inputs.data_errors(self.num_classes, self.ignore_label):
                 history = loop.fit(
                     self,
                     data if by_step else lambda step: self._watched(data(step)),
@@ -395,7 +395,7 @@ class Segmenter(keras.Model):
             with self.distribute_strategy.scope():
                 data = KerasData(x, y, batch_size, shuffle=False, ignore_label=self.ignore_label)
             x, y, batch_size = data.dataset, None, None
-        with inputs.label_errors(self.num_classes, self.ignore_label):
+        with inputs.data_errors(self.num_classes, self.ignore_label):
             result = super().evaluate(
                 x, y, batch_size, verbose, None, steps, callbacks, return_dict, **kwargs
             )
@@ -439,6 +439,7 @@ class Segmenter(keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes one step on a batch, or this replica's share of it; returns the metrics so far."""
         images, labels = self._unpacked(data)
+        images = inputs.checked_images(images)
         self._update_drop_path()
         variables = self.trainable_variables
         with tf.GradientTape() as tape:

@@ -79,6 +79,7 @@ def test_labels_and_images_that_do_not_fit_are_refused_or_warned_of():
     masks = rng.integers(0, 3, (2, 32, 33)).astype("int32")
     strange = np.where(masks == 2, 3, masks)
     batches = tf.data.Dataset.from_tensors((images, strange))
+    holed = tf.data.Dataset.from_tensors((np.full_like(images, np.inf), masks))
     for half, rule in (
         ((images, strange), "classes 0..2 and the ignore label 255 only. Received: 3"),
         ((images, masks.astype("float32")), "masks must be integers"),
@@ -87,6 +88,7 @@ def test_labels_and_images_that_do_not_fit_are_refused_or_warned_of():
         (batches.map(lambda x, y: (x, tf.cast(y, tf.float32))), "masks must be integers"),
         (batches.map(lambda x, y: (x, tf.one_hot(y, 3, dtype=tf.int32))), "neither one-hot"),
         (batches.map(lambda x, y: (x, y[:, :30])), "of its height and width"),
+        (holed, "images must be finite, 0..255, but hold NaN or infinity"),
         (images, "data must be two halves"),
     ):
         with pytest.raises(ValueError, match=rule):

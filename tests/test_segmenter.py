@@ -233,10 +233,12 @@ def test_images_that_are_not_finite_are_refused():
     images, masks = examples(2)
     images = images.astype("float32")
     images[1, 2, 3] = np.nan
+    in_second_batch = tf.data.Dataset.from_tensor_slices((images, masks)).batch(1)
     model = segmenter()
     for use in (
         lambda: model.fit(images, masks, verbose=0),
         lambda: model.fit(batches(images, masks), verbose=0),
+        lambda: model.fit(in_second_batch, verbose=0),
         lambda: model.predict_class_ids(images),
     ):
         with pytest.raises(UserError, match="images must be finite"):

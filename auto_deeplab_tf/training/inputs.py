@@ -14,6 +14,11 @@ from auto_deeplab_tf.config.options import MAX_IMAGE_PIXELS
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.untrusted import shown
 
+_FINITE = (
+    "images must be finite, 0..255, but hold NaN or infinity (pixels without data?): put a number "
+    "there, such as np.nan_to_num(images), and the ignore label into the masks"
+)
+
 
 def check_form(images: Any, masks: Any, channels: int) -> None:
     """Checks dtypes and shapes of a batch or a whole set, as far as they are known statically.
@@ -96,22 +101,39 @@ def checked_labels(masks: tf.Tensor, num_classes: int, ignore_label: int) -> tf.
         ignore_label: Label of the pixels that are not counted.
     """
     known = (masks == ignore_label) | ((masks >= 0) & (masks < num_classes))
-    rule = mask_rule(num_classes, ignore_label)
-    check = tf.debugging.Assert(tf.reduce_all(known), [rule])
+    return _asserted(masks, known, mask_rule(num_classes, ignore_label))
+
+
+def checked_images(images: tf.Tensor) -> tf.Tensor:
+    """Returns images as they are; running the graph raises where a value is not finite.
+
+    See `refuse_not_finite`. XLA leaves the check out.
+
+    Args:
+        images: Of any shape; integers are taken as they are.
+    """
+    if not images.dtype.is_floating:
+        return images
+    return _asserted(images, tf.math.is_finite(images), _FINITE)
+
+
+def _asserted(value: tf.Tensor, holds: tf.Tensor, rule: str) -> tf.Tensor:
+    """Returns a value as it is; the graph raises where a condition does not hold everywhere."""
+    check = tf.debugging.Assert(tf.reduce_all(holds), [rule])
     with tf.control_dependencies([check] if check is not None else []):
-        return tf.identity(masks)
+        return tf.identity(value)
 
 
 @contextlib.contextmanager
-def label_errors(num_classes: int, ignore_label: int) -> Iterator[None]:
-    """Turns what `checked_labels` raises inside a graph into a UserError of one line."""
+def data_errors(num_classes: int, ignore_label: int) -> Iterator[None]:
+    """Turns what `checked_labels` and `checked_images` raise into a UserError of one line."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        rule = mask_rule(num_classes, ignore_label)
-        if rule not in str(error):
-            raise
-        raise UserError(rule) from None
+        for rule in (mask_rule(num_classes, ignore_label), _FINITE):
+            if rule in str(error):
+                raise UserError(rule) from None
+        raise
 
 
 def mask_rule(num_classes: int, ignore_label: int) -> str:
@@ -159,10 +181,7 @@ def refuse_not_finite(images: Any) -> None:
     """
     images = np.asarray(images)
     if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images.sum(dtype="float64")):
-        raise UserError(
-            "images must be finite, 0..255, but hold NaN or infinity (pixels without data?): put a "
-            "number there, such as np.nan_to_num(images), and the ignore label into the masks"
-        )
+        raise UserError(_FINITE)
 
 
 def check_values(images: Any, mean: Sequence[float], std: Sequence[float]) -> bool:
