@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -197,7 +197,10 @@ class ArchitectureSearch:
             traced: one traced function for the whole step; None: under a strategy, or on a GPU.
             verbose: as in Keras: 0, 1 or 2.
         """
+        pixels = None
         if not callable(data):
+            if _has_datasets(data) and self._is_new_on_one_device():
+                pixels = np.zeros(self.model.supernet.num_classes, "int64")
             data = self._checked(data)
         data_at, steps_per_epoch = _as_function(data, batch_size, steps_per_epoch)
         if arch_start_epoch is None:
@@ -208,7 +211,15 @@ class ArchitectureSearch:
         if traced is None:
             traced = tf.distribute.has_strategy() or bool(tf.config.list_physical_devices("GPU"))
 
+        def batches_at(step: int) -> Any:
+            batches = data_at(step, step // steps_per_epoch >= arch_start_epoch)
+            if pixels is None or step:
+                return batches
+            return _counted(batches.take(steps_per_epoch), pixels, self.model.ignore_label)
+
         def report(epoch: int) -> Mapping[str, Any]:
+            if pixels is not None and epoch == 0:
+                inputs.warn_of_absent_classes(pixels, self.model.ignore_label)
             is_last = epoch + 1 == epochs
             logs = self.report()
             if validation_data is not None and (
@@ -224,7 +235,7 @@ class ArchitectureSearch:
         with inputs.data_errors(self.model.supernet.num_classes, self.model.ignore_label):
             return loop.fit(
                 self.model,
-                lambda step: data_at(step, step // steps_per_epoch >= arch_start_epoch),
+                batches_at,
                 epochs=epochs,
                 steps_per_epoch=steps_per_epoch,
                 validate=report,
@@ -236,6 +247,11 @@ class ArchitectureSearch:
                 eager=not traced,
                 verbose=verbose,
             )
+
+    def _is_new_on_one_device(self):
+        """Whether `_counted` sees all batches of the first epoch: others are distributed."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return replicas == 1 and int(self.model.completed_steps.numpy()) == 0
 
     def _check_form(self, spec):
         """Checks the form of the batches of a dataset, (images, masks) or a pair of these."""
@@ -497,6 +513,20 @@ def _as_function(
         lambda step, both: pairs_at(step) if both else _from_step(train_a, step),
         steps_per_epoch,
     )
+
+
+def _has_datasets(data: Any) -> bool:
+    halves = data if isinstance(data, (tuple, list)) else (data,)
+    return any(isinstance(half, tf.data.Dataset) for half in halves)
+
+
+def _counted(batches: tf.data.Dataset, pixels: np.ndarray, ignore_label: int) -> Iterator[Any]:
+    """Yields batches; adds the pixels of each class in their masks to `pixels`."""
+    for batch in batches:
+        for _, masks in batch if isinstance(batch[0], tuple) else (batch,):
+            masks = masks.numpy()
+            pixels += np.bincount(masks[masks != ignore_label], minlength=len(pixels))
+        yield batch
 
 
 def _from_step(dataset: tf.data.Dataset, step: int) -> tf.data.Dataset:

@@ -1,5 +1,7 @@
 """`ArchitectureSearch` from Python: the forms of its data, and where in them a step stands."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -100,6 +102,31 @@ def test_labels_and_images_that_do_not_fit_are_refused_or_warned_of():
         search._checked((half, half))
     texts = " ".join(str(warning.message) for warning in warned)
     assert "class 2 has not one pixel" in texts and "images must be 0..255" in texts
+
+
+def test_classes_that_the_first_epoch_of_a_dataset_lacks_are_warned_of(monkeypatch):
+    search = searcher.ArchitectureSearch(4, **SMALL)
+    search.compile(total_steps=4)
+    monkeypatch.setattr(search, "report", lambda: {})
+    seen = []
+
+    def train_step(batch):
+        seen.append(batch)
+        return {"loss": 0.0}
+
+    monkeypatch.setattr(search.model, "train_step", train_step)
+    images = np.zeros((3, 1, 32, 33, 3), "float32")
+    masks = np.stack([np.full((1, 32, 33), label, "uint8") for label in (0, 255, 2)])
+    half = tf.data.Dataset.from_tensor_slices((images, masks))
+    every = {"arch_start_epoch": 0, "traced": False, "verbose": 0}
+    with pytest.warns(UserWarning, match="classes 1, 3 have not one pixel in the training masks"):
+        search.fit((half, half), epochs=1, **every)
+    assert [int(masks[0, 0, 0]) for (_, masks), _ in seen] == [0, 255, 2]
+    # All later epochs have been warned of with the first one.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        search.fit((half, half), epochs=2, **every)
+    assert len(seen) == 6
 
 
 def test_checkpoints_belong_to_the_order_of_the_weights_in_their_vectors():
