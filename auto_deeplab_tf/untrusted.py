@@ -118,9 +118,7 @@ def _check_values(value: Any, depth: int) -> None:
     if isinstance(value, str):
         value.encode()  # a lone surrogate raises a ValueError here, else where it is written
     elif isinstance(value, (list, dict)):
-        for item in value:
-            _check_values(item, depth + 1)
-        for item in value.values() if isinstance(value, dict) else ():
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
             _check_values(item, depth + 1)
 
 
@@ -196,7 +194,7 @@ def _array(content: bytes) -> np.ndarray:
 class KerasFile(NamedTuple):
     """What a .keras file says of itself.
 
-    Args:
+    Attributes:
         class_name: The class of the model, registered name first: `auto_deeplab_tf>Segmenter`.
         num_values: Number of values in all its arrays together.
     """
@@ -279,16 +277,18 @@ def _check_objects(config: Any) -> None:
         _check_objects(value)
     if "class_name" not in config:
         return
-    names = [config.get(key) for key in ("class_name", "registered_name", "config", "module")]
-    for name in [name for name in names if isinstance(name, str)]:
-        if _CODE_OR_FILES.fullmatch(name) or _OTHER_LIBRARIES.match(name):
+    class_name, module, settings = (config.get(key) for key in ("class_name", "module", "config"))
+    # The settings of a function are its name.
+    for name in (class_name, config.get("registered_name"), settings, module):
+        if isinstance(name, str) and (
+            _CODE_OR_FILES.fullmatch(name) or _OTHER_LIBRARIES.match(name)
+        ):
             raise UserError(f"it names {shown(name)}, which may run code or read files")
-    module = names[3]
     if isinstance(module, str) and module.partition(".")[0] in ("keras", "builtins"):
         if not _KERAS_MODULES.fullmatch(module):
             raise UserError(f"it names {shown(module)}, which holds more than layers")
-    if names[0] in ("__numpy__", "__tensor__"):
-        dtype = names[2].get("dtype") if isinstance(names[2], dict) else None
+    if class_name in ("__numpy__", "__tensor__"):
+        dtype = settings.get("dtype") if isinstance(settings, dict) else None
         if not isinstance(dtype, str) or not _NUMBERS.fullmatch(dtype):
             raise UserError(f"it holds an array of {shown(dtype)}, not of numbers")
 

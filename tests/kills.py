@@ -1,6 +1,6 @@
 """Runs commands, each in a process of its own, and has some kill themselves at a chosen moment.
 
-    python tests/kills.py        reads requests as JSON lines, answers each with its exit status
+    python tests/kills.py        reads requests as JSON lines, writes the exit status of each
 
 One process imports TensorFlow and is forked for every command. Where a command is to be killed, the
 fork first puts a trap into a function that the product calls: nothing of this is in the product.
@@ -26,7 +26,7 @@ def kill(number=signal.SIGKILL):
 
 
 class _Countdown:
-    """Tells when something has happened so many times."""
+    """A function that is true when it is called for the `times`-th time."""
 
     def __init__(self, times):
         self._left = times

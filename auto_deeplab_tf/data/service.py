@@ -23,6 +23,8 @@ from auto_deeplab_tf.addresses import check_listens
 _MAX_EARLY = 64
 # Without a batch for so long, the workers are taken to be gone.
 _SECONDS_TO_WAIT = 60.0
+# What reading from a service raises; Python cannot decode a message that repeats bytes of a record.
+_FAILURES = (tf.errors.OpError, UnicodeDecodeError)
 
 
 def batches(
@@ -91,19 +93,15 @@ def _in_order(
     threading.Thread(target=_receive, args=(remote, arrived, ended), daemon=True).start()
     try:
         while True:
-            if wanted in early:
-                yield early.pop(wanted)
-            elif len(early) >= _MAX_EARLY:
-                yield next(iter(here(wanted).take(1)))
-            else:
+            while wanted not in early and len(early) < _MAX_EARLY:
                 number, batch = arrived.get(timeout=_SECONDS_TO_WAIT)
                 if number < 0:
                     raise batch
                 if number >= wanted:  # else it was made here
                     early[number] = batch
-                continue
+            yield early.pop(wanted) if wanted in early else next(iter(here(wanted).take(1)))
             wanted += 1
-    except (queue.Empty, tf.errors.OpError) as error:
+    except (queue.Empty, *_FAILURES) as error:
         reason = " ".join(str(error).split())[:200] or f"nothing came for {_SECONDS_TO_WAIT:g} s"
         print(
             f"warning: data_service={address} fails ({reason}): from here on this process makes "
@@ -119,9 +117,9 @@ def _in_order(
 def _receive(
     remote: tf.data.Dataset, arrived: queue.Queue[tuple[int, Any]], ended: threading.Event
 ) -> None:
-    """Hands on what a service sends; its error as number -1."""
+    """Puts what a service sends into a queue until that has ended; its error as number -1."""
 
-    def hand_on(number: int, item: Any) -> None:
+    def put(number: int, item: Any) -> None:
         while not ended.is_set():
             try:
                 return arrived.put((number, item), timeout=0.2)
@@ -130,8 +128,8 @@ def _receive(
 
     try:
         for number, batch in remote:
-            hand_on(int(number), batch)
+            put(int(number), batch)
             if ended.is_set():
                 return
-    except tf.errors.OpError as error:
-        hand_on(-1, error)
+    except _FAILURES as error:
+        put(-1, error)

@@ -1,7 +1,7 @@
-"""Which files of a split each of several workers reads, where every file is read by one of them.
+"""Assigns the files of a split to the workers of a run, each file to one (`shard_by=files`).
 
 By default a worker takes its rows of every batch of the whole set, and so reads from all files. By
-file it reads its own ones alone: less traffic from a store that serves files far away.
+file it reads its own ones alone: less traffic from a store that is far away.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def owners(shards: np.ndarray, workers: int) -> np.ndarray:
 def of_worker(
     shards: np.ndarray, indices: Sequence[int] | np.ndarray, worker: int, workers: int
 ) -> np.ndarray:
-    """Returns the examples of a worker's files, in their order.
+    """Returns the examples of a worker's files, in the order given.
 
-    Every example is of one worker. In one pass of a worker over its examples each comes once; one
-    of fewer examples begins its next pass earlier.
+    Every example belongs to one worker. A worker with fewer examples than others begins its next
+    pass over them earlier.
 
     Args:
         shards: int [n], the number of each example's file, over the whole split: two halves of a

@@ -38,20 +38,20 @@ class Source:
     """The examples of one split, ordered by image id.
 
     Attributes:
-        info: description of the data set.
-        split: name of the split.
-        ids: image id of each example, a sequence of texts.
-        groups: drive or city of each example, likewise.
+        info: Description of the data set.
+        split: Name of the split.
+        ids: Image id of each example, a sequence of texts.
+        groups: Drive or city of each example, likewise.
         shards: int32 [num_examples], the number of the file that holds each example.
         image_size: (height, width) of the examples, None where they differ.
-        max_image_size: the largest height and the largest width.
+        max_image_size: The largest height and the largest width.
         class_pixels: int64 [num_classes], pixels of each class in the split.
         present_pixels: int64 [num_classes], pixels of the images where the class occurs;
             class_pixels / present_pixels is what median-frequency weights are made of.
-        ignored_pixels: pixels that are ignored.
-        directory: folder of the records.
-        fingerprint: digest of the source files and of the settings of the records.
-        notes: what the user should know of the set: what was concluded from its files, and classes
+        ignored_pixels: Pixels that are ignored.
+        directory: Folder of the records.
+        fingerprint: Digest of the source files and of the settings of the records.
+        notes: What the user should know of the set: what was concluded from its files, and classes
             without a pixel in this split.
     """
 
@@ -61,7 +61,7 @@ class Source:
         Where the shards are many, a byte that changed in them is noticed when its record is read.
 
         Raises:
-            UserError: where a file was cut or changed, or the split is not there.
+            UserError: Where a file was cut or changed, or the split is not there.
         """
         manifest = records.read_manifest(directory)
         if split not in manifest["splits"]:
@@ -113,7 +113,7 @@ class Source:
         """Compares the SHA-256 of every file of the split.
 
         Raises:
-            UserError: naming the file that was cut or changed.
+            UserError: Naming the file that was cut or changed.
         """
         records.verify(self.directory, self._files)
 
@@ -200,23 +200,22 @@ def open_split(
     preparation that was stopped is resumed.
 
     Args:
-        name: a name of `sets.names()`.
-        split: a split of that data set.
-        data_dir: folder of the user's files, on this machine; never written to. None for a set
+        name: A name of `sets.names()`.
+        split: A split of that data set.
+        data_dir: Folder of the user's files, on this machine; never written to. None for a set
             that needs none.
-        cache_dir: folder for prepared records, also a URL; None for
+        cache_dir: Folder for prepared records, also a URL; None for
             `$XDG_CACHE_HOME/auto_deeplab_tf`, or `~/.cache/auto_deeplab_tf`. It may also be such a
             folder of records itself.
         image_size: (height, width) to bring every example to; None to keep them as they are.
-        max_image_side: pixels to bring the longer side of every example to.
+        max_image_side: Pixels to bring the longer side of every example to.
         image_format: "jpeg" or "png" for the images; None as `records.Settings` says.
-        dataset_config: the JSON file that describes `folder`; None for dataset.json in data_dir.
-
-        max_image_pixels: largest height times width of an image file that is read.
+        dataset_config: The JSON file that describes `folder`; None for dataset.json in data_dir.
+        max_image_pixels: Largest height times width of an image file that is read.
 
     Raises:
-        UserError: for a name, split, size or data that breaks a rule.
-        MissingFileError: where the data are not there.
+        UserError: For a name, split, size or data that breaks a rule.
+        MissingFileError: Where the data are not there.
     """
     settings = records.Settings(image_size, max_image_side, image_format)
     raw = _listed(name, data_dir, dataset_config, max_image_pixels, cache_dir)
@@ -250,13 +249,13 @@ def open_all(options: config.DatasetConfig) -> dict[str, Source]:
     return {split: Source(directory, split, raw.info, raw.notes) for split in raw.splits}
 
 
-def _find(options: config.DataFilesConfig) -> RawDataset:
+def _find(options: config.DatasetConfig) -> RawDataset:
     return _listed(
         options.dataset,
         options.data_dir,
         options.dataset_config,
         options.max_image_pixels,
-        getattr(options, "cache_dir", None),
+        options.cache_dir,
     )
 
 
@@ -283,7 +282,7 @@ def damage_named(*sources: Source) -> Iterator[None]:
     In the batches of a tf.data service, TensorFlow wraps that error in another.
 
     Raises:
-        UserError: naming the shard that was changed, or the folder of a record that never was one.
+        UserError: Naming the shard that was changed, or the folder of a record that never was one.
     """
     try:
         yield

@@ -126,6 +126,24 @@ def test_a_damaged_record_is_named_as_without_a_service(cluster, numbered_source
             pass
 
 
+def test_batches_are_put_in_order_and_after_any_failure_made_here(monkeypatch, capsys):
+    monkeypatch.setattr(service, "_MAX_EARLY", 2)
+
+    def remote():
+        yield from ((number, f"sent {number}") for number in (1, 0, 3, 4, 2, 5))
+        b"\xff".decode()  # as where TensorFlow's message repeats bytes of a record
+
+    def here(number):
+        return tf.data.Dataset.range(number, 99)
+
+    found = list(itertools.islice(service._in_order(remote(), 0, here, "an address"), 8))
+    made = [number for number, batch in enumerate(found) if not isinstance(batch, str)]
+    assert [int(found[number]) for number in made] == made == [2, 6, 7]
+    assert [found[n] for n in (0, 1, 3, 4, 5)] == [f"sent {n}" for n in (0, 1, 3, 4, 5)]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "data_service=an address fails ('utf-8' codec can't decode" in warning
+
+
 def test_a_worker_that_is_killed_costs_no_batch(cluster, numbered_source, monkeypatch):
     monkeypatch.setattr(service, "_MAX_EARLY", 4)
     expected = pipeline.training_batches(numbered_source, **OPTIONS)
