@@ -17,7 +17,9 @@ STAMP := $(VENV)/setup.stamp
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c '$(USABLE)' 2>/dev/null && { echo $$p; break; }; done)
-PYTEST := $(BIN)/python -m pytest -q -rs --durations=15 -n 2 --dist loadfile
+# xdist would begin with the files of most tests, which are not the slow ones: tests/conftest.py
+# orders the files.
+PYTEST := $(BIN)/python -m pytest -q -rs --durations=15 -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-slow check coverage wheel mutants bench clean
 

@@ -12,6 +12,7 @@ import yaml
 
 import tools.check_words as check_words
 from auto_deeplab_tf import __version__
+from tests.conftest import SLOW_FILES
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -93,3 +94,8 @@ def test_words_are_refused_and_excepted_where_they_are_right():
 
 def test_no_refused_word_is_left():
     assert check_words.main([]) == 0
+
+
+def test_slow_files_that_run_first_are_there():
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [names.count(name) for name in SLOW_FILES] == [1] * len(SLOW_FILES)
