@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import forked
+
 from auto_deeplab_tf import cli
 
 
@@ -15,9 +17,8 @@ def call(module, config_class, arguments, monkeypatch):
 
 
 def run(module, *arguments):
-    """Runs `python -m auto_deeplab_tf.MODULE` to its end."""
-    command, env = _command(module, arguments)
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+    """Runs `python -m auto_deeplab_tf.MODULE` to its end, in a process of its own."""
+    return forked.run(f"auto_deeplab_tf.{module}", *arguments)
 
 
 def run_on_jax(program, folder, variables, **arrays):
@@ -49,12 +50,6 @@ def save(*arrays, **named):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", prelude + program], check=True, env=environment)
     return np.load(folder / "out.npz")
-
-
-def _command(module, arguments):
-    # With TensorFlow's start-up lines as a user has them, not as `conftest` sets them.
-    env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    return [sys.executable, "-m", f"auto_deeplab_tf.{module}", *arguments], env
 
 
 def latest_variables(run_dir):

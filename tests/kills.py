@@ -1,23 +1,17 @@
 """Runs commands, each in a process of its own, and has some kill themselves at a chosen moment.
 
-    python tests/kills.py        reads requests as JSON lines, writes the exit status of each
-
-One process imports TensorFlow and is forked for every command. Where a command is to be killed, the
-fork first puts a trap into a function that the product calls: nothing of this is in the product.
+Where a command is to be killed, its process first puts a trap into a function that the product
+calls: nothing of this is in the product.
 """
 
-import contextlib
-import importlib
-import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
-import traceback
 
 import commands as commands_lib
+import forked
 import numpy as np
 
 
@@ -110,69 +104,45 @@ def in_time(times, share):
     threading.Timer(times * share, kill).start()
 
 
+def tell_threads():
+    """No kill: the command ends with a line that tells the threads of its TensorFlow."""
+    import tensorflow as tf
+
+    from auto_deeplab_tf import cli
+
+    end = cli.app.run
+
+    def run_and_tell(*args, **kwargs):
+        try:
+            end(*args, **kwargs)
+        finally:
+            threads = tf.config.threading
+            numbers = (
+                threads.get_intra_op_parallelism_threads(),
+                threads.get_inter_op_parallelism_threads(),
+            )
+            print("threads", *numbers, file=sys.stderr)
+
+    cli.app.run = run_and_tell
+
+
 def on_small_disk(num_bytes):
     """No kill, but what a full disk or a quota does: no file grows larger than that."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
 
-def _command(module, arguments, log, trap=None):
-    """What the forked process does."""
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = [module, *arguments]
-    if trap:
-        name, *values = trap
-        globals()[name](*values)
-    from auto_deeplab_tf import cli
+def run(module, arguments, trap=None):
+    """Runs a command in a process of its own, which a trap may kill.
 
-    cli.run(importlib.import_module(f"auto_deeplab_tf.{module}").main)
+    Args:
+        module: Its name in the package.
+        trap: The name of a function of this module, and its arguments.
 
-
-def _serve():
-    import keras  # noqa: F401
-    import tensorflow as tf  # noqa: F401
-    from tensorflow.python.eager import context
-
-    for line in sys.stdin:
-        assert not context.context()._initialized, "a fork needs a TensorFlow that has not begun"
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                _command(**json.loads(line))
-            except SystemExit as end:
-                code = end.code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
-@contextlib.contextmanager
-def commands(folder):
-    """Yields a function (module, arguments, trap=None) -> (exit code, what it wrote)."""
-    pipe, quiet = subprocess.PIPE, {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    process = subprocess.Popen(
-        [sys.executable, __file__], stdin=pipe, stdout=pipe, text=True, env=quiet
-    )
-    log = folder / "log.txt"
-
-    def run(module, arguments, trap=None):
-        request = {"module": module, "arguments": [*map(str, arguments)], "log": str(log)}
-        process.stdin.write(json.dumps(request | {"trap": trap}) + "\n")
-        process.stdin.flush()
-        return int(process.stdout.readline()), log.read_text()
-
-    try:
-        yield run
-    finally:
-        process.stdin.close()
-        process.wait()
+    Returns:
+        (exit code, negative where a signal killed it; what it wrote).
+    """
+    done = forked.run(f"auto_deeplab_tf.{module}", *arguments, trap=trap)
+    return done.returncode, done.stdout + done.stderr
 
 
 def check_same_search(ours, theirs):
@@ -200,7 +170,3 @@ def _check_same(ours, theirs, names):
     assert a.keys() == b.keys() and len(a) > 20
     for name, value in a.items():
         np.testing.assert_array_equal(value, b[name], err_msg=name)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -21,13 +21,7 @@ pytestmark = pytest.mark.slow
 SEED = int(os.environ.get("KILLS_SEED", "14"))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    with kills.commands(tmp_path_factory.mktemp("kills")) as run:
-        yield run
-
-
-def kill_often(run, module, arguments_in, folder, traps, number, check):
+def kill_often(module, arguments_in, folder, traps, number, check):
     """Kills a command `number` times, then lets it end; and a new one after each that ended.
 
     Args:
@@ -43,7 +37,7 @@ def kill_often(run, module, arguments_in, folder, traps, number, check):
         choose = traps[len(tried)] if len(tried) < len(traps) else rng.choice(traps)
         tried.append(choose(rng))
         path = folder / f"run-{runs}"
-        code, text = run(module, arguments_in(path), tried[-1])
+        code, text = kills.run(module, arguments_in(path), tried[-1])
         print(path.name, tried[-1], code, flush=True)
         if code == -signal.SIGKILL:
             killed.append(tried[-1])
@@ -52,7 +46,7 @@ def kill_often(run, module, arguments_in, folder, traps, number, check):
         check(path)
         runs += 1
     path = folder / f"run-{runs}"
-    code, text = run(module, arguments_in(path))
+    code, text = kills.run(module, arguments_in(path))
     assert code == 0, text
     check(path)
     return killed
@@ -74,16 +68,17 @@ def writing(*names):
     return lambda rng: ("in_writing", 1, rng.random(), rng.choice(names))
 
 
-def test_a_search_killed_thirty_times(run, tmp_path):
+def test_a_search_killed_thirty_times(tmp_path):
+    data = test_search.data_in(tmp_path)
+
     def arguments(path):
-        small = [*test_search.SMALL, *test_search.THREADS]
-        return [*small, f"--run_dir={path}", f"--cache_dir={tmp_path}/cache"]
+        small = [*test_search.SMALL, *test_search.THREADS, *data]
+        return [*small, f"--run_dir={path}"]
 
     whole = tmp_path / "whole"
-    code, text = run("search", arguments(whole))
+    code, text = kills.run("search", arguments(whole))
     assert code == 0, text
     killed = kill_often(
-        run,
         "search",
         arguments,
         tmp_path,
@@ -116,23 +111,22 @@ def places(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def training(run, places, tmp_path_factory):
+def training(places, tmp_path_factory):
     """(arguments of a folder, a training that nothing disturbed)."""
 
     def arguments(path):
         return [*trainings.SMALL, *trainings.flags(places), f"--run_dir={path}"]
 
     whole = tmp_path_factory.mktemp("training") / "whole"
-    code, text = run("train", arguments(whole))
+    code, text = kills.run("train", arguments(whole))
     assert code == 0, text
     return arguments, whole
 
 
-def test_a_training_killed_twelve_times(run, training, tmp_path):
+def test_a_training_killed_twelve_times(training, tmp_path):
     arguments, whole = training
     names = ("metrics.csv", "model.keras", "last.keras", "epoch_00001.png", "checkpoint")
     killed = kill_often(
-        run,
         "train",
         arguments,
         tmp_path,
@@ -143,27 +137,27 @@ def test_a_training_killed_twelve_times(run, training, tmp_path):
     assert {trap[0] for trap in killed} >= {"in_step", "in_checkpoint", "in_writing"}
 
 
-def test_a_training_on_a_full_disk_ends_with_one_line_and_resumes(run, training, tmp_path):
+def test_a_training_on_a_full_disk_ends_with_one_line_and_resumes(training, tmp_path):
     arguments, whole = training
     path = tmp_path / "full"
-    code, _ = run("train", arguments(path), ("in_step", 5, 0.0))
+    code, _ = kills.run("train", arguments(path), ("in_step", 5, 0.0))
     assert code == -signal.SIGKILL
     before = latest_variables(path)
     checkpoint_bytes = (path / "checkpoints" / "step-4.data-00000-of-00001").stat().st_size
     for limit in (checkpoint_bytes // 2, 3000):
-        code, text = run("train", arguments(path), ("on_small_disk", limit))
+        code, text = kills.run("train", arguments(path), ("on_small_disk", limit))
         *_, line = text.splitlines()
         assert code == 1 and line.startswith("error: ") and "cannot be written" in line, text
         assert "Traceback" not in text and text.count("error: ") == 1
         after = latest_variables(path)
         assert all(np.array_equal(after[name], value) for name, value in before.items())
         assert not list((path / "checkpoints").glob("*_temp"))
-    code, text = run("train", arguments(path))
+    code, text = kills.run("train", arguments(path))
     assert code == 0, text
     kills.check_same_training(path, whole)
 
 
-def test_a_preparation_killed_ten_times(run, tmp_path):
+def test_a_preparation_killed_ten_times(tmp_path):
     def arguments(path):
         return ["--dataset=scenes", "--image_size=64x128", f"--cache_dir={path}"]
 
@@ -172,7 +166,7 @@ def test_a_preparation_killed_ten_times(run, tmp_path):
         return {file.name: file.read_bytes() for file in folder.iterdir()}
 
     whole = tmp_path / "whole"
-    code, text = run("data.prepare", arguments(whole))
+    code, text = kills.run("data.prepare", arguments(whole))
     assert code == 0, text
     expected = records(whole)
     shards = [name for name in expected if name.endswith(".tfrecord")]
@@ -182,7 +176,6 @@ def test_a_preparation_killed_ten_times(run, tmp_path):
         assert records(path) == expected
 
     kill_often(
-        run,
         "data.prepare",
         arguments,
         tmp_path,
@@ -197,7 +190,7 @@ def test_a_preparation_killed_ten_times(run, tmp_path):
     )
 
 
-def test_a_selection_killed_in_a_training_and_beside_its_table(run, tmp_path):
+def test_a_selection_killed_in_a_training_and_beside_its_table(tmp_path):
     data = tiny_camvid.write(tmp_path / "CamVid", {"train": 6, "val": 1})
     recipe = tmp_path / "recipe.flags"
     recipe.write_text(test_select.RECIPE + f"--data_dir={data}\n--cache_dir={tmp_path}/cache\n")
@@ -213,13 +206,13 @@ def test_a_selection_killed_in_a_training_and_beside_its_table(run, tmp_path):
         return [row.split(",")[:seconds] + row.split(",")[seconds + 1 :] for row in rows]
 
     whole, path = tmp_path / "whole", tmp_path / "killed"
-    code, text = run("select", arguments(whole))
+    code, text = kills.run("select", arguments(whole))
     assert code == 0, text
     for trap in (("in_time", 1, 25), ("in_writing", 3, 0.2, "candidates.csv")):
-        code, text = run("select", arguments(path), trap)
+        code, text = kills.run("select", arguments(path), trap)
         print(trap, code, text)
         assert code == -signal.SIGKILL and not (path / "architecture.json").exists()
-    code, text = run("select", arguments(path))
+    code, text = kills.run("select", arguments(path))
     assert code == 0, text
     assert table(path) == table(whole)
     winners = [json.loads((folder / "architecture.json").read_text()) for folder in (path, whole)]

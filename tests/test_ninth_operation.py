@@ -1,10 +1,8 @@
 """An operation more is one row of the table, and one class where its kind is new."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from auto_deeplab_tf.search_space import OPERATIONS, Operation, register_operation
@@ -29,13 +27,7 @@ NAMES = {
 )
 def test_a_ninth_operation_is_searched_decoded_counted_trained_and_exported(kind, tmp_path):
     """In a process of its own: what is registered stays for the life of the process."""
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "ninth_operation.py"), kind, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run(TESTS / "ninth_operation.py", kind, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == f"done: {NAMES[kind]}"
 

@@ -35,7 +35,7 @@ def test_images_are_predicted_as_without_and_what_is_written_is_skipped(tmp_path
 
     cell = ((Edge("prev", "sep_3x3"), Edge("prev_prev", "max_pool_3x3")),)
     small = {"filter_multiplier": 1, "head_channels": 8, "decoder_channels": 4}
-    network = build_network(Architecture((1, 1), cell, "separable"), num_classes=11, **small)
+    network = build_network(Architecture((1,), cell, "separable"), num_classes=11, **small)
     network.save(tmp_path / "model.keras")
     images = tiny_camvid.write(tmp_path / "CamVid", {"val": 5}) / "val"
     (images / "broken.png").write_bytes(b"no image")

@@ -3,12 +3,12 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
+import forked
 import kills
 import numpy as np
 import pytest
+import tiny_camvid
 from commands import call, latest_variables, snapshot
 from commands import run as run_command
 
@@ -20,52 +20,49 @@ from auto_deeplab_tf.errors import RunError
 from auto_deeplab_tf.training import distribution
 
 SMALL = (
-    "--dataset=scenes --image_size=64x128 --crop_size=40x48 --batch_size=2 --num_layers=2 "
+    "--dataset=camvid --crop_size=32x40 --batch_size=2 --num_layers=2 "
     "--num_blocks=1 --filter_multiplier=1 --epochs=3 --steps_per_epoch=4 --arch_start_epoch=1 "
     "--validation_images=4 --checkpoint_every_steps=3 --learning_rate=0.05 "
     "--arch_learning_rate=0.1 --progress=none --seed=3"
 ).split()
 SHORT = "--num_layers=1 --epochs=1 --steps_per_epoch=1 --arch_start_epoch=0".split()
 THREADS = ("--intra_op_threads=1", "--inter_op_threads=3")
-TELLS_THREADS = """
-import sys, tensorflow as tf
-from auto_deeplab_tf import cli, search
-try: cli.run(search.main)
-finally: print("threads", tf.config.threading.get_intra_op_parallelism_threads(),
-    tf.config.threading.get_inter_op_parallelism_threads(), file=sys.stderr)
-"""
+
+
+def data_in(folder):
+    """Writes 16 images to search with and 4 to score; returns the flags of both."""
+    root = tiny_camvid.write(folder / "CamVid", {"train": 16, "val": 4})
+    return [f"--data_dir={root}", f"--cache_dir={folder / 'cache'}"]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def data(tmp_path_factory):
+    return data_in(tmp_path_factory.mktemp("data"))
 
 
-def run(run_dir, cache, *more):
+def run(run_dir, data, *more):
     """Runs the command; checks that TensorFlow has the threads that were asked for."""
-    flags = [*SMALL, *THREADS, f"--run_dir={run_dir}", f"--cache_dir={cache}", *more]
-    done = subprocess.run(
-        [sys.executable, "-c", TELLS_THREADS, *flags], capture_output=True, text=True
-    )
+    flags = [*SMALL, *THREADS, f"--run_dir={run_dir}", *data, *more]
+    done = forked.run("auto_deeplab_tf.search", *flags, trap=("tell_threads",))
     assert done.returncode == 0 and "threads 1 3" in done.stderr, done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache):
+def finished(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("runs") / "whole"
-    run(path, cache)
+    run(path, data)
     return path
 
 
 @pytest.fixture
-def here(monkeypatch, capsys, cache):
+def here(monkeypatch, capsys, data):
     """Runs the command in this process; returns what it prints."""
     # TensorFlow has its threads already.
     monkeypatch.setattr(distribution, "set_threads", lambda *threads: None)
 
     def run_here(run_dir, *more):
-        flags = [*SMALL, "--nodeterministic", f"--run_dir={run_dir}", f"--cache_dir={cache}", *more]
+        flags = [*SMALL, "--nodeterministic", f"--run_dir={run_dir}", *data, *more]
         call(search, config.SearchConfig, flags, monkeypatch)
         return capsys.readouterr()
 
@@ -104,19 +101,18 @@ def test_a_search_leaves_what_the_interfaces_promise(finished):
         assert (finished / name).exists(), name
 
 
-def test_a_search_killed_three_times_ends_at_the_same_bits(finished, cache, tmp_path):
+def test_a_search_killed_three_times_ends_at_the_same_bits(finished, data, tmp_path):
     """Thirty times, at random moments: test_kills.py."""
     path = tmp_path / "killed"
-    arguments = [*SMALL, *THREADS, f"--run_dir={path}", f"--cache_dir={cache}"]
-    with kills.commands(tmp_path) as run_command:
-        for trap in (
-            ("in_validation", 1, 0),  # of the warm-up: its epoch is repeated from step 3
-            ("in_checkpoint", 2, 0.3),  # of step 6, whose index is torn
-            ("in_writing", 1, 0.2, "architecture.json"),
-        ):
-            assert run_command("search", arguments, trap)[0] == -signal.SIGKILL
-            assert not (path / "architecture.json").exists()
-        code, text = run_command("search", arguments)
+    arguments = [*SMALL, *THREADS, f"--run_dir={path}", *data]
+    for trap in (
+        ("in_validation", 1, 0),  # of the warm-up: its epoch is repeated from step 3
+        ("in_checkpoint", 2, 0.3),  # of step 6, whose index is torn
+        ("in_writing", 1, 0.2, "architecture.json"),
+    ):
+        assert kills.run("search", arguments, trap)[0] == -signal.SIGKILL
+        assert not (path / "architecture.json").exists()
+    code, text = kills.run("search", arguments)
     assert code == 0, text
     kills.check_same_search(path, finished)
 
@@ -165,8 +161,8 @@ def interrupted(*_, **__):
     raise KeyboardInterrupt
 
 
-def test_a_dry_run_measures_what_is_needed_and_leaves_nothing(cache, tmp_path):
-    needs = json.loads(run(tmp_path / "run", cache, "--dry_run", "--json"))
+def test_a_dry_run_measures_what_is_needed_and_leaves_nothing(data, tmp_path):
+    needs = json.loads(run(tmp_path / "run", data, "--dry_run", "--json"))
     assert not (tmp_path / "run").exists()
     assert needs["steps"] == 12 and needs["num_parameters"] > 1000
     # Between what TensorFlow alone takes and the smallest machine's memory.
@@ -267,7 +263,7 @@ def test_the_plain_formulation_searches_and_says_that_it_is_slow(short, here, tm
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--crop_size=300x48"], "crop_size=300x48 .*64x128"),
+        (["--crop_size=300x48"], "crop_size=300x48 .*32x48"),
         (["--dataset=camvid", "--data_dir=none"], "none"),
     ],
 )

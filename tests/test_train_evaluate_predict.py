@@ -22,7 +22,7 @@ from auto_deeplab_tf.training import checkpoints
 from auto_deeplab_tf.training.schedules import Poly
 
 ARCHITECTURE = Architecture(
-    levels=(1, 1),
+    levels=(1,),
     cell=((Edge("prev", "sep_3x3"), Edge("prev_prev", "max_pool_3x3")),),
     atrous="separable",
 )
@@ -118,24 +118,23 @@ def test_a_training_stopped_in_every_way_ends_at_the_same_bits(finished, places,
     path = tmp_path / "killed"
     arguments = [*SMALL, *flags(places), f"--run_dir={path}"]
     reasons = {143: "terminated", 130: "interrupted", 75: "max_hours is over"}
-    with kills.commands(tmp_path) as run_command:
-        for code, trap, more, saved in (
-            (143, ("in_step", 2, 0.0, signal.SIGTERM), (), (2, 3)),
-            (130, ("in_step", 2, 0.0, signal.SIGINT), (), (4, 5)),
-            (75, None, ("--max_hours=1e-6",), (5, 6)),
-            (-9, ("in_step", 3, 0.1), (), ()),
-        ):
-            found, text = run_command("train", [*arguments, *more], trap)
-            assert found == code, text
-            if saved:
-                # After the step that the signal came in, or where it came late after the next.
-                line = text.splitlines()[-1]
-                reason, _, rest = line.partition(": ")
-                checkpoint, _, rest = rest.partition(" ")
-                assert reason == reasons[code] and int(checkpoint.rpartition("-")[2]) in saved, text
-                assert rest == "is saved; the same command resumes from it"
-            assert not (path / "last.keras").exists()
-        code, text = run_command("train", arguments)
+    for code, trap, more, saved in (
+        (143, ("in_step", 2, 0.0, signal.SIGTERM), (), (2, 3)),
+        (130, ("in_step", 2, 0.0, signal.SIGINT), (), (4, 5)),
+        (75, None, ("--max_hours=1e-6",), (5, 6)),
+        (-9, ("in_step", 3, 0.1), (), ()),
+    ):
+        found, text = kills.run("train", [*arguments, *more], trap)
+        assert found == code, text
+        if saved:
+            # After the step that the signal came in, or where it came late after the next.
+            line = text.splitlines()[-1]
+            reason, _, rest = line.partition(": ")
+            checkpoint, _, rest = rest.partition(" ")
+            assert reason == reasons[code] and int(checkpoint.rpartition("-")[2]) in saved, text
+            assert rest == "is saved; the same command resumes from it"
+        assert not (path / "last.keras").exists()
+    code, text = kills.run("train", arguments)
     assert code == 0, text
     kills.check_same_training(path, finished)
 

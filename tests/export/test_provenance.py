@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from auto_deeplab_tf.errors import MissingFileError, UserError
@@ -120,8 +119,7 @@ def test_what_has_no_manifest(file, tmp_path):
 
 def test_command(served, model):
     def verify(*more):
-        command = [sys.executable, "-m", "export.verify", f"--path={served}", *more]
-        return subprocess.run(command, capture_output=True, text=True)
+        return forked.run("export.verify", f"--path={served}", *more)
 
     done = verify(f"--model={model}")
     assert done.returncode == 0, done.stderr

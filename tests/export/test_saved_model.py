@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pathlib
 import pickle
 import re
@@ -13,6 +12,7 @@ import sys
 import types
 import zlib
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -404,13 +404,7 @@ def test_every_signature_is_checked(exported, served, answer, monkeypatch, name,
 
 
 def command(*flags):
-    done = subprocess.run(
-        [sys.executable, "-m", "export.saved_model", *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={key: os.environ[key] for key in os.environ if key != "TF_CPP_MIN_LOG_LEVEL"},
-    )
+    done = forked.run("export.saved_model", *flags)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -4,9 +4,9 @@ import collections
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 
@@ -265,8 +265,7 @@ def test_tf_trt_with_a_lost_variable_publishes_nothing(model_file, tmp_path, tf_
 
 
 def command(*flags):
-    call = [sys.executable, "-m", "export.tensorrt", *flags]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    done = forked.run("export.tensorrt", *flags)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -1,9 +1,9 @@
 """TFLite files, run by LiteRT: they agree with Keras, or nothing is published."""
 
 import json
-import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -215,8 +215,7 @@ def test_without_litert_the_extra_is_named(model_file, tmp_path, monkeypatch):
 def test_command(model_file, tmp_path):
     output = tmp_path / "model.tflite"
     flags = [f"--model={model_file}", f"--output={output}", "--input_size=33x64"]
-    command = [sys.executable, "-m", "export.tflite", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = forked.run("export.tflite", *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"published {output}: the same class on 100.00 % of the pixels")
     assert interpreter(output).get_input_details()[0]["shape"].tolist() == [1, 33, 64, 3]

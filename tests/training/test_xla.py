@@ -15,7 +15,7 @@ from auto_deeplab_tf.training.bilevel import BilevelModel
 CLASSES = 4
 SIZE = (33, 46)  # no multiple of any stride, and not square
 ARCHITECTURE = Architecture(
-    levels=(1, 1),
+    levels=(1,),
     cell=((Edge("prev", "sep_3x3"), Edge("prev_prev", "max_pool_3x3")),),
     atrous="separable",
 )
