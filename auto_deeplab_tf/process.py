@@ -129,6 +129,8 @@ def _signals_passed_on(process: subprocess.Popen[str]) -> Iterator[None]:
 def _end_with_parent() -> None:
     """Has Linux kill this process when its parent ends, however that ends.
 
+    The parent is the thread that started it, which waits for it in `run_command`.
+
     A training that ran on alone would hold its run folder when its parent is started again. It
     resumes from its last checkpoint.
     """
