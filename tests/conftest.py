@@ -48,6 +48,27 @@ def _split_cpu():
         )
 
 
+def _leave_datasets_untuned():
+    """Ends tf.data's tuning of running iterators, whose threads keep deletions waiting.
+
+    The thread that tunes an iterator may miss that it is told to end, above all where all cores
+    are busy, and sleeps on: for as long as the iterator is old, at most a minute. Whoever deletes
+    the iterator waits for it, such as the garbage collection of any later test: one of them was
+    seen to wait 146 s for what two devices had left. The commands' processes tune as users' do.
+    """
+    import tensorflow as tf
+    from tensorflow.python.data.ops import dataset_ops
+
+    apply = dataset_ops.DatasetV2._apply_debug_options  # of every iterator, when it is made
+
+    def untuned(dataset):
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return apply(dataset.with_options(options))
+
+    dataset_ops.DatasetV2._apply_debug_options = untuned
+
+
 def pytest_collection_modifyitems(items):
     rank = {name: place for place, name in enumerate(SLOW_FILES)}
     # Stable: the order within a file stays.
@@ -59,6 +80,7 @@ def pytest_collection_finish(session):
     # TensorFlow, because tests of the parts without it should start at once.
     if "tensorflow" in sys.modules:
         _split_cpu()
+        _leave_datasets_untuned()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -38,7 +39,8 @@ def _command(root, cache, *arguments):
 
 
 def _run(root, cache, *arguments):
-    return subprocess.run(_command(root, cache, *arguments), capture_output=True, text=True)
+    _, _, *program = _command(root, cache, *arguments)
+    return forked.run(*program)
 
 
 def _contents(folder):
