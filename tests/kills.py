@@ -87,14 +87,14 @@ def in_validation(times, share):
 
     score, due = metrics.score, _Countdown(times)
 
-    def score_and_kill(logits, *args):
+    def score_and_kill(logits, *args, **kwargs):
         def counted(images):
             found = logits(images)
             if due():
                 kill()
             return found
 
-        return score(counted, *args)
+        return score(counted, *args, **kwargs)
 
     metrics.score = score_and_kill
 

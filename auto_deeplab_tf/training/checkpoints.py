@@ -156,11 +156,17 @@ class Checkpoints:
         return path
 
     def _write_list(self, steps: list[int]) -> None:
-        """Writes the file that `tf.train.latest_checkpoint` and `CheckpointManager` read."""
+        """Writes the file that `tf.train.latest_checkpoint` and `CheckpointManager` read.
+
+        A file that says the same stays.
+        """
+        path = self._directory / "checkpoint"
         lines = [f'model_checkpoint_path: "step-{steps[-1]}"']
         lines += [f'all_model_checkpoint_paths: "step-{step}"' for step in steps]
-        lines += [f"all_model_checkpoint_timestamps: {time.time()!r}"] * len(steps)
-        write_text(self._directory / "checkpoint", "\n".join(lines) + "\n")
+        named, key = "\n".join(lines) + "\n", "all_model_checkpoint_timestamps: "
+        before = path.read_bytes() if path.is_file() else b""
+        if not before.startswith(named.encode()) or before.count(key.encode()) != len(steps):
+            write_text(path, named + f"{key}{time.time()!r}\n" * len(steps))
 
     def _remove(self, steps: set[int]) -> None:
         """Deletes all files of some steps."""
@@ -192,6 +198,9 @@ class Checkpoints:
             return False
         self._read(chosen)
         self._latest = chosen
+        if own.is_chief and step is None:
+            # A kill may have come between a checkpoint and the list.
+            self._write_list([each for each in self._whole() if each <= chosen][-self._keep :])
         for name, variable in self._sums.items():
             whole = self._by_name[name].read_value()
             parts = tf.distribute.get_strategy().experimental_local_results(variable)

@@ -210,7 +210,7 @@ def test_all_damaged_is_an_error_and_a_first_one_begins_again(three, capsys):
 
 
 @pytest.mark.parametrize("lost", ["no list", "cut list", "killed before the list"])
-def test_the_list_of_checkpoints_is_not_needed(lost, three):
+def test_the_list_of_checkpoints_is_not_needed_and_corrected(lost, three):
     listed = three / "checkpoint"
     content = listed.read_text()
     if lost == "no list":
@@ -228,6 +228,7 @@ def test_the_list_of_checkpoints_is_not_needed(lost, three):
     (three / "step-12_temp" / "part-00000-of-00001.index").write_bytes(b"half")
     step, read, checkpoints = restored(three)
     assert step == 9
+    assert tf.train.latest_checkpoint(three) == str(three / "step-9")
     read[0].assign(12)
     read[1].assign(tf.random.stateless_uniform([40, 500], seed=(12, 12)))
     checkpoints.save(12)
