@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import app
 
-from benchmarks import fast_modes, mixed_precision, networks
+from benchmarks import exports, fast_modes, mixed_precision, networks
 from benchmarks.rows import RESULTS, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -21,7 +21,7 @@ MARK = (
 
 def generated() -> str:
     """What stands below the mark."""
-    parts = (_search_step, _profile, _networks, _roofline, _mixed, _fast_modes)
+    parts = (_search_step, _profile, _networks, _exports, _roofline, _mixed, _fast_modes)
     return "\n".join(part() for part in parts)
 
 
@@ -117,6 +117,27 @@ def _networks() -> str:
         "counted."
     )
     return _table("Decoded networks and references", text, columns, rows)
+
+
+def _exports() -> str:
+    columns = {
+        "network": lambda row: f"{row['network']} at {row['input_size']}",
+        "runtime": "runtime",
+        "threads": "threads",
+        "mIoU": "miou",
+        "ms": "ms",
+        "of its arithmetic": "times_arithmetic",
+        "peak MiB": "peak_mib",
+        "file MiB": "file_mib",
+    }
+    rows = read(exports.RESULTS)
+    text = (
+        "One image from float32 in memory to class ids in memory; `of its arithmetic` divides the "
+        "time by that of the network's Multi-Adds in matrix products on as many threads, by that "
+        "row's own measurement. `python -m benchmarks.exports`; what the networks are is said in "
+        f"[export.md](export.md#measured). {_machine(rows[0])}."
+    )
+    return _table("Exports", text, columns, rows)
 
 
 def _roofline() -> str:

@@ -325,6 +325,9 @@ def _checked_indices(source: Source, indices: Sequence[int] | np.ndarray | None)
 def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
+    # The thread that tunes an iterator looks up at ever longer intervals, up to a minute, and
+    # whoever deletes the iterator waits for it: at the end of every epoch and validation.
+    options.autotune.enabled = False
     # Workers split the stream by its elements: there are no input files to split.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return options

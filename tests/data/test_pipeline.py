@@ -92,6 +92,18 @@ def test_form_of_the_batches(textured_source):
         assert set(np.unique(labels)) <= {0, 1, 2, 255}
 
 
+def test_no_iterator_is_tuned(textured_source):
+    """Whoever deleted one would wait for its thread, up to a minute."""
+    halves = (np.arange(4), np.arange(4, 8))
+    for dataset in (
+        pipeline.training_batches(textured_source, batch_size=4, crop_size=(17, 21), seed=0),
+        pipeline.search_batches(textured_source, halves, batch_size=2, seed=0, **PLAIN),
+        pipeline.evaluation_batches(textured_source, 4),
+        pipeline.validation_batches(textured_source, 4, 3),
+    ):
+        assert dataset.options().autotune.enabled is False
+
+
 def test_the_two_halves_stay_apart(numbered_source):
     halves = (np.array([0, 2, 4, 6]), np.array([1, 3, 5]))
     options = {"batch_size": 2, "seed": 5, **PLAIN}
