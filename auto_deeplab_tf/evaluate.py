@@ -195,11 +195,13 @@ def _trivial(train: Any, split: Any) -> dict[str, Any]:
 def _labels(split: Any) -> Any:
     import tensorflow as tf
 
+    from auto_deeplab_tf.data import pipeline
+
     indices = tf.data.Dataset.range(split.num_examples)
     dataset = indices.map(
         lambda index: split.example(index)[1], num_parallel_calls=tf.data.AUTOTUNE
     )
-    return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    return dataset.prefetch(2).with_options(pipeline.iteration_options()).as_numpy_iterator()
 
 
 def _draw(output_dir: Any, samples: list[Any], names: tuple[str, ...], palette: Any) -> None:

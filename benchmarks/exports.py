@@ -28,7 +28,7 @@ import numpy as np
 
 from auto_deeplab_tf.files import write_text
 from auto_deeplab_tf.process import peak_memory_mib
-from benchmarks import process, rows
+from benchmarks import process, rows, scoring
 
 RESULTS = rows.RESULTS / "exports.csv"
 MODULE = "benchmarks.exports"
@@ -244,7 +244,7 @@ def prepare(places: Places, size: tuple[int, ...], options: argparse.Namespace) 
 
 
 def _data(
-    options: argparse.Namespace, size: tuple[int, ...], calibration: pathlib.Path
+    options: argparse.Namespace, size: tuple[int, int], calibration: pathlib.Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 and labels of the val split; writes images of train for the calibration."""
     from auto_deeplab_tf import overlay
@@ -255,26 +255,13 @@ def _data(
         for index, image in enumerate(images):
             overlay.save_png(calibration / f"{index}.png", image)
         return images[:1], np.zeros((0, *size), np.uint8)
-    from auto_deeplab_tf import config
-    from auto_deeplab_tf.data import pipeline, source
-
-    settings = config.EvaluateConfig(
-        model=str(options.model),
-        output_dir=str(options.work_dir),
-        dataset=options.dataset,
-        data_dir=options.data_dir,
-        image_size=size,
-        **({"cache_dir": options.cache_dir} if options.cache_dir else {}),
+    (train, _), (val, labels) = (
+        scoring.read_split(options.dataset, split, options.data_dir, options.cache_dir, size)
+        for split in ("train", "val")
     )
-    parts = {}
-    for name in ("train", "val"):
-        split = source.open_for(settings, name)
-        batches = list(pipeline.evaluation_batches(split, 1).as_numpy_iterator())
-        parts[name] = [np.concatenate(each) for each in zip(*batches, strict=True)]
-    train = parts["train"][0]
     for index in np.linspace(0, len(train) - 1, CALIBRATION_IMAGES).astype(int):
         overlay.save_png(calibration / f"{index:05}.png", train[index].astype(np.uint8))
-    return parts["val"][0].astype(np.uint8), parts["val"][1].astype(np.uint8)
+    return val.astype(np.uint8), labels.astype(np.uint8)
 
 
 def measure(places: Places, options: argparse.Namespace) -> dict[str, Any]:
@@ -289,12 +276,15 @@ def measure(places: Places, options: argparse.Namespace) -> dict[str, Any]:
     first = images[:1].astype(np.float32)
     seconds = process.median_seconds(lambda: predict(first), options.iterations)
     peak_mib = peak_memory_mib()
-    matrix = np.zeros((facts["num_classes"],) * 2, np.int64)
-    # Without labels there are no pairs, and no score.
-    for image, label in zip(images, labels, strict=False):
-        found = predict(image[None].astype(np.float32))
-        counted = label != facts["ignore_label"]
-        np.add.at(matrix, (label[counted], found[counted]), 1)
+    matrix = scoring.confusion_matrix(
+        # Without labels there are no pairs, and no score.
+        (
+            (label, predict(image[None].astype(np.float32)))
+            for image, label in zip(images, labels, strict=False)
+        ),
+        facts["num_classes"],
+        facts["ignore_label"],
+    )
     return {
         "matrix": matrix.tolist(),
         "ms": round(1000 * seconds, 2),

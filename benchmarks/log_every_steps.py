@@ -84,13 +84,11 @@ def measure() -> dict[str, Any]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
+    from auto_deeplab_tf.data import pipeline
     from auto_deeplab_tf.training import loop
 
     model, batch, eager = prepare()
-    # As the product's pipelines: whoever deletes a tuned iterator waits for its thread.
-    untuned = tf.data.Options()
-    untuned.autotune.enabled = False
-    data = tf.data.Dataset.from_tensors(batch).repeat().with_options(untuned)
+    data = tf.data.Dataset.from_tensors(batch).repeat().with_options(pipeline.iteration_options())
 
     def seconds_per_step(every: int) -> float:
         model.completed_steps.assign(0)

@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags
 
 from auto_deeplab_tf import tiling
-from benchmarks import rows
+from benchmarks import rows, scoring
 
 PATH = rows.RESULTS / "tiles.csv"
 SEAM = 8
@@ -42,29 +42,19 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
     import tensorflow as tf
 
-    from auto_deeplab_tf import config
-    from auto_deeplab_tf.data import pipeline, source
     from auto_deeplab_tf.served import load_segmenter
 
     segmenter = load_segmenter(FLAGS.model)
-    cache = {"cache_dir": FLAGS.cache_dir} if FLAGS.cache_dir else {}
-    settings = config.EvaluateConfig(
-        model=FLAGS.model,
-        output_dir=str(Path(FLAGS.results).parent),
-        dataset=FLAGS.dataset,
-        data_dir=FLAGS.data_dir,
-        image_size=_size(FLAGS.image_size),
-        **cache,
+    images, labels = scoring.read_split(
+        FLAGS.dataset, "val", FLAGS.data_dir, FLAGS.cache_dir, _size(FLAGS.image_size)
     )
-    batches = pipeline.evaluation_batches(source.open_for(settings, "val"), 1)
-    pairs = [(image[0], label[0]) for image, label in batches.as_numpy_iterator()]
     network = tf.function(
         lambda images: segmenter(images, training=False), autograph=False, reduce_retracing=True
     )
     tiles = itertools.product(map(_size, FLAGS.tiles), map(float, FLAGS.overlaps))
     for row in compare(
         lambda image: network(tf.constant(image[None], tf.float32))[0].numpy(),
-        pairs,
+        list(zip(images, labels, strict=True)),
         [(tile, int(share * min(tile))) for tile, share in tiles],
         (segmenter.num_classes, segmenter.ignore_label),
     ):
@@ -125,11 +115,7 @@ def _miou(
 ) -> float:
     from auto_deeplab_tf.training.metrics import scores
 
-    number, ignored = classes
-    matrix = np.zeros((number, number), np.int64)
-    for label, ids in zip(labels, found, strict=True):
-        scored = label != ignored
-        np.add.at(matrix, (label[scored], ids[scored]), 1)
+    matrix = scoring.confusion_matrix(zip(labels, found, strict=True), *classes)
     return float(scores(matrix)["miou"])
 
 

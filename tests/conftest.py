@@ -54,7 +54,8 @@ def _leave_datasets_untuned():
     The thread that tunes an iterator may miss that it is told to end, above all where all cores
     are busy, and sleeps on: for as long as the iterator is old, at most a minute. Whoever deletes
     the iterator waits for it, such as the garbage collection of any later test: one of them was
-    seen to wait 146 s for what two devices had left. The commands' processes tune as users' do.
+    seen to wait 146 s for what two devices had left. The product's own pipelines are untuned; this
+    is for data sets that tests make.
     """
     import tensorflow as tf
     from tensorflow.python.data.ops import dataset_ops

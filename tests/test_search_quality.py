@@ -313,8 +313,8 @@ def test_operations_are_counted_by_their_kind():
 
 
 def test_a_row_s_command_names_no_folder_of_this_machine():
-    command = ["python", "--data_dir=/a b/data", "--cache_dir=/a b/work/cache"]
-    places = {"WORK": pathlib.Path("/a b/work"), "DATA": pathlib.Path("/a b/data")}
+    command = ["python", "--data_dir=/a b/data", "--cache_dir=/a b/runs/cache"]
+    places = {"WORK": pathlib.Path("/a b/runs"), "DATA": pathlib.Path("/a b/data")}
     assert trainings._portable(command, places) == "python --data_dir=DATA --cache_dir=WORK/cache"
 
 

@@ -166,7 +166,7 @@ def training_batches(
         dataset = batches_from(first)
     else:
         dataset = service.batches(example_at, of_replica, first, batches_from, data_service)
-    return dataset.prefetch(_PREFETCH_BATCHES).with_options(_options())
+    return dataset.prefetch(_PREFETCH_BATCHES).with_options(iteration_options())
 
 
 def search_batches(
@@ -191,7 +191,7 @@ def search_batches(
     if not pairs:
         return batches_a
     batches_b = training_batches(source, halves[1], stream=1, **options)
-    return tf.data.Dataset.zip((batches_a, batches_b)).with_options(_options())
+    return tf.data.Dataset.zip((batches_a, batches_b)).with_options(iteration_options())
 
 
 def evaluation_batches(
@@ -228,7 +228,7 @@ def evaluation_batches(
 
     dataset = tf.data.Dataset.from_tensor_slices(indices.astype("int64"))
     dataset = dataset.map(example_at, num_parallel_calls=num_parallel_calls, deterministic=True)
-    return dataset.batch(batch_size).prefetch(_PREFETCH_BATCHES).with_options(_options())
+    return dataset.batch(batch_size).prefetch(_PREFETCH_BATCHES).with_options(iteration_options())
 
 
 def evaluation_indices(
@@ -322,12 +322,13 @@ def _checked_indices(source: Source, indices: Sequence[int] | np.ndarray | None)
     return indices
 
 
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    options.deterministic = True
+def iteration_options() -> tf.data.Options:
+    """Returns the options of every data set that is iterated here."""
+    result = tf.data.Options()
+    result.deterministic = True
     # The thread that tunes an iterator looks up at ever longer intervals, up to a minute, and
     # whoever deletes the iterator waits for it: at the end of every epoch and validation.
-    options.autotune.enabled = False
+    result.autotune.enabled = False
     # Workers split the stream by its elements: there are no input files to split.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return options
+    result.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return result

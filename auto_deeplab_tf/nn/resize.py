@@ -76,20 +76,19 @@ def resize_bilinear(images: Tensor, size: Sequence[Any]) -> Tensor:
     ]
     if form == "kernel":
         return images if all(keeps) else backend.resize_kernel(images, size)
+    along = _between_neighbours if form == "gather" else _by_product
     # Rows last: they lie in one piece, and a map that grows then has fewer of them before.
     if not keeps[1]:
-        images = (
-            _between_neighbours(images, width, width_in, axis=2)
-            if form == "gather"
-            else backend.combine(interpolation_matrix(width, width_in), images)
-        )
+        images = along(images, width, width_in, axis=2)
     if not keeps[0]:
-        images = (
-            _between_neighbours(images, height, height_in, axis=1)
-            if form == "gather"
-            else _combine_rows(interpolation_matrix(height, height_in), images)
-        )
+        images = along(images, height, height_in, axis=1)
     return images
+
+
+def _by_product(images: Tensor, size: Any, size_in: Any, axis: int) -> Tensor:
+    """Resizes along one axis by a product with a matrix."""
+    multiply = _combine_rows if axis == 1 else backend.combine
+    return multiply(interpolation_matrix(size, size_in), images)
 
 
 def _between_neighbours(images: Tensor, size: Any, size_in: Any, axis: int) -> Tensor:
