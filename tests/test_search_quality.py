@@ -20,6 +20,7 @@ from auto_deeplab_tf.training import metrics
 from benchmarks import jax_common
 from benchmarks.search_quality import (
     jax_train,
+    levers,
     methods,
     opinions,
     population,
@@ -107,9 +108,7 @@ PROGRAM = """
 import sys, types, time
 sys.modules["tensorflow"] = None  # the device has none
 import numpy as np, jax
-from auto_deeplab_tf.data import pipeline, split
 from auto_deeplab_tf.sampling import random_architecture
-from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges
 from benchmarks.search_quality import jax_train, population
 population.SETTINGS.update(num_classes=11)
 generator = np.random.default_rng(0)
@@ -373,3 +372,48 @@ def test_methods_run_a_command_once_and_read_what_it_chose(tmp_path, monkeypatch
     methods.random_search(1, 7, 600, folders, 0)
     seeds = [next(flag for flag in command if "random_seed" in flag) for command in commands[2:]]
     assert len(set(seeds)) == 2 and all("--num_random=7" in command for command in commands[2:])
+
+
+def test_levers_weigh_cost_by_what_it_is_worth_and_are_pulled_once(tmp_path, monkeypatch):
+    """Half the cost costs 0.1 of loss here; a search has two draws and a path."""
+    commands = []
+
+    def run(command, log, core):
+        commands.append(command)
+        folder = log.with_suffix("")
+        folder.mkdir()
+        if "search" in command[2]:
+            row = "alpha_entropy,beta_entropy,val_miou,val_decoded_miou\n2.0,0.8,0.3,0.2\n"
+            (folder / "metrics.csv").write_text(row)
+            return 50.0
+        cli.parse(config.SelectConfig, command[3:])
+        loss = 0.9 if f"--max_multi_adds={population.MULTI_ADDS // 2}" in command else 0.8
+        names = ["search-0-path-1"] if "--paths_per_search=1" in command else []
+        names = names * any("search_runs" in flag for flag in command) + ["a-1", "a-2"]
+        lines = [f"{name},{loss + 0.1 * n},{10 + n}" for n, name in enumerate(names)]
+        (folder / "candidates.csv").write_text(
+            "\n".join(["candidate,loss_1,filter_multiplier", *lines])
+        )
+        return 10.0
+
+    monkeypatch.setattr(methods.trainings, "run", run)
+    folders = methods.Folders("reported", tmp_path / "data", tmp_path / "work")
+    found = list(levers.left([], folders, 1800, 0))
+    by_name = {row["lever"]: row for row in found}
+    assert list(by_name) == [levers.RANDOM, levers.HALF, *levers.LEVERS]
+    assert by_name[levers.RANDOM]["loss"] == pytest.approx(0.85)
+    assert by_name["cost"]["flags"] == f"--cost_weight={0.1 / np.log(2):.3g}"
+    none = by_name["none"]
+    assert none["decoded_loss"] == pytest.approx(0.8) and none["decoded_filter_multiplier"] == 10
+    assert none["loss"] == pytest.approx(0.95) and none["filter_multiplier"] == 11.5
+    assert none["loss_deviation"] == pytest.approx(0.1 / np.sqrt(2))
+    assert (none["seconds"], none["alpha_entropy"]) == (50, "2.0")
+    searches = [command for command in commands if "search" in command[2]]
+    for command in searches:
+        assert "--seed=100" in command
+        cli.parse(config.SearchConfig, command[3:])
+    assert "--arch_start_epoch=30" in searches[list(levers.LEVERS).index("warm_up")]
+
+    done = [{key: str(value) for key, value in row.items()} for row in found[:3]]
+    again = list(levers.left(done, folders, 1800, 0))
+    assert [row["lever"] for row in again] == list(levers.LEVERS)[1:]

@@ -8,7 +8,8 @@ command after a kill resumes. Stages: length (tuning split: six random networks 
 steps), population (reported split: 20 random networks, the published one, more seeds for the best,
 the median and the worst), searched (three searches with a selection among the paths of each, three
 seeds of each winner), random_search (three random searches of as many CPU seconds, likewise),
-opinions (what each search thinks of each network that has a row: `opinions.csv`).
+opinions (what each search thinks of each network that has a row: `opinions.csv`), levers (what
+searches with one setting changed propose, on the tuning split: `levers.csv`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ import statistics
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.sampling import random_architecture
 from benchmarks import rows
-from benchmarks.search_quality import methods, opinions
+from benchmarks.search_quality import levers, methods, opinions
 from benchmarks.search_quality.report import report
 from benchmarks.search_quality.trainings import Training, pending, train
 
 RESULTS = pathlib.Path(__file__).with_name("results.csv")
-OPINIONS = "opinions.csv"  # Beside the results.
+OPINIONS, LEVERS = "opinions.csv", "levers.csv"  # Beside the results.
 LENGTHS = (600, 1800)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--data_dir", type=pathlib.Path, help="CamVid")
     parser.add_argument("--work_dir", type=pathlib.Path, help="run folders and records")
-    parser.add_argument("--stage", choices=[*STAGES, "opinions"], default="length")
+    parser.add_argument("--stage", choices=[*STAGES, "opinions", "levers"], default="length")
     parser.add_argument("--steps", type=int, help="length of the reported trainings")
     parser.add_argument("--cores", default="0", help="cores, comma-separated; a training on each")
     options = parser.parse_args()
@@ -55,9 +56,22 @@ def main() -> None:
         return
     if options.stage != "length" and options.steps is None:
         parser.error("--steps is needed: what --stage=length has shown to be enough")
+    if options.stage == "levers":
+        pull(options)
+        return
     # What comes next can depend on what was found: best, median and worst get more seeds.
     while left := pending(STAGES[options.stage](options), rows.read(options.results)):
         run_all(left, options)
+
+
+def pull(options: argparse.Namespace) -> None:
+    """Tries the levers that have no row."""
+    file = options.results.with_name(LEVERS)
+    folders = methods.Folders("tuning", options.data_dir, options.work_dir)
+    core = int(options.cores.split(",")[0])
+    for row in levers.left(rows.read(file), folders, options.steps, core):
+        rows.write(file, [*rows.read(file), row])
+        print(row, flush=True)
 
 
 def ask(options: argparse.Namespace) -> None:

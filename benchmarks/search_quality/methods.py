@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 from auto_deeplab_tf.architecture import Architecture
+from benchmarks import rows
 from benchmarks.search_quality import population, trainings
 
 SEARCH = trainings.FOLDER / "search.flags"
@@ -53,20 +55,32 @@ class Folders:
         return [f"--{name}={place}" for name, place in self.places().items()]
 
 
-def searched(number: int, steps: int, folders: Folders, core: int | None) -> Found:
-    """Searches with seed `number`, then selects among best paths and draws of that search."""
-    run_dir = folders.work / "searches" / f"{folders.split}-{number}"
+def search(
+    run_dir: pathlib.Path,
+    seed: int,
+    folders: Folders,
+    core: int | None,
+    changed: Sequence[str] = (),
+) -> float:
+    """Searches by search.flags, some of them changed; returns the CPU seconds."""
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     command = [
         "python",
         "-m",
         "auto_deeplab_tf.search",
         f"--flagfile={SEARCH}",
-        f"--seed={number}",
+        f"--seed={seed}",
         f"--run_dir={run_dir}",
+        *changed,
         *folders.flags(),
     ]
-    spent = _once(command, run_dir, core)
+    return _once(command, run_dir, core)
+
+
+def searched(number: int, steps: int, folders: Folders, core: int | None) -> Found:
+    """Searches with seed `number`, then selects among best paths and draws of that search."""
+    run_dir = folders.work / "searches" / f"{folders.split}-{number}"
+    spent = search(run_dir, number, folders, core)
     selection = run_dir.with_name(f"{run_dir.name}-{steps}")
     chosen = [
         f"--search_runs={run_dir}",
@@ -74,16 +88,30 @@ def searched(number: int, steps: int, folders: Folders, core: int | None) -> Fou
         f"--samples_per_search={SAMPLES_PER_SEARCH}",
         f"--random_seed={1000 * (number + 1)}",
     ]
-    found = _selected(selection, chosen, steps, folders, core)
-    return dataclasses.replace(found, seconds=found.seconds + spent)
+    seconds = spent + _select(selection, chosen, steps, folders, core)
+    return Found(_winner(selection), seconds)
 
 
 def random_search(number: int, draws: int, steps: int, folders: Folders, core: int | None) -> Found:
     """Selects among so many random networks, other ones for every `number`."""
     folder = folders.work / "searches" / f"{folders.split}-random-{number}-{steps}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
     chosen = [f"--num_random={draws}", f"--random_seed={1000 * (number + 1)}"]
-    return _selected(folder, chosen, steps, folders, core)
+    seconds = _select(folder, chosen, steps, folders, core)
+    return Found(_winner(folder), seconds)
+
+
+def first_rung(
+    folder: pathlib.Path,
+    chosen: list[str],
+    steps: int,
+    folders: Folders,
+    core: int | None,
+    multi_adds: int = population.MULTI_ADDS,
+) -> list[dict[str, str]]:
+    """Trains candidates for an eighth of the steps; returns the rows of candidates.csv."""
+    chosen = [*chosen, "--rungs=1", f"--reduction={trainings.PARTS}", "--paths_per_search=1"]
+    _select(folder, chosen, steps, folders, core, multi_adds)
+    return rows.read(folder / "candidates.csv")
 
 
 def affordable_draws(seconds: float, seconds_per_training: float) -> int:
@@ -91,9 +119,16 @@ def affordable_draws(seconds: float, seconds_per_training: float) -> int:
     return max(1, round(seconds / (SHARE_OF_TRAINING * seconds_per_training)))
 
 
-def _selected(
-    folder: pathlib.Path, chosen: list[str], steps: int, folders: Folders, core: int | None
-) -> Found:
+def _select(
+    folder: pathlib.Path,
+    chosen: list[str],
+    steps: int,
+    folders: Folders,
+    core: int | None,
+    multi_adds: int = population.MULTI_ADDS,
+) -> float:
+    """Selects by `recipe.flags` among networks of equal cost; returns the CPU seconds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     recipe = folder.with_suffix(".flags")
     flags = [f"--steps={steps}", f"--steps_per_epoch={steps // trainings.PARTS}"]
     lines = [f"--flagfile={trainings.RECIPE}", *folders.flags(), *flags]
@@ -104,12 +139,15 @@ def _selected(
         "auto_deeplab_tf.select",
         f"--train_flagfile={recipe}",
         f"--output_dir={folder}",
-        f"--max_multi_adds={population.MULTI_ADDS}",
+        f"--max_multi_adds={multi_adds}",
         "--fit_filter_multiplier",
         *chosen,
     ]
-    seconds = _once(command, folder, core)
-    return Found(Architecture.load(folder / "architecture.json"), seconds)
+    return _once(command, folder, core)
+
+
+def _winner(folder: pathlib.Path) -> Architecture:
+    return Architecture.load(folder / "architecture.json")
 
 
 def _once(command: list[str], folder: pathlib.Path, core: int | None) -> float:
