@@ -77,7 +77,7 @@ class ArchitectureSearch:
         mean, std: of red, green, blue: images are normalised (x - mean) / std.
         ignore_label: label of the pixels that count nowhere.
         class_weights: weight of each class in the loss, or None.
-        path_temperature: of sampled paths, see `BilevelModel`.
+        path_temperature, entropy_weight: see `BilevelModel`.
         seed: of the initial weights, alpha and beta.
         dtype_policy: "float32", "mixed_bfloat16" or "mixed_float16": the dtype of the features.
             Variables, alpha, beta, statistics, softmax and loss are float32 always.
@@ -96,6 +96,7 @@ class ArchitectureSearch:
         ignore_label: int = 255,
         class_weights: Sequence[float] | Mapping[int, float] | None = None,
         path_temperature: Any = 1.0,
+        entropy_weight: Any = 0.0,
         seed: int = 0,
         dtype_policy: str = "float32",
         **keywords: Any,
@@ -113,6 +114,7 @@ class ArchitectureSearch:
             ignore_label=ignore_label,
             class_weights=inputs.checked_class_weights(class_weights, num_classes),
             path_temperature=path_temperature,
+            entropy_weight=entropy_weight,
         )
 
     def compile(
@@ -397,6 +399,7 @@ def from_options(options: SearchConfig, train: Source, total_steps: int) -> Arch
         total_steps: Number of steps, which schedules end with.
     """
     frequencies = losses.class_frequencies(train.class_pixels, train.present_pixels)
+    weights_only = total_steps * options.arch_start_epoch // options.epochs
     search = ArchitectureSearch(
         train.info.num_classes,
         options.part(ArchitectureSearchConfig),
@@ -406,6 +409,10 @@ def from_options(options: SearchConfig, train: Source, total_steps: int) -> Arch
         class_weights=losses.class_weights(frequencies, options.class_weights),
         path_temperature=keras.optimizers.schedules.PolynomialDecay(
             options.path_temperature, total_steps, options.min_path_temperature
+        ),
+        entropy_weight=options.entropy_weight
+        and keras.optimizers.schedules.PolynomialDecay(
+            0.0, total_steps - weights_only, options.entropy_weight
         ),
         seed=options.seed,
         dtype_policy=options.dtype_policy,

@@ -7,6 +7,7 @@ calls: nothing of this is in the product.
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 
@@ -102,6 +103,18 @@ def in_validation(times, share):
 def in_time(times, share):
     """So many seconds after the start."""
     threading.Timer(times * share, kill).start()
+
+
+def in_command(times, share):
+    """So many seconds after the process has begun its `times`-th command."""
+    begin, due = subprocess.Popen.__init__, _Countdown(times)
+
+    def begin_and_kill(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        if due():
+            threading.Timer(share, kill).start()
+
+    subprocess.Popen.__init__ = begin_and_kill
 
 
 def tell_threads():

@@ -208,7 +208,7 @@ def test_a_selection_killed_in_a_training_and_beside_its_table(tmp_path):
     whole, path = tmp_path / "whole", tmp_path / "killed"
     code, text = kills.run("select", arguments(whole))
     assert code == 0, text
-    for trap in (("in_time", 1, 25), ("in_writing", 3, 0.2, "candidates.csv")):
+    for trap in (("in_command", 1, 4.0), ("in_writing", 3, 0.2, "candidates.csv")):
         code, text = kills.run("select", arguments(path), trap)
         print(trap, code, text)
         assert code == -signal.SIGKILL and not (path / "architecture.json").exists()

@@ -516,6 +516,12 @@ class SearchConfig(ArchitectureSearchConfig, RunConfig, ThreadsConfig):
         0.001, "learning rate of the weights at the end", minimum=0
     )
     arch_learning_rate: float = _optimisation(0.003, "learning rate of alpha and beta", above=0)
+    entropy_weight: float = _optimisation(
+        0.0,
+        "W: add the entropy of alpha and beta to their loss, weighted from 0 at their first step "
+        "to W at the end",
+        minimum=0,
+    )
     decoded_batches: int = flag(
         4,
         "training batches that estimate the statistics of the decoded network, which each "

@@ -25,6 +25,7 @@ LEVERS = {
     "cost": "--cost_weight={cost_weight:.3g}",
     "sampled_paths": "--sampled_paths=2 --epochs=105 --arch_start_epoch=35",
     "warm_up": "--arch_start_epoch=30",
+    "entropy": "--entropy_weight=1",
 }
 
 
