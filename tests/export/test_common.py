@@ -48,13 +48,13 @@ def test_right_classes_from_wrong_probabilities_are_refused(reference):
         common.EXACT.check(agreement, "the file")
 
 
-@pytest.mark.parametrize(("error", "published"), [(6e-4, True), (2e-3, False)])
+@pytest.mark.parametrize(("error", "published"), [(2e-3, True), (2e-2, False)])
 def test_one_pixel_may_differ_by_the_rounding_of_large_logits(reference, error, published):
     probabilities = reference.copy()
     probabilities[0, 0, 0, :2] += np.array([-error, error], "float32")
     ids = reference.argmax(-1)
     agreement = common.compare(ids, probabilities, reference, common.EXACT.tie)
-    assert agreement.mean_error < 1e-5
+    assert agreement.mean_error < 1e-4
     with contextlib.nullcontext() if published else pytest.raises(common.Disagreement):
         common.EXACT.check(agreement, "the file")
 
