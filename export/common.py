@@ -303,8 +303,8 @@ class Tolerance:
 
 
 # For float32 arithmetic in another order. Measured: 1e-7 to 1e-5; of a network after 8 steps, whose
-# logits reach some hundreds, up to 6e-4 at single pixels and 1.1e-5 on average; of the published one
-# with random weights at 1025x2049, 1.6e-3 at single ones of two million and 6e-7 on average.
+# logits reach some hundreds, up to 6e-4 at single pixels and 1.1e-5 on average; of the published
+# one with random weights at 1025x2049, 1.6e-3 at single pixels and 6e-7 on average.
 EXACT = Tolerance(same_class=0.999, max_error=1e-2, mean_error=1e-4, tie=1e-4)
 
 # 8 bits cost accuracy; a file far below these is broken, not rounded.

@@ -52,11 +52,13 @@ def save(*arrays, **named):
     return np.load(folder / "out.npz")
 
 
-def latest_variables(run_dir):
-    """Reads the newest checkpoint of a run: name -> array."""
+def latest_variables(run_dir, step=None):
+    """Reads the newest checkpoint of a run, or the one of a step: name -> array."""
     import tensorflow as tf
 
-    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(run_dir / "checkpoints"))
+    folder = run_dir / "checkpoints"
+    latest = tf.train.latest_checkpoint(folder) if step is None else str(folder / f"step-{step}")
+    reader = tf.train.load_checkpoint(latest)
     return {
         name: reader.get_tensor(name)
         for name in reader.get_variable_to_shape_map()

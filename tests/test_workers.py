@@ -213,7 +213,11 @@ def wait_for_step(run_dir, step, pair, seconds=SECONDS):
 
 @pytest.mark.slow
 def test_workers_that_are_killed_or_told_to_end_resume_on_one_device(tmp_path):
-    """One of two is killed, then one is told to end; one device does the rest."""
+    """One of two is killed, then one is told to end; one device does the rest.
+
+    What each leaves is the state that one device has after as many steps. From there on roundings
+    grow: once a maximum or a ReLU falls the other way, 1e-6 becomes 1e-3 within 40 steps.
+    """
     data = tiny_camvid.write(tmp_path / "CamVid", COUNTS)
     ARCHITECTURE.save(tmp_path / "architecture.json")
     arguments = [
@@ -223,10 +227,12 @@ def test_workers_that_are_killed_or_told_to_end_resume_on_one_device(tmp_path):
         f"--data_dir={data}",
         f"--cache_dir={tmp_path / 'cache'}",
         *"--crop_size=33x41 --steps=90 --steps_per_epoch=45 --checkpoint_every_steps=3".split(),
-        # At the default, 90 steps make 1e-2 of a rounding, at 0.002 up to 3e-3.
+        # At the default, 90 steps make 1e-2 of a rounding.
         "--learning_rate=0.0005",
     ]
-    run_dir = tmp_path / "run"
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    done = run("train", *arguments, f"--run_dir={whole}", "--keep_checkpoints=100")
+    assert done.returncode == 0, done.stderr
     command = ["-m", "auto_deeplab_tf.train", *arguments, f"--run_dir={run_dir}"]
     several = [*command, "--distribution_strategy=multi_worker_mirrored"]
 
@@ -237,27 +243,31 @@ def test_workers_that_are_killed_or_told_to_end_resume_on_one_device(tmp_path):
         lines = pair.output(0).strip().splitlines()
         assert "stopped because another worker has gone" in lines[-1], lines[-3:]
         assert "Start all workers again with the same command" in lines[-1]
+    assert check_checkpoint(run_dir, whole) >= killed_after
 
     with workers.Pair(tmp_path, *several) as pair:
         ended_after = wait_for_step(run_dir, killed_after + 6, pair)
         pair.processes[1].send_signal(signal.SIGTERM)
         assert pair.wait(60) == [143, 143], pair.output(0)[-2000:] + pair.output(1)[-2000:]
-    assert wait_for_step(run_dir, ended_after - 1, pair=_Ended) < 90
+    assert ended_after <= check_checkpoint(run_dir, whole) < 90
 
     done = run("train", *command[2:])
     assert done.returncode == 0, done.stderr
-    whole = run("train", *arguments, f"--run_dir={tmp_path / 'whole'}")
-    assert whole.returncode == 0, whole.stderr
-    check_close(
-        *(weights(path / "last.keras") for path in (run_dir, tmp_path / "whole")), 2e-3, 0.1
-    )
-    one, two = (latest_variables(path) for path in (tmp_path / "whole", run_dir))
+    check_close(*(weights(path / "last.keras") for path in (run_dir, whole)), 2e-2, 0.1)
+    one, two = (latest_variables(path) for path in (whole, run_dir))
     counts = [name for name, value in one.items() if np.shape(value) == (11, 11)]
     assert len(counts) == 1  # of all pixels of the last epoch, whoever has seen them
     assert one[counts[0]].sum() == two[counts[0]].sum() > 0
 
 
-class _Ended:
-    """Stands for a pair that has ended, where only the run folder is looked at."""
+def check_checkpoint(run_dir, whole):
+    """Compares the newest checkpoint with a whole run's of the same step; returns the step."""
+    import tensorflow as tf
 
-    processes = [type("Process", (), {"poll": staticmethod(lambda: None)})]
+    step = int(tf.train.latest_checkpoint(run_dir / "checkpoints").rpartition("-")[2])
+    two, one = latest_variables(run_dir), latest_variables(whole, step)
+    counts = [name for name, value in one.items() if np.shape(value) == (11, 11)]
+    for name in counts:  # a pixel whose two best classes are level may change its class
+        assert one.pop(name).sum() == two.pop(name).sum()
+    check_close(two, one, 2e-5, 0.1)
+    return step

@@ -19,6 +19,7 @@ from keras import ops
 from auto_deeplab_tf.nn.backend import Tensor
 from auto_deeplab_tf.nn.layer import Shape
 from auto_deeplab_tf.nn.normalization import BatchNormalization
+from auto_deeplab_tf.nn.resize import resample
 from auto_deeplab_tf.nn.segmentation_network import SegmentationNetwork
 from auto_deeplab_tf.nn.serialization import register
 
@@ -215,9 +216,7 @@ def _resized(images: Tensor, size: tuple[Any, Any]) -> Tensor:
     As products with matrices, since `ops.image.resize` needs a size that is known statically.
     """
     _, height, width, _ = ops.shape(images)
-    rows, columns = _centred_matrix(size[0], height), _centred_matrix(size[1], width)
-    images = ops.einsum("oh,nhwc->nowc", ops.cast(rows, images.dtype), images)
-    return ops.einsum("ow,nhwc->nhoc", ops.cast(columns, images.dtype), images)
+    return resample(images, _centred_matrix(size[0], height), _centred_matrix(size[1], width))
 
 
 def _centred_matrix(size_out: Any, size_in: Any) -> Tensor:

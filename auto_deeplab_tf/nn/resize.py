@@ -126,9 +126,21 @@ def average_bins(images: Tensor, bins: int) -> Tensor:
         float [N, bins, bins, C] in the dtype of `images`.
     """
     _, height, width, _ = ops.shape(images)
-    return backend.combine(
-        _bin_matrix(bins, width), _combine_rows(_bin_matrix(bins, height), images)
-    )
+    return resample(images, _bin_matrix(bins, height), _bin_matrix(bins, width))
+
+
+def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Multiplies the rows of images or feature maps by a matrix, and the columns by another.
+
+    Args:
+        images: float [N, h, w, C]; h and w may be unknown statically.
+        rows: float [H, h].
+        columns: float [W, w].
+
+    Returns:
+        float [N, H, W, C] in the dtype of `images`.
+    """
+    return backend.combine(columns, _combine_rows(rows, images))
 
 
 def _bin_matrix(bins: int, size: Any) -> Tensor:

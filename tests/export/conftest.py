@@ -123,11 +123,15 @@ def vary(segmenter, seed=0):
 
 
 def _spread(segmenter, images):
-    """Sets the last layer so that each class's logit has mean 0 and deviation 3 over the images."""
-    kernel, bias = (variable.value for variable in segmenter.network.class_layer.variables)
-    assert bias.shape == (NUM_CLASSES,) and kernel.shape[-1] == NUM_CLASSES
+    """Sets the last layer so that each class's logit has mean 0 and deviation 3 over the images.
+
+    Where it has no bias, the deviation alone.
+    """
+    kernel, *biases = (variable.value for variable in segmenter.network.class_layer.variables)
+    assert kernel.shape[-1] == NUM_CLASSES
     logits = np.asarray(segmenter(images, training=False))
-    mean, deviation = logits.mean((0, 1, 2)), logits.std((0, 1, 2))
-    scale = 3 / deviation
+    scale = 3 / logits.std((0, 1, 2))
     kernel.assign(np.asarray(kernel) * scale)
-    bias.assign((np.asarray(bias) - mean) * scale)
+    for bias in biases:
+        assert bias.shape == (NUM_CLASSES,)
+        bias.assign((np.asarray(bias) - logits.mean((0, 1, 2))) * scale)
