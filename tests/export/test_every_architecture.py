@@ -18,7 +18,7 @@ SMALL = {
     "head_channels": 8,
     "decoder_channels": 4,
 }
-# Each refuses to publish what does not answer as the Keras model does.
+# Each refuses to publish what does not predict as the Keras model does.
 FORMATS = {
     "saved_model": lambda model, folder, size: export_saved_model(model, folder / "served", size),
     "onnx": lambda model, folder, size: export_tensorrt(model, folder / "model.onnx", size),
