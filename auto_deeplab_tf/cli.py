@@ -20,7 +20,6 @@ message for a wrong flag come at once.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import difflib
@@ -116,7 +115,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
             flags.FLAGS.verbosity = logging.WARNING
         return rest
 
-    app.run(lambda argv: _exit_code(main), flags_parser=parser)
+    app.run(lambda argv: _guard(main), flags_parser=parser)
     raise SystemExit(0)
 
 
@@ -127,25 +126,6 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 
 # ---- running
-
-
-def _exit_code(main: Callable[[], Any]) -> int:
-    """Calls main; a worker of several exits here, by the code that it would return."""
-    try:
-        code = _guard(main)
-    except SystemExit as error:
-        if not isinstance(error.code, int):
-            raise
-        code = error.code
-    if "distribution_strategy" in flags.FLAGS:
-        if flags.FLAGS["distribution_strategy"].value == "multi_worker_mirrored":
-            # TensorFlow takes up to a minute to delete an iterator of such a strategy: the thread
-            # that tunes it does not notice that it is to end. The other workers wait for the exit.
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return code
 
 
 def _guard(main: Callable[[], Any]) -> int:
