@@ -1,9 +1,13 @@
 """What tests of every part share."""
 
 import os
+import signal
 import sys
 
 import pytest
+
+# A shell has its background jobs ignore Ctrl-C, and so would every command that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read when TensorFlow is imported, which happens after this file.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
