@@ -82,11 +82,9 @@ COMMANDS = {
 }
 
 
-def start(command, **kwargs):
+def start(command):
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, *command], stdout=pipe, stderr=pipe, text=True, **kwargs
-    )
+    return subprocess.Popen([sys.executable, *command], stdout=pipe, stderr=pipe, text=True)
 
 
 def run(command):
