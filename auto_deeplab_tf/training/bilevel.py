@@ -433,6 +433,7 @@ class BilevelModel(keras.Model):
                 config.pop(name), custom_objects=custom_objects
             )
             for name in _SCHEDULES
+            if name in config  # an older file may lack one
         }
         return cls(supernet, **schedules, **config)
 

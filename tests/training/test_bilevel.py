@@ -163,6 +163,14 @@ def test_the_entropy_is_added_to_the_loss_by_a_weight_that_grows_with_alpha_s_up
             np.testing.assert_allclose(a, b + expected * gradient, atol=2e-5)
 
 
+def test_a_configuration_of_before_the_entropy_is_read():
+    saved = model(num_layers=1, path_temperature=3.0, entropy_weight=2.0).get_config()
+    again = BilevelModel.from_config(dict(saved))
+    assert (again.path_temperature, again.entropy_weight) == (3.0, 2.0)
+    del saved["entropy_weight"]
+    assert BilevelModel.from_config(saved).entropy_weight == 0.0
+
+
 def mean_entropy(distributions):
     kept = [tf.boolean_mask(each, each > 0) for each in distributions]
     return -sum(tf.reduce_sum(each * tf.math.log(each)) for each in kept) / len(kept)
