@@ -386,8 +386,9 @@ def test_levers_weigh_cost_by_what_it_is_worth_and_are_pulled_once(tmp_path, mon
             row = "alpha_entropy,beta_entropy,val_miou,val_decoded_miou\n2.0,0.8,0.3,0.2\n"
             (folder / "metrics.csv").write_text(row)
             return 50.0
-        cli.parse(config.SelectConfig, command[3:])
-        loss = 0.9 if f"--max_multi_adds={population.MULTI_ADDS // 2}" in command else 0.8
+        budget = cli.parse(config.SelectConfig, command[3:]).max_multi_adds
+        assert budget in (population.MULTI_ADDS, population.MULTI_ADDS // 2)
+        loss = 0.9 if budget < population.MULTI_ADDS else 0.8
         names = ["search-0-path-1"] if "--paths_per_search=1" in command else []
         names = names * any("search_runs" in flag for flag in command) + ["a-1", "a-2"]
         lines = [f"{name},{loss + 0.1 * n},{10 + n}" for n, name in enumerate(names)]

@@ -45,7 +45,8 @@ def left(
         if name not in loss:
             folder = folders.work / "searches" / f"{folders.split}-{name}-{steps}"
             chosen = [f"--num_random={DRAWS}", f"--random_seed={SEED}"]
-            row = _row(name, "", methods.first_rung(folder, chosen, steps, folders, core, budget))
+            chosen.append(f"--max_multi_adds={budget}")
+            row = _row(name, "", methods.first_rung(folder, chosen, steps, folders, core))
             loss[name] = row["loss"]
             yield row
     cost_weight = (loss[HALF] - loss[RANDOM]) / math.log(2)

@@ -101,16 +101,11 @@ def random_search(number: int, draws: int, steps: int, folders: Folders, core: i
 
 
 def first_rung(
-    folder: pathlib.Path,
-    chosen: list[str],
-    steps: int,
-    folders: Folders,
-    core: int | None,
-    multi_adds: int = population.MULTI_ADDS,
+    folder: pathlib.Path, chosen: list[str], steps: int, folders: Folders, core: int | None
 ) -> list[dict[str, str]]:
     """Trains candidates for an eighth of the steps; returns the rows of candidates.csv."""
     chosen = [*chosen, "--rungs=1", f"--reduction={trainings.PARTS}", "--paths_per_search=1"]
-    _select(folder, chosen, steps, folders, core, multi_adds)
+    _select(folder, chosen, steps, folders, core)
     return rows.read(folder / "candidates.csv")
 
 
@@ -120,14 +115,12 @@ def affordable_draws(seconds: float, seconds_per_training: float) -> int:
 
 
 def _select(
-    folder: pathlib.Path,
-    chosen: list[str],
-    steps: int,
-    folders: Folders,
-    core: int | None,
-    multi_adds: int = population.MULTI_ADDS,
+    folder: pathlib.Path, chosen: list[str], steps: int, folders: Folders, core: int | None
 ) -> float:
-    """Selects by `recipe.flags` among networks of equal cost; returns the CPU seconds."""
+    """Selects by `recipe.flags` among networks of equal cost; returns the CPU seconds.
+
+    A budget in `chosen` replaces the one of PROTOCOL.md: of a flag given twice the last counts.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     recipe = folder.with_suffix(".flags")
     flags = [f"--steps={steps}", f"--steps_per_epoch={steps // trainings.PARTS}"]
@@ -139,7 +132,7 @@ def _select(
         "auto_deeplab_tf.select",
         f"--train_flagfile={recipe}",
         f"--output_dir={folder}",
-        f"--max_multi_adds={multi_adds}",
+        f"--max_multi_adds={population.MULTI_ADDS}",
         "--fit_filter_multiplier",
         *chosen,
     ]
