@@ -148,6 +148,7 @@ def _row(kind, name, seed, val_miou, split="reported", steps=600, **changes):
     row = dict.fromkeys(columns, 1) | numbers | {"multi_adds": 160e6, "filter_multiplier": 18}
     row |= {"kind": kind, "name": name, "architecture": name, "seed": seed, "split": split}
     row |= {"steps": steps, "val_miou": val_miou, "val_miou_low": 0, "val_miou_high": 1}
+    row["levels"] = "01"
     return {key: str(int(v) if key == "multi_adds" else v) for key, v in (row | changes).items()}
 
 
@@ -182,14 +183,16 @@ def test_report_says_where_the_searched_networks_stand(searched, percentile, sho
 def test_report_says_whether_ranks_hold_and_whose_opinion_agrees():
     def trial(n, steps, miou):
         loss = 2 - 0.1 * n
-        return _row("trial", f"n{n}", 0, miou, "tuning", steps, loss_1_8=loss, num_pools=-n)
+        changes = {"loss_1_8": loss, "num_pools": -n, "levels": "0" * (7 - n) + "1" * n}
+        return _row("trial", f"n{n}", 0, miou, "tuning", steps, **changes)
 
     rows = [trial(n, 600, 0.1 * n) for n in range(6)]
     rows += [trial(n, 1800, 0.1 * n + (0.15 if n == 0 else 0)) for n in range(6)]
     text = report.report(rows)
     assert "600 against 1800 steps, 6 networks: tau 0.87, ranks hold" in text
     # A low loss is a good opinion, so its sign is turned; one pair of 15 is in the other order.
-    assert "-loss_1_8      +0.87" in text and "  num_pools      -0.87" in text
+    for line in ("-loss_1_8         +0.87", "num_pools         -0.87", "mean_level        +0.87"):
+        assert f"  {line}" in text
     swapped = [row | {"val_miou": str(-float(row["val_miou"]))} for row in rows[6:]]
     assert "not shown to hold" in report.report(rows[:6] + swapped)
 

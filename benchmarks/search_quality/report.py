@@ -24,6 +24,8 @@ OPINIONS = (
     "num_skips",
     "num_pools",
     "depth",
+    "filter_multiplier",
+    "mean_level",
 )
 
 
@@ -156,9 +158,16 @@ def _opinions(title: str, rows: Rows) -> str:
     for name in OPINIONS:
         sign = -1 if name in LOWER_IS_BETTER else 1
         label = f"-{name}" if sign < 0 else name
-        pairs = [(sign * float(row[name]), float(row["val_miou"])) for row in rows]
-        lines.append(f"  {label:14} {_tau(pairs)}")
+        pairs = [(sign * _opinion(row, name), float(row["val_miou"])) for row in rows]
+        lines.append(f"  {label:17} {_tau(pairs)}")
     return "\n".join(lines)
+
+
+def _opinion(row: dict[str, str], name: str) -> float:
+    """A column of results.csv, or the mean level of the path: 0 is stride 4 in all layers."""
+    if name == "mean_level":
+        return float(np.mean([int(level) for level in row["levels"]]))
+    return float(row[name])
 
 
 def _opinions_of_searches(rows: Rows, opinions: Iterable[dict[str, str]]) -> str:
