@@ -4,7 +4,8 @@ Candidates are the best paths of searches (--search_runs), draws by their probab
 (--samples_per_search) and random draws (--num_random), all within a budget. They are trained by the
 recipe in --train_flagfile without a part of the training set, on which they are scored; val is
 never read. After each rung one candidate in --reduction resumes its training, and the best of the
-last rung wins. With --num_random alone it is random search.
+last rung wins. With --num_random alone it is random search. --num_predicted adds candidates to the
+first rung: those of many more draws that a regression on its trainings says the best of.
 
 Writes into --output_dir: candidates.csv (every candidate, every score), architecture.json (the
 winner), candidates/ (their architectures), runs/ (their trainings), flags.txt, train.flags. The
@@ -22,6 +23,7 @@ import dataclasses
 import math
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from auto_deeplab_tf import cli, config, ray_cluster, selection
@@ -91,7 +93,12 @@ class _Selection:
             with self._run:
                 write_text(self._run / "train.flags", self._recipe)
                 if not self._table.rows:
-                    self._table.begin(self._candidates(), self._options.rungs)
+                    found = selection.candidates(
+                        *self._settings(),
+                        self._perturbed_cell if self._options.perturbation_batches else None,
+                        **self._network(),
+                    )
+                    self._table.add(found, self._options.rungs)
                 self._score_inherited()
                 with self._cluster() as self._ray:
                     winner = self._halve()
@@ -104,21 +111,22 @@ class _Selection:
             return contextlib.nullcontext()
         return ray_cluster.connected(self._options.ray_address)
 
-    def _candidates(self) -> list[selection.Candidate]:
+    def _settings(self) -> tuple[config.SelectConfig, config.NetworkSizesConfig]:
+        return self._options, self._training.part(config.NetworkSizesConfig)
+
+    def _network(self) -> dict[str, Any]:
+        """What the data and the flags say of each network; told once the data are found fit."""
         from auto_deeplab_tf.data import hold_back, source
 
-        train = source.open_for(self._training, "train")
-        # A split that is too small is told before anything is trained.
-        hold_back.of_source(train, self._options.hold_back, self._options.hold_back_groups)
         options, training = self._options, self._training
-        return selection.candidates(
-            options,
-            training.part(config.NetworkSizesConfig),
-            self._perturbed_cell if options.perturbation_batches else None,
-            num_classes=train.info.num_classes,
-            input_channels=train.info.channels,
-            input_size=options.input_size or training.image_size or training.crop_size,
-        )
+        train = source.open_for(training, "train")
+        # A split that is too small is told before anything is trained.
+        hold_back.of_source(train, options.hold_back, options.hold_back_groups)
+        return {
+            "num_classes": train.info.num_classes,
+            "input_channels": train.info.channels,
+            "input_size": options.input_size or training.image_size or training.crop_size,
+        }
 
     def _perturbed_cell(self, run: str) -> Any:
         from auto_deeplab_tf import searcher
@@ -153,15 +161,33 @@ class _Selection:
             steps = selection.steps_of_rung(
                 rung, options.rungs, options.reduction, self._training.steps
             )
-            left = [name for name in alive if table.score(name, options.rank_by, rung) is None]
-            self._train(left, rung, steps)
+            self._train(alive, rung, steps)
+            if rung == 1:
+                self._add_predicted(steps)
+                alive = list(table.rows)
             ranked = table.best(alive, options.rank_by, rung)
             alive = selection.survivors(ranked, options.reduction)
             self._say(f"rung {rung} of {options.rungs}, {steps} steps: {' '.join(ranked)}")
         return alive[0]
 
+    def _add_predicted(self, steps: int) -> None:
+        """Adds and trains candidates of the first rung, of which it promises the most."""
+        options, table = self._options, self._table
+        for number, count in enumerate(options.num_predicted or (), start=1):
+            found = [name for name, row in table.rows.items() if _is_of_round(row, number)]
+            if not found:
+                trained = table.trained(options.rank_by)
+                added = selection.predicted_candidates(
+                    *self._settings(), number, count, trained, **self._network()
+                )
+                table.add(added, options.rungs)
+                found = [candidate.name for candidate in added]
+            self._train(found, 1, steps)
+
     def _train(self, names: list[str], rung: int, steps: int) -> None:
-        """Trains candidates up to the steps of a rung, and notes their scores."""
+        """Trains candidates up to the steps of a rung unless they are; notes their scores."""
+        score = self._options.rank_by
+        names = [name for name in names if self._table.score(name, score, rung) is None]
         if self._ray is None:
             for name in names:
                 self._note(name, rung, steps, run_command(self._command(name, steps)))
@@ -254,6 +280,10 @@ class _Selection:
     def _say(self, text: str) -> None:
         if not self._options.json:
             print(text, flush=True)
+
+
+def _is_of_round(row: Mapping[str, Any], number: int) -> bool:
+    return (row["kind"], row["source"]) == ("predicted", str(number))
 
 
 def _recipe_of(flagfile: str) -> config.TrainConfig:

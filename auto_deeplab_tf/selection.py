@@ -11,13 +11,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from auto_deeplab_tf import accounting, config, decoding, sampling
+from auto_deeplab_tf import accounting, config, decoding, predictor, sampling
 from auto_deeplab_tf.architecture import Architecture
-from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
+from auto_deeplab_tf.errors import FieldError, MissingFileError, RunError, UserError
 from auto_deeplab_tf.files import AnyPath, as_path, write_text
 
 # Of paths of one search, or of random draws, that are counted to find those within the budget.
 MAX_TRIES = 10_000
+# Draws of each kind, beyond the candidates, that a prediction ranks.
+POOL = 1_000
+# Fewer trained networks teach a prediction nothing.
+MIN_TO_PREDICT = 8
 SCORES = ("loss", "val_miou")
 _WORST = {"loss": math.inf, "val_miou": 0.0}
 _WORDS = {"multi_adds": "Multi-Adds", "params": "parameters"}
@@ -29,13 +33,14 @@ class Candidate:
 
     Attributes:
         name: Unique in the selection; the name of its files.
-        kind: "searched" or "random".
-        source: Folder of the search, or the seed of the draw.
+        kind: "searched", "random" or "predicted".
+        source: Folder of the search, the seed of the draw, or the round of the prediction.
         architecture: Its architecture.
         filter_multiplier: F of its trainings.
         params: Trainable parameters at that F; likewise:
         multi_adds: Multi-Adds for one image.
         log_prob: Of the path under beta, None of a random one.
+        predicted: Score of the first rung that was predicted, None of one that was not.
     """
 
     name: str
@@ -46,13 +51,14 @@ class Candidate:
     params: int = 0
     multi_adds: int = 0
     log_prob: float | None = None
+    predicted: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Returns the first columns of its row in candidates.csv."""
         row = {"candidate": self.name, "kind": self.kind, "source": self.source}
         row["levels"] = "-".join(map(str, self.architecture.levels))
         row["fingerprint"] = self.architecture.fingerprint
-        for name in ("filter_multiplier", "params", "multi_adds", "log_prob"):
+        for name in ("filter_multiplier", "params", "multi_adds", "log_prob", "predicted"):
             row[name] = getattr(self, name)
         return row
 
@@ -73,34 +79,143 @@ def candidates(
         **network: More arguments of `accounting.count`.
 
     Raises:
-        FieldError: If searches of different search spaces are given together.
+        FieldError: If searches of different search spaces are given together, or num_predicted has
+            too few candidates to learn from.
         UserError: If no candidate keeps the budget, with what the cheapest needs.
     """
-    budget = _Budget(options, sizes, network)
-    space = _Space(options.num_layers, options.num_blocks, options.atrous)
+    draws = _Draws(options, sizes, network)
     found: list[Candidate] = []
-    if options.search_runs:
-        searches = [_search(run) for run in options.search_runs]
-        space = _common_space(options.search_runs, searches)
-        for number, (run, logits) in enumerate(zip(options.search_runs, searches, strict=True)):
-            name, cell = f"search-{number}", decoding.decode_cell(logits.alpha, logits.edge)
-            drawn = _paths(f"{name}-path", run, logits, cell, space.atrous)
-            found += itertools.islice(budget.within(drawn), options.paths_per_search)
-            if perturbed_cell is not None:
-                cell = perturbed_cell(run)
-                drawn = _paths(f"{name}-perturbation", run, logits, cell, space.atrous)
-                found += itertools.islice(budget.within(drawn), 1)
-            drawn = _samples(f"{name}-sample", run, logits, options.random_seed, space.atrous)
-            found += itertools.islice(budget.within(drawn), options.samples_per_search)
-    drawn = (
-        Candidate(f"random-{seed}", "random", str(seed), sampling.random_architecture(seed, *space))
-        for seed in itertools.count(options.random_seed)
-    )
-    found += itertools.islice(budget.within(drawn), options.num_random)
+    for number, (run, logits) in enumerate(draws.searches.items()):
+        name, cell = f"search-{number}", decoding.decode_cell(logits.alpha, logits.edge)
+        found += draws.paths(f"{name}-path", run, cell, options.paths_per_search)
+        if perturbed_cell is not None:
+            found += draws.paths(f"{name}-perturbation", run, perturbed_cell(run), 1)
+        found += draws.samples(f"{name}-sample", run, options.samples_per_search)
+    found += draws.random(options.num_random)
     if not found:
-        raise budget.error()
-    # Two searches may agree; a network is trained once.
+        raise draws.budget.error()
+    found = _different(found)
+    if options.num_predicted and len(found) < MIN_TO_PREDICT:
+        raise FieldError(
+            f"num_predicted needs {MIN_TO_PREDICT} other candidates to learn from. Received: "
+            f"{len(found)}; give a larger num_random.",
+            "num_predicted",
+            "num_random",
+        )
+    return found
+
+
+def predicted_candidates(
+    options: config.SelectConfig,
+    sizes: config.NetworkSizesConfig,
+    number: int,
+    count: int,
+    trained: Sequence[tuple[Candidate, float | None]],
+    **network: Any,
+) -> list[Candidate]:
+    """Returns the candidates of a round: the best, as a regression predicts, of many more draws.
+
+    The draws are those that `candidates` would go on with: `POOL` at random, and `POOL` of each
+    search by its probabilities.
+
+    Args:
+        options: See `candidates`; likewise:
+        sizes: See there.
+        number: Of the round, from 1; the source of its candidates.
+        count: How many.
+        trained: All candidates so far and their scores of the first rung, by `options.rank_by`;
+            None: the training diverged.
+        **network: See `candidates`.
+
+    Raises:
+        RunError: If fewer than two have a score.
+    """
+    draws = _Draws(options, sizes, network)
+    pool = draws.random(options.num_random + POOL)
+    for index, run in enumerate(draws.searches):
+        pool += draws.samples(f"search-{index}-sample", run, options.samples_per_search + POOL)
+    known = {candidate.architecture for candidate, _ in trained}
+    pool = [candidate for candidate in _different(pool) if candidate.architecture not in known]
+    scored = [(candidate, score) for candidate, score in trained if score is not None]
+    if len(scored) < 2:
+        raise RunError(
+            "nearly all trainings of the first rung diverged, nothing can be predicted from them: "
+            "change the recipe (a smaller learning_rate) and name another output_dir."
+        )
+    scores = predictor.predicted_scores(
+        [_features(candidate) for candidate, _ in scored],
+        [score for _, score in scored],
+        [_features(candidate) for candidate in pool],
+    )
+    sign = 1 if options.rank_by == "loss" else -1
+    best = sorted(zip(pool, scores, strict=True), key=lambda pair: sign * pair[1])[:count]
+    return [
+        dataclasses.replace(
+            candidate,
+            name=f"predicted-{number}-{candidate.name}",
+            kind="predicted",
+            source=str(number),
+            predicted=score,
+        )
+        for candidate, score in best
+    ]
+
+
+def _features(candidate: Candidate) -> list[float]:
+    return predictor.features(candidate.architecture, candidate.filter_multiplier, candidate.params)
+
+
+def _different(found: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates without repetitions: two searches may agree; a network is trained once."""
     return list({candidate.architecture: candidate for candidate in reversed(found)}.values())[::-1]
+
+
+class _Draws:
+    """Paths and samples of searches, and random draws: those within the budget.
+
+    Attributes:
+        searches: Folder -> what its search left.
+        budget: What has been counted so far.
+    """
+
+    def __init__(
+        self,
+        options: config.SelectConfig,
+        sizes: config.NetworkSizesConfig,
+        network: Mapping[str, Any],
+    ):
+        self.searches = {run: _search(run) for run in options.search_runs or ()}
+        self.budget = _Budget(options, sizes, network)
+        self._seed = options.random_seed
+        self._space = _Space(options.num_layers, options.num_blocks, options.atrous)
+        if self.searches:
+            self._space = _common_space(self.searches)
+
+    def paths(self, name: str, run: str, cell: Any, count: int) -> list[Candidate]:
+        """Returns the most probable paths of a search, with a cell of it."""
+        drawn = _paths(name, run, self.searches[run], cell, self._space.atrous)
+        return self._first(drawn, count)
+
+    def samples(self, name: str, run: str, count: int) -> list[Candidate]:
+        """Returns draws by the probabilities of a search."""
+        drawn = _samples(name, run, self.searches[run], self._seed, self._space.atrous)
+        return self._first(drawn, count)
+
+    def random(self, count: int) -> list[Candidate]:
+        """Returns random draws."""
+        drawn = (
+            Candidate(
+                f"random-{seed}",
+                "random",
+                str(seed),
+                sampling.random_architecture(seed, *self._space),
+            )
+            for seed in itertools.count(self._seed)
+        )
+        return self._first(drawn, count)
+
+    def _first(self, drawn: Iterator[Candidate], count: int) -> list[Candidate]:
+        return list(itertools.islice(self.budget.within(drawn), count))
 
 
 class _Space(tuple[int, int, str]):
@@ -127,18 +242,21 @@ def _search(run: str) -> decoding.Logits:
     return decoding.load_logits(path)
 
 
-def _common_space(runs: Sequence[str], searches: Sequence[decoding.Logits]) -> _Space:
-    spaces = [
-        _Space(len(logits.beta), decoding.num_blocks_of(logits.alpha), logits.atrous or "separable")
-        for logits in searches
-    ]
-    for run, space in zip(runs, spaces, strict=True):
-        if space != spaces[0]:
+def _common_space(searches: Mapping[str, decoding.Logits]) -> _Space:
+    spaces = {
+        run: _Space(
+            len(logits.beta), decoding.num_blocks_of(logits.alpha), logits.atrous or "separable"
+        )
+        for run, logits in searches.items()
+    }
+    first = next(iter(spaces))
+    for run, space in spaces.items():
+        if space != spaces[first]:
             raise FieldError(
-                f"search_runs must be of one search space: {runs[0]} has {spaces[0]}, {run} has "
+                f"search_runs must be of one search space: {first} has {spaces[first]}, {run} has "
                 f"{space}; select from each by itself."
             )
-    return spaces[0]
+    return spaces[first]
 
 
 def _paths(
@@ -244,14 +362,25 @@ class Table:
             text = io.StringIO(self.path.read_text("utf-8"), newline="")
             self.rows = {row["candidate"]: dict(row) for row in csv.DictReader(text)}
 
-    def begin(self, found: Sequence[Candidate], rungs: int) -> None:
-        """Writes the architectures, then the table without scores."""
+    def add(self, found: Sequence[Candidate], rungs: int) -> None:
+        """Writes the architectures, then the table, in which they have no scores."""
         for candidate in found:
             candidate.architecture.save(self.architecture_file(candidate.name))
         scores = [f"{name}_{rung}" for rung in range(1, rungs + 1) for name in ("steps", *SCORES)]
         empty = dict.fromkeys(["inherited_miou", *scores, "cpu_seconds"], "")
-        self.rows = {candidate.name: candidate.row() | empty for candidate in found}
+        self.rows |= {candidate.name: candidate.row() | empty for candidate in found}
         self._write()
+
+    def trained(self, score: str) -> list[tuple[Candidate, float | None]]:
+        """Returns the candidates and their scores of the first rung; None where it diverged."""
+        found = []
+        for name, row in self.rows.items():
+            counted = (int(row[key]) for key in ("filter_multiplier", "params", "multi_adds"))
+            architecture = self.architecture(name)
+            candidate = Candidate(name, row["kind"], row["source"], architecture, *counted)
+            diverged = self.score(name, "loss", 1) == math.inf
+            found.append((candidate, None if diverged else self.score(name, score, 1)))
+        return found
 
     def architecture_file(self, name: str) -> AnyPath:
         """Returns the file of a candidate's architecture."""

@@ -394,9 +394,11 @@ def test_levers_weigh_cost_by_what_it_is_worth_and_are_pulled_once(tmp_path, mon
         loss = 0.9 if budget < population.MULTI_ADDS else 0.8
         names = ["search-0-path-1"] if "--paths_per_search=1" in command else []
         names = names * any("search_runs" in flag for flag in command) + ["a-1", "a-2"]
-        lines = [f"{name},{loss + 0.1 * n},{10 + n}" for n, name in enumerate(names)]
+        lines = [f"{name},drawn,{loss + 0.1 * n},{10 + n},7" for n, name in enumerate(names)]
+        if "--num_predicted=8" in command:
+            lines += ["b-1,predicted,0.7,20,7", "b-2,predicted,0.72,20,7"]
         (folder / "candidates.csv").write_text(
-            "\n".join(["candidate,loss_1,filter_multiplier", *lines])
+            "\n".join(["candidate,kind,loss_1,filter_multiplier,cpu_seconds", *lines])
         )
         return 10.0
 
@@ -404,7 +406,9 @@ def test_levers_weigh_cost_by_what_it_is_worth_and_are_pulled_once(tmp_path, mon
     folders = methods.Folders("reported", tmp_path / "data", tmp_path / "work")
     found = list(levers.left([], folders, 1800, 0))
     by_name = {row["lever"]: row for row in found}
-    assert list(by_name) == [levers.RANDOM, levers.HALF, *levers.LEVERS]
+    assert list(by_name) == [levers.RANDOM, levers.HALF, levers.PREDICTED, *levers.LEVERS]
+    predicted = by_name[levers.PREDICTED]
+    assert predicted["loss"] == pytest.approx(0.71) and predicted["seconds"] == 4 * 7
     assert by_name[levers.RANDOM]["loss"] == pytest.approx(0.85)
     assert by_name["cost"]["flags"] == f"--cost_weight={0.1 / np.log(2):.3g}"
     none = by_name["none"]
@@ -418,6 +422,6 @@ def test_levers_weigh_cost_by_what_it_is_worth_and_are_pulled_once(tmp_path, mon
         cli.parse(config.SearchConfig, command[3:])
     assert "--arch_start_epoch=30" in searches[list(levers.LEVERS).index("warm_up")]
 
-    done = [{key: str(value) for key, value in row.items()} for row in found[:3]]
+    done = [{key: str(value) for key, value in row.items()} for row in found[:4]]
     again = list(levers.left(done, folders, 1800, 0))
     assert [row["lever"] for row in again] == list(levers.LEVERS)[1:]

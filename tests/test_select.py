@@ -256,6 +256,90 @@ def test_a_selection_killed_at_any_training_ends_as_one_that_was_not(places, mon
         assert (folder / "out" / "candidates.csv").read_bytes() == expected
 
 
+class SkipsAreGood(FakeTrainings):
+    """A candidate has the loss 10 - the number of skips in its cell; one of no skip diverges."""
+
+    def __call__(self, command):
+        values = dict(part[2:].split("=", 1) for part in command[3:])
+        architecture = Architecture.load(values["architecture"])
+        skips = sum(edge.op == "skip" for block in architecture.cell for edge in block)
+        folder = pathlib.Path(values["run_dir"])
+        if self.fail_at == len(self.commands):
+            raise KeyboardInterrupt
+        self.commands.append((folder.name, int(values["stop_after_steps"])))
+        if not skips:
+            return 1, 1.0, "error: loss became nan at step 1 (epoch 0)"
+        folder.mkdir(parents=True, exist_ok=True)
+        row = f"0,{values['stop_after_steps']},{10 - skips},{skips / 10}\n"
+        (folder / "metrics.csv").write_text("epoch,step,loss,val_miou\n" + row)
+        return 0, 1.0, ""
+
+
+@pytest.mark.parametrize("rank_by", ["loss", "val_miou"])
+def test_predicted_candidates_are_the_best_of_many_draws(places, monkeypatch, rank_by):
+    folder, arguments = places
+    monkeypatch.setattr(selection, "POOL", 200)
+    arguments += ["--num_blocks=5", "--num_random=24", "--num_predicted=3,2", "--rungs=2"]
+    arguments += [f"--rank_by={rank_by}", "--json"]
+    trainings = SkipsAreGood()
+    monkeypatch.setattr(select, "run_command", trainings)
+    result = selected(arguments)
+    rows = table(folder)
+    rounds = [(row["kind"], row["source"]) for row in rows.values()][24:]
+    assert rounds == [("predicted", "1")] * 3 + [("predicted", "2")] * 2
+    skips = {}
+    for name in rows:
+        cell = Architecture.load(folder / "out" / "candidates" / f"{name}.json").cell
+        skips[name] = sum(edge.op == "skip" for block in cell for edge in block)
+    drawn = [sampling.random_architecture(seed, 2, 5) for seed in range(224)]
+    counts = sorted(sum(e.op == "skip" for b in a.cell for e in b) for a in drawn)
+    predicted = list(rows)[24:]
+    assert 0 in skips.values(), "one diverges, and teaches nothing"
+    assert min(skips[name] for name in predicted) >= counts[-15]
+    for name in predicted:
+        expected = 10 - skips[name] if rank_by == "loss" else skips[name] / 10
+        assert float(rows[name]["predicted"]) == pytest.approx(expected, rel=0.2)
+        assert float(rows[name][f"{rank_by}_1"]) == pytest.approx(expected)
+    assert not any(rows[name]["predicted"] for name in list(rows)[:24])
+    assert skips[result["candidate"]] == max(skips.values())
+    expected = (folder / "out" / "candidates.csv").read_bytes()
+    for killed_at in (3, 25, 27, 28, 29):  # in the first rung, in each round, in the second rung
+        (folder / "out").rename(folder / f"old{killed_at}")
+        again = SkipsAreGood()
+        again.fail_at = killed_at
+        monkeypatch.setattr(select, "run_command", again)
+        with pytest.raises(KeyboardInterrupt):
+            selected(arguments)
+        again.fail_at = None
+        assert selected(arguments) == result
+        assert again.commands == trainings.commands, "none is repeated"
+        assert (folder / "out" / "candidates.csv").read_bytes() == expected
+
+
+def test_a_prediction_needs_candidates_to_learn_from(places, monkeypatch):
+    folder, arguments = places
+    with pytest.raises(UserError, match="needs 8 other candidates to learn from. Received: 7;"):
+        selected(arguments, "--num_random=7", "--num_predicted=2")
+    trainings = FakeTrainings()
+    trainings.diverging = range(7)
+    monkeypatch.setattr(select, "run_command", trainings)
+    (folder / "out").rename(folder / "old")
+    with pytest.raises(RunError, match="nearly all trainings of the first rung diverged"):
+        selected(arguments, "--num_random=8", "--num_predicted=2")
+
+
+def test_the_draws_of_a_search_are_predicted_too(tmp_path):
+    run_dir = search_run(tmp_path / "a")
+    given = options(search_runs=(run_dir,), samples_per_search=9, num_random=2, num_predicted=(30,))
+    found = selection.candidates(given, SIZES, **NETWORK)
+    trained = [(candidate, float(candidate.params)) for candidate in found]
+    predicted = selection.predicted_candidates(given, SIZES, 1, 30, trained, **NETWORK)
+    assert {candidate.name.split("-")[2] for candidate in predicted} == {"random", "search"}
+    assert not {c.architecture for c in predicted} & {c.architecture for c in found}
+    small = np.quantile([candidate.params for candidate in found], 0.25)
+    assert np.mean([candidate.params for candidate in predicted]) < small
+
+
 def test_a_candidate_that_diverges_comes_last_and_another_failure_ends_the_run(places, monkeypatch):
     folder, arguments = places
     trainings = FakeTrainings()

@@ -748,6 +748,13 @@ class SelectConfig(HoldBackConfig, RayConfig, TimeLimitConfig, OutputConfig):
     )
     num_random: int = _candidates(0, "number of architectures drawn at random", minimum=0)
     random_seed: int = _candidates(0, "seed of the first draw; the next have the next", minimum=0)
+    num_predicted: tuple[int, ...] | None = _candidates(
+        None,
+        "after the first rung, further draws that a regression on its scores finds best: so many "
+        "in each round",
+        minimum=1,
+        metavar="N,N,...",
+    )
     num_layers: int = changed(
         SupernetConfig,
         "num_layers",

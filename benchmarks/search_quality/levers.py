@@ -2,7 +2,8 @@
 
 A proposal is a draw by the search's alpha and beta, with the F that the budget pays. It is trained
 for an eighth of a training; the mean loss of these steps is what `select` ranks by. The proposals
-of each lever stand against as many random draws, in `levers.csv`.
+of each lever stand against as many random draws, in `levers.csv`, and so do those of a regression
+on random draws (`select --num_predicted`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from benchmarks.search_quality import methods, population
 
 SEED = 100
 DRAWS = 8
-RANDOM, HALF = "random", "random_half"
+RANDOM, HALF, PREDICTED = "random", "random_half", "predicted"
+LEARNT_FROM = 16  # Random draws, other ones than those that stand beside.
 # In the order of our expectation. {cost_weight} is what doubling the cost takes from the loss of
 # random draws, over log 2.
 LEVERS = {
@@ -49,6 +51,14 @@ def left(
             row = _row(name, "", methods.first_rung(folder, chosen, steps, folders, core))
             loss[name] = row["loss"]
             yield row
+    if PREDICTED not in loss:
+        folder = folders.work / "searches" / f"{folders.split}-{PREDICTED}-{steps}"
+        chosen = [f"--num_random={LEARNT_FROM}", f"--random_seed={SEED + DRAWS}"]
+        chosen.append(f"--num_predicted={DRAWS}")
+        rows_of_all = methods.first_rung(folder, chosen, steps, folders, core)
+        yield _row(PREDICTED, "", [row for row in rows_of_all if row["kind"] == PREDICTED]) | {
+            "seconds": round(sum(float(row["cpu_seconds"]) for row in rows_of_all))
+        }
     cost_weight = (loss[HALF] - loss[RANDOM]) / math.log(2)
     for name, flags in LEVERS.items():
         if name in loss:
