@@ -19,6 +19,7 @@ from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges
 from auto_deeplab_tf.training import metrics
 from benchmarks import jax_common
 from benchmarks.search_quality import (
+    cost_weights,
     jax_train,
     levers,
     methods,
@@ -425,3 +426,31 @@ def test_levers_weigh_cost_by_what_it_is_worth_and_are_pulled_once(tmp_path, mon
     done = [{key: str(value) for key, value in row.items()} for row in found[:4]]
     again = list(levers.left(done, folders, 1800, 0))
     assert [row["lever"] for row in again] == list(levers.LEVERS)[1:]
+
+
+def test_cost_weights_are_searched_once_each(tmp_path, monkeypatch):
+    searched = []
+
+    def search(run_dir, seed, folders, core, changed):
+        settings = cli.parse(
+            config.SearchConfig, [f"--flagfile={methods.SEARCH}", f"--run_dir={run_dir}", *changed]
+        )
+        searched.append(settings.cost_weight)
+        run_dir.mkdir(parents=True)
+        columns = dict.fromkeys(cost_weights.SEEN, "1") | {"expected_cost": str(9 - len(searched))}
+        text = ",".join(columns) + "\n" + ",".join(columns.values()) + "\n"
+        (run_dir / "metrics.csv").write_text(text)
+        random_architecture(0, settings.num_layers, settings.num_blocks).save(
+            run_dir / "architecture.json"
+        )
+        return 7.0
+
+    monkeypatch.setattr(methods, "search", search)
+    folders = methods.Folders("tuning", tmp_path / "data", tmp_path / "work")
+    found = list(cost_weights.left([{"cost_weight": "0.1"}], folders, 0))
+    assert searched == [row["cost_weight"] for row in found] == [0.0, 0.03, 0.3, 1.0]
+    assert [row["expected_cost"] for row in found] == ["8", "7", "6", "5"]
+    counted = accounting.count(
+        random_architecture(0, 6, 3), filter_multiplier=8, **population.SETTINGS
+    )
+    assert {row["decoded_multi_adds"] for row in found} == {counted.multi_adds}

@@ -9,7 +9,8 @@ steps), population (reported split: 20 random networks, the published one, more 
 the median and the worst), searched (three searches with a selection among the paths of each, three
 seeds of each winner), random_search (three random searches of as many CPU seconds, likewise),
 opinions (what each search thinks of each network that has a row: `opinions.csv`), levers (what
-searches with one setting changed propose, on the tuning split: `levers.csv`).
+searches with one setting changed propose, on the tuning split: `levers.csv`), cost_weights (five
+small searches there: `cost_weights.csv`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ import csv
 import pathlib
 import queue
 import statistics
+from collections.abc import Iterable
+from typing import Any
 
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.sampling import random_architecture
 from benchmarks import rows
-from benchmarks.search_quality import levers, methods, opinions
+from benchmarks.search_quality import cost_weights, levers, methods, opinions
 from benchmarks.search_quality.report import report
 from benchmarks.search_quality.trainings import Training, pending, train
 
 RESULTS = pathlib.Path(__file__).with_name("results.csv")
-OPINIONS, LEVERS = "opinions.csv", "levers.csv"  # Beside the results.
+# Beside the results.
+OPINIONS, PROPOSALS, TRADE_OFF = "opinions.csv", "levers.csv", "cost_weights.csv"
 LENGTHS = (600, 1800)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
@@ -42,7 +46,9 @@ def main() -> None:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--data_dir", type=pathlib.Path, help="CamVid")
     parser.add_argument("--work_dir", type=pathlib.Path, help="run folders and records")
-    parser.add_argument("--stage", choices=[*STAGES, "opinions", "levers"], default="length")
+    parser.add_argument(
+        "--stage", choices=[*STAGES, "opinions", "levers", "cost_weights"], default="length"
+    )
     parser.add_argument("--steps", type=int, help="length of the reported trainings")
     parser.add_argument("--cores", default="0", help="cores, comma-separated; a training on each")
     options = parser.parse_args()
@@ -53,6 +59,9 @@ def main() -> None:
         parser.error("--data_dir and --work_dir are needed, or --report")
     if options.stage == "opinions":
         ask(options)
+        return
+    if options.stage == "cost_weights":
+        weigh(options)
         return
     if options.stage != "length" and options.steps is None:
         parser.error("--steps is needed: what --stage=length has shown to be enough")
@@ -66,10 +75,23 @@ def main() -> None:
 
 def pull(options: argparse.Namespace) -> None:
     """Tries the levers that have no row."""
-    file = options.results.with_name(LEVERS)
+    file, folders, core = _tuning(options, PROPOSALS)
+    _append(file, levers.left(rows.read(file), folders, options.steps, core))
+
+
+def weigh(options: argparse.Namespace) -> None:
+    """Searches with the cost weights that have no row."""
+    file, folders, core = _tuning(options, TRADE_OFF)
+    _append(file, cost_weights.left(rows.read(file), folders, core))
+
+
+def _tuning(options: argparse.Namespace, name: str) -> tuple[pathlib.Path, methods.Folders, int]:
     folders = methods.Folders("tuning", options.data_dir, options.work_dir)
-    core = int(options.cores.split(",")[0])
-    for row in levers.left(rows.read(file), folders, options.steps, core):
+    return options.results.with_name(name), folders, int(options.cores.split(",")[0])
+
+
+def _append(file: pathlib.Path, found: Iterable[dict[str, Any]]) -> None:
+    for row in found:
         rows.write(file, [*rows.read(file), row])
         print(row, flush=True)
 
