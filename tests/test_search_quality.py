@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from auto_deeplab_tf import accounting, cli, config, decoding, searcher, selection
+from auto_deeplab_tf import accounting, cli, config, decoding, searcher
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.data import pipeline, split
 from auto_deeplab_tf.sampling import random_architecture
@@ -330,17 +330,6 @@ def test_a_failing_command_is_named_and_its_seconds_add_up(tmp_path):
         trainings.run(["python", "-c", "print('say', flush=True); import sys; sys.exit(3)"], log, 0)
 
 
-def test_draws_of_a_random_search_are_what_a_search_would_pay_for():
-    # 8 candidates: 8 eighths, 4 eighths more, 2 quarters more: two full trainings.
-    for candidates in (8, 16, 40):
-        steps, alive = 0, candidates
-        for rung in range(1, 4):
-            before = selection.steps_of_rung(rung - 1, 3, 2, 800) if rung > 1 else 0
-            steps += alive * (selection.steps_of_rung(rung, 3, 2, 800) - before)
-            alive = len(selection.survivors(list(map(str, range(alive))), 2))
-        assert methods.affordable_draws(steps / 800 * 500, 500) == candidates
-
-
 def test_methods_run_a_command_once_and_read_what_it_chose(tmp_path, monkeypatch):
     commands = []
 
@@ -354,7 +343,7 @@ def test_methods_run_a_command_once_and_read_what_it_chose(tmp_path, monkeypatch
     monkeypatch.setattr(methods.trainings, "run", run)
     folders = methods.Folders("reported", tmp_path / "data", tmp_path / "work")
     for _ in range(2):
-        found = methods.searched(2, 600, folders, 0)
+        found = methods.searched(2, 600, folders, 0, random_seconds=200.0)
         assert found == methods.Found(random_architecture(1, 3, 2), 200.0)
     search, select = commands
     assert "--seed=2" in search and "--seed=2" not in select
@@ -369,13 +358,37 @@ def test_methods_run_a_command_once_and_read_what_it_chose(tmp_path, monkeypatch
         ],
     )
     assert (recipe.steps, recipe.steps_per_epoch, recipe.stem_channels) == (600, 75, (12, 12, 24))
-    cli.parse(config.SelectConfig, select[3:])
     cli.parse(config.SearchConfig, search[3:])
 
-    methods.random_search(0, 7, 600, folders, 0)
-    methods.random_search(1, 7, 600, folders, 0)
-    seeds = [next(flag for flag in command if "random_seed" in flag) for command in commands[2:]]
-    assert len(set(seeds)) == 2 and all("--num_random=7" in command for command in commands[2:])
+    methods.random_search(0, 600, folders, 0)
+    methods.random_search(1, 600, folders, 0)
+    methods.predicted(1, 600, folders, 0)
+    one, other, predicted = (cli.parse(config.SelectConfig, c[3:]) for c in commands[2:])
+    assert one.num_random == other.num_random == methods.DRAWS and one.num_predicted is None
+    assert one.random_seed != other.random_seed == predicted.random_seed
+    assert predicted.num_random + sum(predicted.num_predicted) == methods.DRAWS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "paths", "samples"), [(50.0, 4, 12), (95.0, 2, 0), (300.0, 1, 0)]
+)
+def test_a_search_leaves_what_it_does_not_spend_to_its_selection(
+    tmp_path, monkeypatch, seconds, paths, samples
+):
+    commands = []
+
+    def run(command, log, core):
+        commands.append(command)
+        log.with_suffix("").mkdir()
+        random_architecture(0, 3, 2).save(log.with_suffix("") / "architecture.json")
+        return seconds if "search" in command[2] else 40.0
+
+    monkeypatch.setattr(methods.trainings, "run", run)
+    folders = methods.Folders("reported", tmp_path / "data", tmp_path / "work")
+    assert methods.searched(0, 600, folders, 0, random_seconds=100.0).seconds == seconds + 40.0
+    chosen = cli.parse(config.SelectConfig, commands[1][3:])
+    assert (chosen.paths_per_search, chosen.samples_per_search) == (paths, samples)
+    assert chosen.num_random == 0
 
 
 def test_levers_weigh_cost_by_what_it_is_worth_and_are_pulled_once(tmp_path, monkeypatch):

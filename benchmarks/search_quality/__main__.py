@@ -6,8 +6,9 @@
 Every training is a process of its own, bound to a core; `--cores=0,1` runs two at a time. The same
 command after a kill resumes. Stages: length (tuning split: six random networks at 600 and 1,800
 steps), population (reported split: 20 random networks, the published one, more seeds for the best,
-the median and the worst), searched (three searches with a selection among the paths of each, three
-seeds of each winner), random_search (three random searches of as many CPU seconds, likewise),
+the median and the worst), random_search (three, three seeds of each winner), predicted (three
+selections of as many networks, half of them by `select --num_predicted`, likewise), searched (three
+searches with a selection of as many CPU seconds together, likewise),
 opinions (what each search thinks of each network that has a row: `opinions.csv`), levers (what
 searches with one setting changed propose, on the tuning split: `levers.csv`), cost_weights (five
 small searches there: `cost_weights.csv`).
@@ -18,10 +19,11 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import csv
+import functools
 import pathlib
 import queue
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from auto_deeplab_tf.architecture import Architecture
@@ -183,41 +185,43 @@ def population(options: argparse.Namespace) -> list[Training]:
     return planned
 
 
-def searched(options: argparse.Namespace) -> list[Training]:
-    """Three searches."""
-    folders = methods.Folders("reported", options.data_dir, options.work_dir)
-    core = int(options.cores.split(",")[0])
-    return [
-        training
-        for number in SEEDS
-        for training in _trainings_of(
-            "searched", number, methods.searched(number, options.steps, folders, core), options
-        )
-    ]
-
-
 def random_search(options: argparse.Namespace) -> list[Training]:
-    """Three random searches, each of the CPU seconds that a search took on average.
+    """Three random searches."""
+    return _of_method("random_search", methods.random_search, options)
+
+
+def predicted(options: argparse.Namespace) -> list[Training]:
+    """Three selections of as many networks, half of them predicted."""
+    return _of_method("predicted", methods.predicted, options)
+
+
+def searched(options: argparse.Namespace) -> list[Training]:
+    """Three searches of as many CPU seconds, that of their selections included.
 
     Raises:
-        ValueError: If no search or no random network has a row yet.
+        ValueError: If no random search has a row yet.
     """
+    spent = {
+        row["name"]: float(row["search_seconds"])
+        for row in rows.read(options.results)
+        if row["kind"] == "random_search"
+    }
+    if not spent:
+        raise ValueError("searched needs the rows of the stage random_search: its CPU seconds")
+    mean = statistics.mean(spent.values())
+    return _of_method("searched", functools.partial(methods.searched, random_seconds=mean), options)
+
+
+def _of_method(
+    kind: str, method: Callable[..., methods.Found], options: argparse.Namespace
+) -> list[Training]:
     folders = methods.Folders("reported", options.data_dir, options.work_dir)
     core = int(options.cores.split(",")[0])
-    reported = [row for row in rows.read(options.results) if row["split"] == "reported"]
-    spent = {r["name"]: float(r["search_seconds"]) for r in reported if r["kind"] == "searched"}
-    trained = [float(row["seconds"]) for row in reported if row["kind"] == "random"]
-    if len(spent) < len(SEEDS) or not trained:
-        raise ValueError("random_search needs the rows of the stages population and searched")
-    draws = methods.affordable_draws(statistics.mean(spent.values()), statistics.mean(trained))
     return [
         training
         for number in SEEDS
         for training in _trainings_of(
-            "random_search",
-            number,
-            methods.random_search(number, draws, options.steps, folders, core),
-            options,
+            kind, number, method(number, options.steps, folders, core), options
         )
     ]
 
@@ -242,8 +246,9 @@ def _trainings_of(
 STAGES = {
     "length": length,
     "population": population,
-    "searched": searched,
     "random_search": random_search,
+    "predicted": predicted,
+    "searched": searched,
 }
 
 

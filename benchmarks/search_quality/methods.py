@@ -1,4 +1,7 @@
-"""The two methods of PROTOCOL.md that spend core-hours before a training: search, random search."""
+"""The methods of PROTOCOL.md that spend core-hours before a training: all the same number of them.
+
+That is what the halving of `DRAWS` random networks takes.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,8 @@ from benchmarks import rows
 from benchmarks.search_quality import population, trainings
 
 SEARCH = trainings.FOLDER / "search.flags"
+DRAWS = 32
 PATHS_PER_SEARCH = 4
-SAMPLES_PER_SEARCH = 12
-# The halving of `select` by its defaults trains all candidates for an eighth of the steps, half of
-# them for as many again, and half of these up to the half: in all a quarter of full trainings.
-SHARE_OF_TRAINING = 1 / 8 + 1 / 16 + 1 / 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,27 +77,47 @@ def search(
     return _once(command, run_dir, core)
 
 
-def searched(number: int, steps: int, folders: Folders, core: int | None) -> Found:
-    """Searches with seed `number`, then selects among best paths and draws of that search."""
+def random_search(number: int, steps: int, folders: Folders, core: int | None) -> Found:
+    """Selects among `DRAWS` random networks, other ones for every `number`."""
+    return _selected(f"random-{number}", [f"--num_random={DRAWS}"], number, steps, folders, core)
+
+
+def predicted(number: int, steps: int, folders: Folders, core: int | None) -> Found:
+    """Selects among half of those draws, and as many networks that are predicted to be better."""
+    chosen = [f"--num_random={DRAWS // 2}", f"--num_predicted={DRAWS // 4},{DRAWS // 4}"]
+    return _selected(f"predicted-{number}", chosen, number, steps, folders, core)
+
+
+def searched(
+    number: int, steps: int, folders: Folders, core: int | None, random_seconds: float
+) -> Found:
+    """Searches, then selects among best paths and draws of that search.
+
+    Args:
+        number: Seed of the search.
+        steps: Length of a whole training.
+        folders: Of the split.
+        core: The core that all processes are bound to.
+        random_seconds: CPU seconds of a random search. Of these the search leaves some for its
+            selection, which has as many candidates as they pay.
+    """
     run_dir = folders.work / "searches" / f"{folders.split}-{number}"
     spent = search(run_dir, number, folders, core)
-    selection = run_dir.with_name(f"{run_dir.name}-{steps}")
-    chosen = [
-        f"--search_runs={run_dir}",
-        f"--paths_per_search={PATHS_PER_SEARCH}",
-        f"--samples_per_search={SAMPLES_PER_SEARCH}",
-        f"--random_seed={1000 * (number + 1)}",
-    ]
-    seconds = spent + _select(selection, chosen, steps, folders, core)
-    return Found(_winner(selection), seconds)
+    left = round(DRAWS * (1 - spent / random_seconds))
+    paths = max(1, min(PATHS_PER_SEARCH, left))
+    chosen = [f"--search_runs={run_dir}", f"--paths_per_search={paths}"]
+    chosen.append(f"--samples_per_search={max(0, left - paths)}")
+    found = _selected(str(number), chosen, number, steps, folders, core)
+    return dataclasses.replace(found, seconds=spent + found.seconds)
 
 
-def random_search(number: int, draws: int, steps: int, folders: Folders, core: int | None) -> Found:
-    """Selects among so many random networks, other ones for every `number`."""
-    folder = folders.work / "searches" / f"{folders.split}-random-{number}-{steps}"
-    chosen = [f"--num_random={draws}", f"--random_seed={1000 * (number + 1)}"]
+def _selected(
+    name: str, chosen: list[str], number: int, steps: int, folders: Folders, core: int | None
+) -> Found:
+    folder = folders.work / "searches" / f"{folders.split}-{name}-{steps}"
+    chosen = [*chosen, f"--random_seed={1000 * (number + 1)}"]
     seconds = _select(folder, chosen, steps, folders, core)
-    return Found(_winner(folder), seconds)
+    return Found(Architecture.load(folder / "architecture.json"), seconds)
 
 
 def first_rung(
@@ -107,11 +127,6 @@ def first_rung(
     chosen = [*chosen, "--rungs=1", f"--reduction={trainings.PARTS}", "--paths_per_search=1"]
     _select(folder, chosen, steps, folders, core)
     return rows.read(folder / "candidates.csv")
-
-
-def affordable_draws(seconds: float, seconds_per_training: float) -> int:
-    """Returns how many random networks `select` can halve in so many CPU seconds."""
-    return max(1, round(seconds / (SHARE_OF_TRAINING * seconds_per_training)))
 
 
 def _select(
@@ -137,10 +152,6 @@ def _select(
         *chosen,
     ]
     return _once(command, folder, core)
-
-
-def _winner(folder: pathlib.Path) -> Architecture:
-    return Architecture.load(folder / "architecture.json")
 
 
 def _once(command: list[str], folder: pathlib.Path, core: int | None) -> float:

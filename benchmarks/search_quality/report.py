@@ -35,8 +35,7 @@ def report(rows: Rows, opinions: Sequence[dict[str, str]] = ()) -> str:
     parts = [
         _networks(rows),
         _lengths([row for row in rows if row["kind"] == "trial"]),
-        _percentile(reported),
-        _difference(reported),
+        *(part(reported, kind) for kind in ("searched", "predicted") for part in COMPARISONS),
         _opinions("tuning", [row for row in rows if row["kind"] == "trial"]),
         _opinions("reported", reported),
         _opinions_of_searches(reported, opinions),
@@ -88,29 +87,29 @@ def _paired(short: Rows, long: Rows) -> list[tuple[float, float]]:
     ]
 
 
-def _percentile(rows: Rows) -> str:
-    """Where the searched networks stand among the random ones, with a bootstrap interval.
+def _percentile(rows: Rows, kind: str) -> str:
+    """Where the networks of a kind stand among the random ones, with a bootstrap interval.
 
-    Resampled are the searches, the seeds within each, and the random networks.
+    Resampled are the networks, the seeds within each, and the random networks.
     """
-    searched, random = _seeds(rows, "searched"), _seeds(rows, "random")
-    if not searched or len(random) < 2:
+    found, random = _seeds(rows, kind), _seeds(rows, "random")
+    if not found or len(random) < 2:
         return ""
     generator = np.random.default_rng(0)
-    found = percentile([np.mean(s) for s in searched], [np.mean(r) for r in random])
+    standing = percentile([np.mean(s) for s in found], [np.mean(r) for r in random])
     drawn = []
     for _ in range(RESAMPLES):
-        chosen = [searched[i] for i in generator.integers(len(searched), size=len(searched))]
+        chosen = [found[i] for i in generator.integers(len(found), size=len(found))]
         means = [np.mean(generator.choice(seeds, len(seeds))) for seeds in chosen]
         others = [random[i] for i in generator.integers(len(random), size=len(random))]
         drawn.append(
             percentile(means, [np.mean(generator.choice(seeds, len(seeds))) for seeds in others])
         )
     low, high = np.quantile(drawn, (0.025, 0.975))
-    mean, deviation = np.mean([np.mean(r) for r in random]), _seed_deviation([*random, *searched])
-    difference = np.mean([np.mean(s) for s in searched]) - mean
+    mean, deviation = np.mean([np.mean(r) for r in random]), _seed_deviation([*random, *found])
+    difference = np.mean([np.mean(s) for s in found]) - mean
     return (
-        f"searched ({len(searched)}) among random ({len(random)}): percentile {found:.0f}, 95 % "
+        f"{kind} ({len(found)}) among random ({len(random)}): percentile {standing:.0f}, 95 % "
         f"interval {low:.0f} to {high:.0f}: {'shown' if low > PERCENTILE else 'not shown'} to be "
         f"above {PERCENTILE:.0f}\ndifference to the random mean {difference:+.4f}"
         + _in_deviations(difference, deviation)
@@ -122,17 +121,20 @@ def percentile(values: Sequence[float], population: Sequence[float]) -> float:
     return float(scipy.stats.percentileofscore(population, np.mean(values), kind="mean"))
 
 
-def _difference(rows: Rows) -> str:
-    searched, other = _seeds(rows, "searched"), _seeds(rows, "random_search")
-    if not searched or not other:
+def _difference(rows: Rows, kind: str) -> str:
+    found, other = _seeds(rows, kind), _seeds(rows, "random_search")
+    if not found or not other:
         return ""
-    deviation = _seed_deviation([*searched, *other])
-    difference = np.mean([np.mean(s) for s in searched]) - np.mean([np.mean(s) for s in other])
+    deviation = _seed_deviation([*found, *other])
+    difference = np.mean([np.mean(s) for s in found]) - np.mean([np.mean(s) for s in other])
     shown = deviation is not None and difference > deviation
     return (
-        f"searched minus random search {difference:+.4f}{_in_deviations(difference, deviation)}: "
+        f"{kind} minus random search {difference:+.4f}{_in_deviations(difference, deviation)}: "
         f"{'shown' if shown else 'not shown'} to be better by more than the deviation of seeds"
     )
+
+
+COMPARISONS = (_percentile, _difference)
 
 
 def _in_deviations(difference: float, deviation: float | None) -> str:

@@ -36,7 +36,8 @@ class Training:
     """One full training.
 
     Args:
-        kind: `random`, `searched`, `random_search`, `published`, or `trial` (tuning split only).
+        kind: `random`, `searched`, `random_search`, `predicted`, `published`, or `trial` (tuning
+            split only).
         name: The network among those of its kind.
         split: `tuning` or `reported`.
         architecture: What is trained.
