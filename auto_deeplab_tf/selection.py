@@ -115,8 +115,8 @@ def predicted_candidates(
 ) -> list[Candidate]:
     """Returns the candidates of a round: the best, as a regression predicts, of many more draws.
 
-    The draws are those that `candidates` would go on with: `POOL` at random, and `POOL` of each
-    search by its probabilities.
+    The draws are those that come next behind the ones of `candidates`: `POOL` at random, and `POOL`
+    of each search by its probabilities.
 
     Args:
         options: See `candidates`; likewise:
