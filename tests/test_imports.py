@@ -22,6 +22,7 @@ GROUPS = [
     "accounting",
     "decoding",
     "sampling",
+    "predictor",
     "method",
     "nn.",
     "baselines.",
