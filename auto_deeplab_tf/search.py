@@ -17,6 +17,12 @@ from auto_deeplab_tf.errors import RunError
 
 cli.define(config.SearchConfig)
 
+SHORT_SEARCH = 2000  # Updates of alpha and beta; longer ones have not been compared.
+IS_SHORT = (
+    "a short search: alpha and beta are updated {updates} times. That so few updates find better "
+    "networks than random draws has not been shown (docs/evidence.md): let select compare what "
+    "this search finds with random draws (--search_runs=RUN --num_random=N)"
+)
 # At L 2: B 2, F 2, crop 49x70 on two busy cores; B 5, F 8, crop 65 in benchmarks/results.
 PLAIN_IS_SLOW = (
     "the plain formulation is meant for a small num_layers: at 2 layers a step takes 16 (2 blocks) "
@@ -113,7 +119,7 @@ class _Setup:
 
 def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
     from auto_deeplab_tf.data import pipeline, source
-    from auto_deeplab_tf.searcher import METRICS, from_options
+    from auto_deeplab_tf.searcher import METRICS, architecture_steps, from_options
     from auto_deeplab_tf.training import callbacks, collapse, distribution
     from auto_deeplab_tf.training.run_dir import METRICS_FILE, MetricsFile
 
@@ -140,6 +146,9 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
             # An existing one is of a shorter run, which is resumed now.
             (run / "architecture.json").unlink(missing_ok=True)
         search = from_options(options, train, setup.total_steps)
+        updates = architecture_steps(options, setup.total_steps)
+        if updates < SHORT_SEARCH:
+            print(IS_SHORT.format(updates=updates), file=sys.stderr, flush=True)
         if search.fast_modes:
             modes = ", ".join(f"{name}={value}" for name, value in search.fast_modes.items())
             print(f"fast modes (not the exact search): {modes}", file=sys.stderr, flush=True)
@@ -235,7 +244,7 @@ def _check_collapse(rows: Sequence[Mapping[str, str]], options: config.SearchCon
 
 def _dry_run(options: config.SearchConfig) -> dict[str, Any]:
     """Measures steps of both kinds; prepares the records of the data set where there are none."""
-    from auto_deeplab_tf.searcher import from_options
+    from auto_deeplab_tf.searcher import architecture_steps, from_options
     from auto_deeplab_tf.training import dry_run
 
     timer = dry_run.StepTimer()
@@ -251,10 +260,10 @@ def _dry_run(options: config.SearchConfig) -> dict[str, Any]:
             traced=setup.traced,
             verbose=0,
         )
-    weights_only = min(options.arch_start_epoch, options.epochs) * setup.steps_per_epoch
+    updates = architecture_steps(options, setup.total_steps)
     kinds = {
-        "weight_step": (timer.epochs[0], weights_only),
-        "step": (timer.epochs[1], setup.total_steps - weights_only),
+        "weight_step": (timer.epochs[0], setup.total_steps - updates),
+        "step": (timer.epochs[1], updates),
     }
     return dry_run.needs(search.model.supernet, kinds)
 

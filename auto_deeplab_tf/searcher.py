@@ -30,7 +30,7 @@ from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
 from auto_deeplab_tf.training import inputs, loop, losses, perturbation
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.checkpoints import Checkpoints, steps_in
-from auto_deeplab_tf.training.schedules import Cosine
+from auto_deeplab_tf.training.schedules import Cosine, arch_learning_rate
 
 require_tensorflow()
 
@@ -123,6 +123,7 @@ class ArchitectureSearch:
         architecture_optimizer: keras.optimizers.Optimizer | None = None,
         *,
         total_steps: int = 29_760,
+        architecture_steps: int | None = None,
         remat: bool | None = None,
         jit_compile: bool | None = None,
     ) -> None:
@@ -130,8 +131,9 @@ class ArchitectureSearch:
 
         Args:
             optimizer: of the weights; None: SGD, momentum 0.9, cosine from 0.025 to 0.001.
-            architecture_optimizer: of alpha and beta; None: Adam, 0.003.
+            architecture_optimizer: of alpha and beta; None: Adam, `schedules.arch_learning_rate`.
             total_steps: of the cosine; the default is the paper's 40 epochs of Cityscapes.
+            architecture_steps: number of updates of alpha and beta; None: half of all steps.
             remat: whether the backward pass computes the insides of nodes again in place of keeping
                 them; None: in the eager step, not in the traced one.
             jit_compile: whether XLA compiles the step; None: on one GPU.
@@ -145,7 +147,10 @@ class ArchitectureSearch:
                 Cosine(SearchConfig.learning_rate, SearchConfig.min_learning_rate, total_steps),
                 momentum=SearchConfig.momentum,
             ),
-            architecture_optimizer or keras.optimizers.Adam(SearchConfig.arch_learning_rate),
+            architecture_optimizer
+            or keras.optimizers.Adam(
+                arch_learning_rate(architecture_steps or max(1, total_steps // 2))
+            ),
             execution=Execution(remat, jit_compile),
         )
 
@@ -209,7 +214,10 @@ class ArchitectureSearch:
             arch_start_epoch = epochs * SearchConfig.arch_start_epoch // SearchConfig.epochs
         if not self.model.compiled:
             # Sized by the data, so that the cosine ends with the last step.
-            self.compile(total_steps=epochs * steps_per_epoch)
+            self.compile(
+                total_steps=epochs * steps_per_epoch,
+                architecture_steps=max(1, (epochs - arch_start_epoch) * steps_per_epoch),
+            )
         if traced is None:
             traced = tf.distribute.has_strategy() or bool(tf.config.list_physical_devices("GPU"))
 
@@ -390,6 +398,11 @@ class ArchitectureSearch:
         return Checkpoints(directory, variables, self.fingerprint, keep)
 
 
+def architecture_steps(options: SearchConfig, total_steps: int) -> int:
+    """Returns the number of steps that update alpha and beta."""
+    return total_steps - total_steps * options.arch_start_epoch // options.epochs
+
+
 def from_options(options: SearchConfig, train: Source, total_steps: int) -> ArchitectureSearch:
     """Builds and compiles the search that a command's options describe.
 
@@ -399,7 +412,8 @@ def from_options(options: SearchConfig, train: Source, total_steps: int) -> Arch
         total_steps: Number of steps, which schedules end with.
     """
     frequencies = losses.class_frequencies(train.class_pixels, train.present_pixels)
-    weights_only = total_steps * options.arch_start_epoch // options.epochs
+    updates = architecture_steps(options, total_steps)
+    rate = options.arch_learning_rate
     search = ArchitectureSearch(
         train.info.num_classes,
         options.part(ArchitectureSearchConfig),
@@ -411,9 +425,7 @@ def from_options(options: SearchConfig, train: Source, total_steps: int) -> Arch
             options.path_temperature, total_steps, options.min_path_temperature
         ),
         entropy_weight=options.entropy_weight
-        and keras.optimizers.schedules.PolynomialDecay(
-            0.0, total_steps - weights_only, options.entropy_weight
-        ),
+        and keras.optimizers.schedules.PolynomialDecay(0.0, updates, options.entropy_weight),
         seed=options.seed,
         dtype_policy=options.dtype_policy,
     )
@@ -422,7 +434,7 @@ def from_options(options: SearchConfig, train: Source, total_steps: int) -> Arch
             Cosine(options.learning_rate, options.min_learning_rate, total_steps),
             momentum=options.momentum,
         ),
-        keras.optimizers.Adam(options.arch_learning_rate),
+        keras.optimizers.Adam(arch_learning_rate(updates) if rate == "auto" else rate),
         remat=_flag_or_auto(options.remat),
         jit_compile=_flag_or_auto(options.jit_compile),
     )

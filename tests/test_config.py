@@ -392,3 +392,22 @@ def test_settings_are_given_whole_or_as_keywords():
         config.SegmenterConfig.given(whole, {"label_smoothing": 0.2})
     with pytest.raises(TypeError, match="no setting 'seed'"):
         config.NetworkConfig.given(None, {"seed": 1})
+
+
+def test_auto_is_a_value_where_a_field_allows_it():
+    kinds = config.kinds(config.SearchConfig)
+    kind = kinds["arch_learning_rate"]
+    assert kind.metavar == "X|auto"
+    for text, value in (("auto", "auto"), ("0.25", 0.25)):
+        assert config.parse_value(kind, text) == value
+        assert config.format_value(kind, value) == text
+        assert (
+            config.SearchConfig(run_dir="a", arch_learning_rate=value).arch_learning_rate == value
+        )
+    for name, value in (("learning_rate", "auto"), ("arch_learning_rate", "automatic")):
+        with pytest.raises(errors.UserError, match=f"{name} takes X"):
+            config.SearchConfig(run_dir="a", **{name: value})
+    with pytest.raises(errors.UserError, match="arch_learning_rate=0.0: must be greater than 0"):
+        config.SearchConfig(run_dir="a", arch_learning_rate=0.0)
+    with pytest.raises(errors.UserError, match="expected a number"):
+        config.parse_value(kinds["learning_rate"], "auto")

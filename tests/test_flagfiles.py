@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from auto_deeplab_tf import cli, config
+from auto_deeplab_tf.training import schedules
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").glob("*.flags"))
@@ -60,7 +61,8 @@ def test_a_short_search_can_decide_something(path):
     options = read(path)
     if isinstance(options, config.SearchConfig) and options.steps_per_epoch:
         steps = (options.epochs - options.arch_start_epoch) * options.steps_per_epoch
-        assert steps * options.arch_learning_rate >= 8
+        rate = options.arch_learning_rate
+        assert steps * (schedules.arch_learning_rate(steps) if rate == "auto" else rate) >= 8
 
 
 def test_the_recipe_of_the_paper():
@@ -71,7 +73,7 @@ def test_the_recipe_of_the_paper():
     for name in (
         *("num_layers", "num_blocks", "filter_multiplier", "crop_size", "batch_size", "epochs"),
         *("arch_start_epoch", "learning_rate", "min_learning_rate", "momentum", "weight_decay"),
-        *("arch_learning_rate", "arch_weight_decay", "steps_per_epoch", "class_weights"),
+        *("arch_weight_decay", "steps_per_epoch", "class_weights"),
     ):
         assert getattr(options, name) == getattr(defaults, name), name
     assert (options.num_layers, options.num_blocks, options.filter_multiplier) == (12, 5, 8)
@@ -80,6 +82,7 @@ def test_the_recipe_of_the_paper():
     assert (options.learning_rate, options.min_learning_rate) == (0.025, 0.001)
     assert (options.momentum, options.weight_decay) == (0.9, 3e-4)
     assert (options.arch_learning_rate, options.arch_weight_decay) == (0.003, 1e-3)
+    assert defaults.arch_learning_rate == "auto" and schedules.arch_learning_rate(14_880) == 0.003
     assert options.image_size == (512, 1024)
 
 

@@ -12,9 +12,10 @@ import tiny_camvid
 from commands import call, latest_variables, snapshot
 from commands import run as run_command
 
-from auto_deeplab_tf import config, search, searcher
+from auto_deeplab_tf import cli, config, search, searcher
 from auto_deeplab_tf import decode as decode_command
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.data import source
 from auto_deeplab_tf.decoding import decode, load_logits
 from auto_deeplab_tf.errors import RunError
 from auto_deeplab_tf.training import distribution
@@ -233,10 +234,20 @@ def test_a_collapse_ends_the_run_where_told_and_resumes_where_not(here, tmp_path
     assert [row[decoded] for row in rows[1:]] == ["", "", ""]
 
 
+def test_the_learning_rate_of_alpha_follows_from_the_number_of_its_updates(finished, data):
+    flags = [*SMALL, f"--run_dir={finished}", *data, "--arch_learning_rate=auto"]
+    options = cli.parse(config.SearchConfig, flags)
+    train = source.open_for(options, "train")
+    for updates, total_steps in ((100, 150), (1000, 1500)):
+        model = searcher.from_options(options, train, total_steps).model
+        assert float(model.architecture_optimizer.learning_rate) == pytest.approx(9 / updates)
+
+
 def test_a_fast_search_says_so_everywhere_and_decodes_with_its_edges(here, tmp_path):
     path = tmp_path / "fast"
     modes = ("--filter_multiplier=2", "--partial_channels=2", "--sampled_paths=2")
     printed = here(path, "--epochs=2", *modes)
+    assert "a short search: alpha and beta are updated 4 times" in printed.err
     assert "fast modes (not the exact search): partial_channels=2, sampled_paths=2" in printed.err
     architecture = Architecture.load(path / "architecture.json")
     assert architecture.provenance["fast_modes"] == {"partial_channels": 2, "sampled_paths": 2}

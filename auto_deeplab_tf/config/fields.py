@@ -25,6 +25,8 @@ from auto_deeplab_tf.errors import FieldError, UserError
 
 Size = tuple[int, int]  # (height, width) in pixels; HEIGHTxWIDTH in text
 
+AUTO: typing.Literal["auto"] = "auto"  # Where a field allows it: chosen from the other settings.
+
 # Flags that are gone, with the text of their old default. A flags.txt that holds one at its default
 # is read without it; any other value was a choice that this version cannot follow.
 RETIRED = {"mix_predecessors": "false"}
@@ -113,35 +115,38 @@ def changed(base: type[Config], name: str, default: Any, **metadata: Any) -> Any
 
 
 class Kind(NamedTuple):
-    """What a field holds: an element type, one or many of it, and whether None is allowed."""
+    """What a field holds: an element type, one or many of it, and what is allowed in its place."""
 
     element: type  # bool, int, float or str
     form: str  # "one", "size" or "list"
-    optional: bool
+    optional: bool  # None
+    auto: bool = False  # the word auto
 
     @property
     def metavar(self) -> str:
         """The word for the value in `--help`."""
         word = {bool: "BOOL", int: "N", float: "X", str: "TEXT"}[self.element]
-        return {"one": word, "size": "HxW", "list": f"{word},{word},..."}[self.form]
+        text = {"one": word, "size": "HxW", "list": f"{word},{word},..."}[self.form]
+        return f"{text}|{AUTO}" if self.auto else text
 
 
 def _kind(hint: Any) -> Kind:
-    optional = False
+    optional = auto = False
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        members = [member for member in typing.get_args(hint) if member is not type(None)]
-        optional = len(members) < len(typing.get_args(hint))
+        others = (type(None), typing.Literal["auto"])
+        optional, auto = (other in typing.get_args(hint) for other in others)
+        members = [member for member in typing.get_args(hint) if member not in others]
         if len(members) != 1:
-            raise TypeError(f"a flag holds one type or None. Received: {hint}")
+            raise TypeError(f"a flag holds one type, and None or auto. Received: {hint}")
         hint = members[0]
     if hint == Size:
-        return Kind(int, "size", optional)
+        return Kind(int, "size", optional, auto)
     if typing.get_origin(hint) is tuple:
         element, *rest = typing.get_args(hint)
         if rest == [Ellipsis] and element in (int, float, str):
-            return Kind(element, "list", optional)
+            return Kind(element, "list", optional, auto)
     if hint in (bool, int, float, str):
-        return Kind(hint, "one", optional)
+        return Kind(hint, "one", optional, auto)
     raise TypeError(f"no text form for a flag of type {hint}")
 
 
@@ -192,6 +197,8 @@ def parse_value(kind: Kind, text: str) -> Any:
         raise UserError("expected text without line breaks and without spaces at its ends")
     if text == "" and kind.optional:
         return None
+    if text == AUTO and kind.auto:
+        return AUTO
     if kind.form == "size":
         match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
         if not match:
@@ -206,6 +213,8 @@ def format_value(kind: Kind, value: Any) -> str:
     """Writes a value as the text that `parse_value` reads back to the same value."""
     if value is None:
         return ""
+    if value == AUTO and kind.auto:
+        return AUTO
     if kind.form == "size":
         return f"{value[0]}x{value[1]}"
     if kind.form == "list":
@@ -332,6 +341,8 @@ def _check_type(name: str, kind: Kind, value: Any) -> Any:
 
     if value is None and kind.optional:
         return None
+    if value == AUTO and kind.auto:
+        return AUTO
     if kind.form == "one":
         return element(value)
     if not isinstance(value, (tuple, list)) or (kind.form == "size" and len(value) != 2):
@@ -387,7 +398,7 @@ class Config:
             if field.metadata["path"] and value is not None:
                 value = os.path.expanduser(value)
             object.__setattr__(self, field.name, value)
-            if value is None:
+            if value is None or (value == AUTO and kind.auto):
                 continue
             if is_required(field) and value == "":
                 raise FieldError(f"{field.name} is required: it must not be empty")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from auto_deeplab_tf.config.fields import Config, Size, changed, flag
+from auto_deeplab_tf.config.fields import AUTO, Config, Size, changed, flag
 from auto_deeplab_tf.errors import FieldError
 from auto_deeplab_tf.search_space import (
     ATROUS_KINDS,
@@ -515,7 +515,12 @@ class SearchConfig(ArchitectureSearchConfig, RunConfig, ThreadsConfig):
     min_learning_rate: float = _optimisation(
         0.001, "learning rate of the weights at the end", minimum=0
     )
-    arch_learning_rate: float = _optimisation(0.003, "learning rate of alpha and beta", above=0)
+    arch_learning_rate: float | Literal["auto"] = _optimisation(
+        AUTO,
+        "learning rate of alpha and beta (auto: 9 over the number of their updates, from the "
+        "paper's 0.003 to 0.15)",
+        above=0,
+    )
     entropy_weight: float = _optimisation(
         0.0,
         "W: add the entropy of alpha and beta to their loss, weighted from 0 at their first step "
