@@ -27,7 +27,7 @@ from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
-from auto_deeplab_tf.training import inputs, loop, losses, perturbation
+from auto_deeplab_tf.training import inputs, loop, losses, optimizers, perturbation
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.checkpoints import Checkpoints, steps_in
 from auto_deeplab_tf.training.schedules import Cosine, arch_learning_rate
@@ -430,9 +430,8 @@ def from_options(options: SearchConfig, train: Source, total_steps: int) -> Arch
         dtype_policy=options.dtype_policy,
     )
     search.compile(
-        keras.optimizers.SGD(
-            Cosine(options.learning_rate, options.min_learning_rate, total_steps),
-            momentum=options.momentum,
+        optimizers.from_options(
+            options, Cosine(options.learning_rate, options.min_learning_rate, total_steps)
         ),
         keras.optimizers.Adam(arch_learning_rate(updates) if rate == "auto" else rate),
         remat=_flag_or_auto(options.remat),

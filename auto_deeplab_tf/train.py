@@ -268,11 +268,10 @@ class _Training:
         print(line, file=sys.stderr, flush=True)
 
     def _build(self) -> Any:
-        import keras
 
         from auto_deeplab_tf.baselines import build_baseline
         from auto_deeplab_tf.segmenter import Segmenter
-        from auto_deeplab_tf.training import losses
+        from auto_deeplab_tf.training import losses, optimizers
         from auto_deeplab_tf.training.schedules import Poly
 
         options, info = self._options, self._train.info
@@ -299,11 +298,7 @@ class _Training:
             **of_network,
         )
         schedule = Poly(options.learning_rate, self._total_steps, options.power)
-        model.compile(
-            keras.optimizers.SGD(schedule, momentum=options.momentum)
-            if options.optimizer == "sgd"
-            else keras.optimizers.Adam(schedule, beta_1=options.momentum)
-        )
+        model.compile(optimizers.from_options(options, schedule))
         # A checkpoint is read into variables that exist.
         model.optimizer.build(model.trainable_variables)
         return model

@@ -416,8 +416,16 @@ class RunConfig(DataConfig, TimeLimitConfig, DevicesConfig, OutputConfig):
         "weights of the classes in the loss, from their frequencies",
         choices=CLASS_WEIGHT_SCHEMES,
     )
+    optimizer: str = _optimisation(
+        "sgd",
+        "of the weights: SGD with momentum, as in the paper, or Adam, which gets further in a few "
+        "hundred steps",
+        choices=("sgd", "adam"),
+    )
     learning_rate: float = _optimisation(0.05, "learning rate of the weights at the start", above=0)
-    momentum: float = _optimisation(0.9, "momentum of SGD", minimum=0, below=1)
+    momentum: float = _optimisation(
+        0.9, "momentum of SGD, decay of Adam's mean", minimum=0, below=1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -707,14 +715,6 @@ class TrainConfig(HoldBackConfig, RunConfig, NetworkChoiceConfig, SegmenterConfi
         1_500_000, "total number of steps; the schedule ends with them", minimum=1, on_resume="grow"
     )
     power: float = _optimisation(0.9, "power of the poly schedule", above=0)
-    optimizer: str = _optimisation(
-        "sgd",
-        "SGD with momentum, as in the paper, or Adam, which gets further in a few hundred steps",
-        choices=("sgd", "adam"),
-    )
-    momentum: float = changed(
-        RunConfig, "momentum", 0.9, help="momentum of SGD, decay of Adam's mean"
-    )
     stop_after_steps: int | None = _budget(
         None,
         "end after the epoch of this step, with the schedule of all steps; without it, or with "

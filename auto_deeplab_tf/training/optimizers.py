@@ -2,7 +2,7 @@
 
 import keras
 
-from auto_deeplab_tf.config import TrainConfig
+from auto_deeplab_tf.config import RunConfig, TrainConfig
 from auto_deeplab_tf.training.schedules import Poly
 
 
@@ -14,6 +14,15 @@ def default_optimizer(steps: int | None = None) -> keras.optimizers.Optimizer:
     """
     schedule = Poly() if steps is None else Poly(steps=steps)
     return keras.optimizers.SGD(schedule, momentum=TrainConfig.momentum)
+
+
+def from_options(
+    options: RunConfig, schedule: keras.optimizers.schedules.LearningRateSchedule
+) -> keras.optimizers.Optimizer:
+    """Returns the optimizer of the weights that a command's options name, with a schedule."""
+    if options.optimizer == "adam":
+        return keras.optimizers.Adam(schedule, beta_1=options.momentum)
+    return keras.optimizers.SGD(schedule, momentum=options.momentum)
 
 
 def with_loss_scaling(
