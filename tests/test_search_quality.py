@@ -434,7 +434,7 @@ def test_levers_weigh_cost_by_what_it_is_worth_and_are_pulled_once(tmp_path, mon
     for command in searches:
         assert "--seed=100" in command
         cli.parse(config.SearchConfig, command[3:])
-    assert "--arch_start_epoch=30" in searches[list(levers.LEVERS).index("warm_up")]
+    assert "--optimizer=adam" in searches[list(levers.LEVERS).index("adam")]
 
     done = [{key: str(value) for key, value in row.items()} for row in found[:4]]
     again = list(levers.left(done, folders, 1800, 0))

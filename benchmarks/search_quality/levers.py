@@ -24,9 +24,9 @@ LEARNT_FROM = 16  # Random draws, other ones than those that stand beside.
 # random draws, over log 2.
 LEVERS = {
     "none": "",
-    "cost": "--cost_weight={cost_weight:.3g}",
     "sampled_paths": "--sampled_paths=2 --epochs=105 --arch_start_epoch=35",
-    "warm_up": "--arch_start_epoch=30",
+    "adam": "--optimizer=adam --learning_rate=0.004 --min_learning_rate=0.0002",
+    "cost": "--cost_weight={cost_weight:.3g}",
     "entropy": "--entropy_weight=1",
 }
 
