@@ -145,7 +145,7 @@ def test_a_network_learns_on_jax(tmp_path):
 
 def _row(kind, name, seed, val_miou, split="reported", steps=600, **changes):
     numbers = {f"{score}_{part}": 0.5 for score in ("val_miou", "loss") for part in PARTS}
-    columns = ("params", "num_skips", "num_pools", "depth")
+    columns = ("params", "num_skips", "num_pools", "depth", "shortest_chain")
     row = dict.fromkeys(columns, 1) | numbers | {"multi_adds": 160e6, "filter_multiplier": 18}
     row |= {"kind": kind, "name": name, "architecture": name, "seed": seed, "split": split}
     row |= {"steps": steps, "val_miou": val_miou, "val_miou_low": 0, "val_miou_high": 1}
@@ -305,6 +305,17 @@ def test_depth_of_a_cell_counts_blocks_in_a_row():
     edges = [("prev", "prev_prev"), ("prev", "block_0"), ("prev", "block_1"), ("prev", "block_0")]
     cell = tuple(tuple(Edge(s, "sep_3x3") for s in pair) for pair in edges)
     assert trainings.cell_depth(Architecture((0,), cell, "separable")) == 3
+
+
+def test_the_shortest_chain_of_a_cell_counts_convolutions():
+    blocks = [
+        (("prev", "sep_5x5"), ("prev_prev", "atrous_3x3")),  # 2 and 1
+        (("block_0", "skip"), ("block_0", "sep_3x3")),  # 2 and 4: a block that is read counts 2
+        (("block_1", "max_pool_3x3"), ("prev", "skip")),  # 4 and 0
+    ]
+    cell = tuple(tuple(Edge(*edge) for edge in block) for block in blocks)
+    chain = trainings.shortest_chain(Architecture((0,), cell, "separable"))
+    assert chain == pytest.approx((1 + 2 + 0) / 3)
 
 
 def test_operations_are_counted_by_their_kind():

@@ -24,6 +24,7 @@ OPINIONS = (
     "num_skips",
     "num_pools",
     "depth",
+    "shortest_chain",
     "filter_multiplier",
     "mean_level",
 )

@@ -131,6 +131,7 @@ def train(
         "num_skips": operations_of_kind(training.architecture, "skip"),
         "num_pools": operations_of_kind(training.architecture, "pool"),
         "depth": cell_depth(training.architecture),
+        "shortest_chain": shortest_chain(training.architecture),
         "val_miou": mious[-1],
         "val_miou_low": low,
         "val_miou_high": high,
@@ -165,6 +166,21 @@ def cell_depth(architecture: Architecture) -> int:
     for index, block in enumerate(architecture.cell):
         depth[f"block_{index}"] = 1 + max(depth.get(edge.source, 0) for edge in block)
     return max(depth.values())
+
+
+def shortest_chain(architecture: Architecture) -> float:
+    """Returns the convolutions on the shorter edge of a block, the mean over blocks.
+
+    They are counted from an input of the cell: a block that is read has those of its longer edge.
+    Pooling and skip have none, an atrous operation one, a separable one two.
+    """
+    longest: dict[str, int] = {}
+    shorter = []
+    for index, block in enumerate(architecture.cell):
+        chains = [longest.get(edge.source, 0) + operation(edge.op).repeats for edge in block]
+        longest[f"block_{index}"] = max(chains)
+        shorter.append(min(chains))
+    return sum(shorter) / len(shorter)
 
 
 def run(command: Sequence[str], log: pathlib.Path, core: int | None) -> float:
