@@ -310,12 +310,12 @@ def test_depth_of_a_cell_counts_blocks_in_a_row():
 def test_the_shortest_chain_of_a_cell_counts_convolutions():
     blocks = [
         (("prev", "sep_5x5"), ("prev_prev", "atrous_3x3")),  # 2 and 1
-        (("block_0", "skip"), ("block_0", "sep_3x3")),  # 2 and 4: a block that is read counts 2
-        (("block_1", "max_pool_3x3"), ("prev", "skip")),  # 4 and 0
+        (("block_0", "skip"), ("prev", "atrous_5x5")),  # 2, what block_0 has at most, and 1
+        (("block_1", "max_pool_3x3"), ("block_0", "sep_3x3")),  # 2 and 4
     ]
     cell = tuple(tuple(Edge(*edge) for edge in block) for block in blocks)
     chain = trainings.shortest_chain(Architecture((0,), cell, "separable"))
-    assert chain == pytest.approx((1 + 2 + 0) / 3)
+    assert chain == pytest.approx((1 + 1 + 2) / 3)
 
 
 def test_operations_are_counted_by_their_kind():
