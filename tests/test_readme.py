@@ -41,6 +41,7 @@ def test_commands_have_the_flags_that_are_shown():
     classes = {
         "auto_deeplab_tf.search": config.SearchConfig,
         "auto_deeplab_tf.decode": config.DecodeConfig,
+        "auto_deeplab_tf.select": config.SelectConfig,
         "auto_deeplab_tf.train": config.TrainConfig,
         "auto_deeplab_tf.evaluate": config.EvaluateConfig,
         "auto_deeplab_tf.predict": config.PredictConfig,
