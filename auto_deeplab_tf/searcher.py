@@ -138,6 +138,8 @@ class ArchitectureSearch:
                 them; None: in the eager step, not in the traced one.
             jit_compile: whether XLA compiles the step; None: on one GPU.
         """
+        if architecture_steps is None:
+            architecture_steps = total_steps // 2
         if jit_compile is None:
             alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
             jit_compile = alone and bool(tf.config.list_physical_devices("GPU"))
@@ -147,10 +149,7 @@ class ArchitectureSearch:
                 Cosine(SearchConfig.learning_rate, SearchConfig.min_learning_rate, total_steps),
                 momentum=SearchConfig.momentum,
             ),
-            architecture_optimizer
-            or keras.optimizers.Adam(
-                arch_learning_rate(architecture_steps or max(1, total_steps // 2))
-            ),
+            architecture_optimizer or keras.optimizers.Adam(arch_learning_rate(architecture_steps)),
             execution=Execution(remat, jit_compile),
         )
 
@@ -216,7 +215,7 @@ class ArchitectureSearch:
             # Sized by the data, so that the cosine ends with the last step.
             self.compile(
                 total_steps=epochs * steps_per_epoch,
-                architecture_steps=max(1, (epochs - arch_start_epoch) * steps_per_epoch),
+                architecture_steps=max(0, epochs - arch_start_epoch) * steps_per_epoch,
             )
         if traced is None:
             traced = tf.distribute.has_strategy() or bool(tf.config.list_physical_devices("GPU"))

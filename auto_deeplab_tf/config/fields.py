@@ -197,7 +197,7 @@ def parse_value(kind: Kind, text: str) -> Any:
         raise UserError("expected text without line breaks and without spaces at its ends")
     if text == "" and kind.optional:
         return None
-    if text == AUTO and kind.auto:
+    if kind.auto and text == AUTO:
         return AUTO
     if kind.form == "size":
         match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
@@ -213,7 +213,7 @@ def format_value(kind: Kind, value: Any) -> str:
     """Writes a value as the text that `parse_value` reads back to the same value."""
     if value is None:
         return ""
-    if value == AUTO and kind.auto:
+    if kind.auto and value == AUTO:
         return AUTO
     if kind.form == "size":
         return f"{value[0]}x{value[1]}"
@@ -341,7 +341,7 @@ def _check_type(name: str, kind: Kind, value: Any) -> Any:
 
     if value is None and kind.optional:
         return None
-    if value == AUTO and kind.auto:
+    if kind.auto and value == AUTO:
         return AUTO
     if kind.form == "one":
         return element(value)
@@ -398,7 +398,7 @@ class Config:
             if field.metadata["path"] and value is not None:
                 value = os.path.expanduser(value)
             object.__setattr__(self, field.name, value)
-            if value is None or (value == AUTO and kind.auto):
+            if value is None or (kind.auto and value == AUTO):
                 continue
             if is_required(field) and value == "":
                 raise FieldError(f"{field.name} is required: it must not be empty")

@@ -19,7 +19,7 @@ LARGEST_ARCH_LEARNING_RATE = 0.15  # Of what has been tried, in 60 updates.
 
 def arch_learning_rate(updates: int) -> float:
     """Returns the learning rate of alpha and beta that lets so many updates of Adam decide."""
-    return min(max(ARCH_LEARNING_RATE, REACH / updates), LARGEST_ARCH_LEARNING_RATE)
+    return min(max(ARCH_LEARNING_RATE, REACH / max(updates, 1)), LARGEST_ARCH_LEARNING_RATE)
 
 
 class _Schedule(keras.optimizers.schedules.LearningRateSchedule):

@@ -30,7 +30,14 @@ def test_the_papers_values_are_the_defaults():
 
 
 def test_alpha_moves_as_far_in_a_short_search_unless_it_is_very_short():
-    for updates, rate in ((14_880, 0.003), (3000, 0.003), (600, 0.015), (60, 0.15), (4, 0.15)):
+    for updates, rate in (
+        (14_880, 0.003),
+        (3000, 0.003),
+        (600, 0.015),
+        (60, 0.15),
+        (4, 0.15),
+        (0, 0.15),
+    ):
         assert schedules.arch_learning_rate(updates) == pytest.approx(rate)
 
 
