@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -96,7 +97,7 @@ class _Selection:
                     found = selection.candidates(
                         *self._settings(),
                         self._perturbed_cell if self._options.perturbation_batches else None,
-                        **self._network(),
+                        **self._network,
                     )
                     self._table.add(found, self._options.rungs)
                 self._score_inherited()
@@ -114,6 +115,7 @@ class _Selection:
     def _settings(self) -> tuple[config.SelectConfig, config.NetworkSizesConfig]:
         return self._options, self._training.part(config.NetworkSizesConfig)
 
+    @functools.cached_property
     def _network(self) -> dict[str, Any]:
         """What the data and the flags say of each network; told once the data are found fit."""
         from auto_deeplab_tf.data import hold_back, source
@@ -178,7 +180,7 @@ class _Selection:
             if not found:
                 trained = table.trained(options.rank_by)
                 added = selection.predicted_candidates(
-                    *self._settings(), number, count, trained, **self._network()
+                    *self._settings(), number, count, trained, **self._network
                 )
                 table.add(added, options.rungs)
                 found = [candidate.name for candidate in added]
