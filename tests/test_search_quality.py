@@ -20,6 +20,7 @@ from auto_deeplab_tf.training import metrics
 from benchmarks import jax_common
 from benchmarks.search_quality import (
     cost_weights,
+    ends,
     jax_train,
     levers,
     methods,
@@ -478,3 +479,76 @@ def test_cost_weights_are_searched_once_each(tmp_path, monkeypatch):
         random_architecture(0, 6, 3), filter_multiplier=8, **population.SETTINGS
     )
     assert {row["decoded_multi_adds"] for row in found} == {counted.multi_adds}
+
+
+def test_stems_and_heads_are_trained_at_equal_cost(tmp_path, monkeypatch):
+    planned = ends.trainings()
+    assert len({training.key for training in planned}) == len(planned) == 36
+    for training in planned[:12]:
+        cost = population.cost(training.architecture, training.design)
+        assert abs(cost["multi_adds"] / training.design.multi_adds - 1) < 0.08
+    commands = []
+
+    def run(command, log, core):
+        commands.append(command)
+        folder = log.with_suffix("")
+        folder.mkdir()
+        epochs = "".join(f"{1 / (1 + epoch)},0.{epoch}\n" for epoch in range(trainings.PARTS))
+        (folder / "metrics.csv").write_text(f"loss,val_miou\n{epochs}")
+        np.save(folder / "confusion.npy", np.eye(3, dtype=int)[None])
+        return 5.0
+
+    monkeypatch.setattr(trainings, "run", run)
+    monkeypatch.setattr(trainings, "split_folder", lambda split, data, work: data)
+    row = trainings.train(planned[2], tmp_path, tmp_path, 0)
+    assert (row["stem_channels"], row["head_channels"]) == ("8,8,16", "16")
+    assert row["val_miou"] == "0.7000"
+    monkeypatch.chdir(pathlib.Path(trainings.__file__).parents[2])
+    config_of = cli.parse(config.TrainConfig, commands[0][3:])
+    assert config_of.stem_channels == (8, 8, 16) and config_of.decoder_channels == 8
+    assert config_of.filter_multiplier == row["filter_multiplier"]
+
+
+def _ends_rows(miou):
+    """Rows of all trainings but one: the last architecture is not complete."""
+    return [
+        {
+            "architecture": training.architecture.fingerprint,
+            "name": training.name,
+            "multi_adds": str(training.design.multi_adds),
+            "val_miou": str(miou(training.design)),
+            **training.design.flags,
+        }
+        for training in ends.trainings()[:-1]
+    ]
+
+
+def test_report_compares_stems_and_heads_at_equal_cost_and_latency():
+    def miou(design):
+        return design.multi_adds / 1e9 + design.stem_channels[0] / 100
+
+    rows = _ends_rows(miou)
+    text = ends.report(rows)
+    assert "2 architectures" in text.splitlines()[0]
+    assert "stem 8,8,16    head 16 decoder  8    80 M 0.160   160 M 0.240" in text
+    assert " ms" not in text
+    assert text.count("-0.0400 (0.0000)") == 1 and text.count("+0.0400 (0.0000)") == 1
+
+    def latency(row):
+        """1 ms for 40 M, and 1 ms for each 8 filters of the stem's first convolution."""
+        return int(row["multi_adds"]) / 40e6 + int(row["stem_channels"].split(",")[0]) / 8
+
+    timed = [row | {ends.LATENCY: str(latency(row))} for row in rows]
+    lines = ends.report(timed).splitlines()
+    assert "at a latency of 4.50 ms" in lines[0]
+    assert lines[1].endswith(" 0.240") and lines[2].endswith(" 0.220") and len(lines) == 7
+    assert ends.report(rows[:11]) == ""
+
+
+def test_latency_is_measured_of_each_row(monkeypatch):
+    monkeypatch.setattr(ends, "ROUNDS", 1)
+    monkeypatch.setattr(ends, "CALLS", 2)
+    rows = _ends_rows(lambda design: 0.5)[:2]
+    found = ends.latencies(rows)
+    assert all(float(row[ends.LATENCY]) > 0 for row in found)
+    assert [row["name"] for row in found] == [row["name"] for row in rows]

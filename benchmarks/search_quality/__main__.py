@@ -11,7 +11,8 @@ selections of as many networks, half of them by `select --num_predicted`, likewi
 searches with a selection of as many CPU seconds together, likewise),
 opinions (what each search thinks of each network that has a row: `opinions.csv`), levers (what
 searches with one setting changed propose, on the tuning split: `levers.csv`), cost_weights (five
-small searches there: `cost_weights.csv`).
+small searches there: `cost_weights.csv`), ends (stems and heads, trained there: `ends.csv`),
+latencies (of the networks of that file; on a machine that does nothing else).
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from typing import Any
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.sampling import random_architecture
 from benchmarks import rows
-from benchmarks.search_quality import cost_weights, levers, methods, opinions
+from benchmarks.search_quality import cost_weights, ends, levers, methods, opinions
 from benchmarks.search_quality.report import report
 from benchmarks.search_quality.trainings import Training, pending, train
 
 RESULTS = pathlib.Path(__file__).with_name("results.csv")
 # Beside the results.
 OPINIONS, PROPOSALS, TRADE_OFF = "opinions.csv", "levers.csv", "cost_weights.csv"
+ENDS = "ends.csv"
 LENGTHS = (600, 1800)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
@@ -49,30 +51,31 @@ def main() -> None:
     parser.add_argument("--data_dir", type=pathlib.Path, help="CamVid")
     parser.add_argument("--work_dir", type=pathlib.Path, help="run folders and records")
     parser.add_argument(
-        "--stage", choices=[*STAGES, "opinions", "levers", "cost_weights"], default="length"
+        "--stage",
+        choices=STAGES,
+        default="length",
     )
     parser.add_argument("--steps", type=int, help="length of the reported trainings")
     parser.add_argument("--cores", default="0", help="cores, comma-separated; a training on each")
     options = parser.parse_args()
     if options.report:
-        print(report(rows.read(options.results), rows.read(_opinions_file(options))))
+        print(report(rows.read(options.results), rows.read(_beside(OPINIONS, options))))
+        print(f"\n{ends.report(rows.read(_beside(ENDS, options)))}")
         return
     if options.data_dir is None or options.work_dir is None:
         parser.error("--data_dir and --work_dir are needed, or --report")
-    if options.stage == "opinions":
-        ask(options)
-        return
-    if options.stage == "cost_weights":
-        weigh(options)
-        return
-    if options.stage != "length" and options.steps is None:
+    if options.stage in WITH_STEPS and options.steps is None:
         parser.error("--steps is needed: what --stage=length has shown to be enough")
-    if options.stage == "levers":
-        pull(options)
-        return
+    STAGES[options.stage](options)
+
+
+def carry_out(
+    plan: Callable[[argparse.Namespace], list[Training]], options: argparse.Namespace
+) -> None:
+    """Runs the trainings of a plan that have no row in results.csv."""
     # What comes next can depend on what was found: best, median and worst get more seeds.
-    while left := pending(STAGES[options.stage](options), rows.read(options.results)):
-        run_all(left, options)
+    while left := pending(plan(options), rows.read(options.results)):
+        run_all(left, options.results, options)
 
 
 def pull(options: argparse.Namespace) -> None:
@@ -89,7 +92,7 @@ def weigh(options: argparse.Namespace) -> None:
 
 def _tuning(options: argparse.Namespace, name: str) -> tuple[pathlib.Path, methods.Folders, int]:
     folders = methods.Folders("tuning", options.data_dir, options.work_dir)
-    return options.results.with_name(name), folders, int(options.cores.split(",")[0])
+    return _beside(name, options), folders, int(options.cores.split(",")[0])
 
 
 def _append(file: pathlib.Path, found: Iterable[dict[str, Any]]) -> None:
@@ -100,7 +103,7 @@ def _append(file: pathlib.Path, found: Iterable[dict[str, Any]]) -> None:
 
 def ask(options: argparse.Namespace) -> None:
     """Writes what each search thinks of each network of the reported split."""
-    file = _opinions_file(options)
+    file = _beside(OPINIONS, options)
     done = {tuple(row[key] for key in opinions.KEY) for row in rows.read(file)}
     found = {
         row["name"]: options.work_dir / "architectures" / f"{row['architecture']}.json"
@@ -124,11 +127,27 @@ def ask(options: argparse.Namespace) -> None:
             print(row, flush=True)
 
 
-def _opinions_file(options: argparse.Namespace) -> pathlib.Path:
-    return options.results.with_name(OPINIONS)
+def train_ends(options: argparse.Namespace) -> None:
+    """Trains the stems and heads that have no row."""
+    file = _beside(ENDS, options)
+    run_all(pending(ends.trainings(), rows.read(file)), file, options)
 
 
-def run_all(trainings: list[Training], options: argparse.Namespace) -> None:
+def time_ends(options: argparse.Namespace) -> None:
+    """Writes the latency of all stems and heads that have a row, of one CPU thread."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    file = _beside(ENDS, options)
+    rows.write(file, ends.latencies(rows.read(file)))
+
+
+def _beside(name: str, options: argparse.Namespace) -> pathlib.Path:
+    return options.results.with_name(name)
+
+
+def run_all(trainings: list[Training], file: pathlib.Path, options: argparse.Namespace) -> None:
     """Runs trainings, one on each core at a time, and writes each row when it is there."""
     cores: queue.SimpleQueue[int] = queue.SimpleQueue()
     for core in options.cores.split(","):
@@ -145,7 +164,7 @@ def run_all(trainings: list[Training], options: argparse.Namespace) -> None:
     try:
         for future in concurrent.futures.as_completed([pool.submit(one, t) for t in trainings]):
             row = future.result()
-            rows.put(options.results, row)
+            rows.put(file, row)
             print(row["kind"], row["name"], row["seed"], row["steps"], row["val_miou"], flush=True)
     finally:
         # Where one training fails, the others are not begun.
@@ -243,13 +262,22 @@ def _trainings_of(
     ]
 
 
-STAGES = {
+PLANS = {
     "length": length,
     "population": population,
     "random_search": random_search,
     "predicted": predicted,
     "searched": searched,
 }
+STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
+    **{name: functools.partial(carry_out, plan) for name, plan in PLANS.items()},
+    "opinions": ask,
+    "levers": pull,
+    "cost_weights": weigh,
+    "ends": train_ends,
+    "latencies": time_ends,
+}
+WITH_STEPS = {*PLANS, "levers"} - {"length"}
 
 
 if __name__ == "__main__":

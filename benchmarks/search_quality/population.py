@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 from auto_deeplab_tf import accounting
 from auto_deeplab_tf.architecture import Architecture
@@ -11,15 +13,40 @@ from auto_deeplab_tf.architecture import Architecture
 # What settings are tuned on: the first frames of a drive are scored, those after them are left out,
 # so that no frame of the training is a neighbour.
 TUNING_DRIVE, TUNING_FRAMES, TUNING_GAP = "0016E5", 64, 10
-# Of the whole network at 120x160, for one image.
-MULTI_ADDS = 160_000_000
-SETTINGS = {
-    "num_classes": 11,
-    "input_size": (120, 160),
-    "stem_channels": (12, 12, 24),
-    "head_channels": 16,
-    "decoder_channels": 8,
-}
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What the networks of one comparison share.
+
+    Args:
+        multi_adds: Of the whole network at 120x160, for one image; F is chosen to come near.
+        stem_channels: Filters of the stem's three convolutions.
+        head_channels: Filters of the atrous spatial pyramid pooling.
+        decoder_channels: Those that the decoder takes from the features of stride 4.
+    """
+
+    multi_adds: int = 160_000_000
+    stem_channels: tuple[int, int, int] = (12, 12, 24)
+    head_channels: int = 16
+    decoder_channels: int = 8
+
+    @property
+    def channels(self) -> dict[str, Any]:
+        """The settings of stem and head, by their names as flags."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "multi_adds"}
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """The same as texts."""
+        stem = ",".join(map(str, self.stem_channels))
+        return {name: str(value) for name, value in self.channels.items()} | {"stem_channels": stem}
+
+
+DESIGN = Design()
+MULTI_ADDS = DESIGN.multi_adds
+TASK = {"num_classes": 11, "input_size": (120, 160)}
+SETTINGS = {**TASK, **DESIGN.channels}
 
 
 def tuning_split(ids: Iterable[str]) -> dict[str, str]:
@@ -33,25 +60,28 @@ def tuning_split(ids: Iterable[str]) -> dict[str, str]:
 
 
 @functools.cache
-def filter_multiplier(architecture: Architecture) -> int:
-    """Returns the F at which the network's Multi-Adds come nearest to `MULTI_ADDS`.
+def filter_multiplier(architecture: Architecture, design: Design = DESIGN) -> int:
+    """Returns the F at which the network's Multi-Adds come nearest to the design's.
 
     Raises:
         ValueError: where even F 1 costs more.
     """
     below = accounting.largest_filter_multiplier(
-        architecture, max_multi_adds=MULTI_ADDS, **SETTINGS
+        architecture, max_multi_adds=design.multi_adds, **TASK, **design.channels
     )
     if below == 0:
-        raise ValueError(f"F 1 costs more than {MULTI_ADDS} Multi-Adds: {architecture.levels}")
-    distances = {f: abs(_multi_adds(architecture, f) - MULTI_ADDS) for f in (below, below + 1)}
+        raise ValueError(f"F 1 costs more than {design.multi_adds} Multi-Adds: {architecture}")
+    distances = {
+        f: abs(_counted(architecture, f, design).multi_adds - design.multi_adds)
+        for f in (below, below + 1)
+    }
     return min(distances, key=lambda f: distances[f])
 
 
-def cost(architecture: Architecture) -> dict[str, float]:
+def cost(architecture: Architecture, design: Design = DESIGN) -> dict[str, float]:
     """Returns F, the network's Multi-Adds and parameters, and the share of its cells."""
-    multiplier = filter_multiplier(architecture)
-    counted = accounting.count(architecture, filter_multiplier=multiplier, **SETTINGS)
+    multiplier = filter_multiplier(architecture, design)
+    counted = _counted(architecture, multiplier, design)
     cells = sum(part.multi_adds for part in counted.parts if part.name.startswith("cell_"))
     return {
         "filter_multiplier": multiplier,
@@ -61,5 +91,5 @@ def cost(architecture: Architecture) -> dict[str, float]:
     }
 
 
-def _multi_adds(architecture: Architecture, multiplier: int) -> int:
-    return accounting.count(architecture, filter_multiplier=multiplier, **SETTINGS).multi_adds
+def _counted(architecture: Architecture, multiplier: int, design: Design) -> accounting.Count:
+    return accounting.count(architecture, filter_multiplier=multiplier, **TASK, **design.channels)

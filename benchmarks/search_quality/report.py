@@ -48,7 +48,7 @@ def _networks(rows: Rows) -> str:
     lines = [
         "kind           network                 split     steps  F   Multi-Adds  mIoU of each seed"
     ]
-    groups = _grouped(rows, lambda row: (row["split"], row["kind"], row["name"], int(row["steps"])))
+    groups = grouped(rows, lambda row: (row["split"], row["kind"], row["name"], int(row["steps"])))
     for (split, kind, name, steps), group in sorted(groups.items()):
         mious = "  ".join(
             f"{float(row['val_miou']):.3f} [{float(row['val_miou_low']):.3f}, "
@@ -65,7 +65,7 @@ def _networks(rows: Rows) -> str:
 
 def _lengths(rows: Rows) -> str:
     """Kendall's tau between the results of a training and of one three times as long."""
-    by_length = _grouped(rows, lambda row: int(row["steps"]))
+    by_length = grouped(rows, lambda row: int(row["steps"]))
     lines = []
     for short, long in itertools.pairwise(sorted(by_length)):
         pairs = _paired(by_length[short], by_length[long])
@@ -177,7 +177,7 @@ def _opinions_of_searches(rows: Rows, opinions: Iterable[dict[str, str]]) -> str
     """The same of what each search thinks of the networks."""
     final = {row["architecture"]: float(row["val_miou"]) for row in _longest(rows)}
     lines = []
-    for search, of_search in _grouped(opinions, lambda row: row["search"]).items():
+    for search, of_search in grouped(opinions, lambda row: row["search"]).items():
         known = [row for row in of_search if row["architecture"] in final]
         if len(known) < 3:
             continue
@@ -203,11 +203,12 @@ def _tau(pairs: Sequence[tuple[float, float]]) -> str:
 
 def _seeds(rows: Rows, kind: str) -> list[list[float]]:
     """The mIoU of each seed, for each network of a kind."""
-    groups = _grouped((row for row in rows if row["kind"] == kind), lambda row: row["name"])
+    groups = grouped((row for row in rows if row["kind"] == kind), lambda row: row["name"])
     return [[float(row["val_miou"]) for row in group] for group in groups.values()]
 
 
-def _grouped(rows: Iterable[dict[str, str]], key: Callable) -> dict:
+def grouped(rows: Iterable[dict[str, str]], key: Callable) -> dict:
+    """Returns the rows of each value of `key`, in their order."""
     groups = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)

@@ -44,6 +44,7 @@ class Training:
         seed: Seed of weights, batches and augmentation.
         steps: Number of steps, a multiple of `PARTS`.
         search_seconds: CPU seconds spent to find the architecture.
+        design: Stem, head and Multi-Adds. Networks of one kind that differ in it have other names.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Training:
     seed: int
     steps: int
     search_seconds: int = 0
+    design: population.Design = population.DESIGN
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -96,7 +98,7 @@ def train(
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         training.architecture.save(file)
-    cost = population.cost(training.architecture)
+    cost = population.cost(training.architecture, training.design)
     folder = split_folder(training.split, data_dir, work_dir)
     command = [
         "python",
@@ -105,6 +107,7 @@ def train(
         f"--flagfile={RECIPE.relative_to(FOLDER.parents[1])}",
         f"--architecture={file}",
         f"--filter_multiplier={cost['filter_multiplier']}",
+        *(f"--{name}={value}" for name, value in training.design.flags.items()),
         f"--seed={training.seed}",
         f"--steps={training.steps}",
         f"--steps_per_epoch={training.steps // PARTS}",
@@ -125,7 +128,7 @@ def train(
     low, high = bootstrap(np.load(matrices))
     parts = {"1_8": 1, "1_4": 2, "1_2": 4}
     row = {name: getattr(training, name) for name in _KEY}
-    row |= {"architecture": training.architecture.fingerprint, **cost}
+    row |= {"architecture": training.architecture.fingerprint, **training.design.flags, **cost}
     row |= {
         "levels": "".join(map(str, training.architecture.levels)),
         "num_skips": operations_of_kind(training.architecture, "skip"),
