@@ -26,6 +26,7 @@ from benchmarks.search_quality import (
     methods,
     opinions,
     population,
+    records,
     report,
     trainings,
 )
@@ -552,3 +553,31 @@ def test_latency_is_measured_of_each_row(monkeypatch):
     found = ends.latencies(rows)
     assert all(float(row[ends.LATENCY]) > 0 for row in found)
     assert [row["name"] for row in found] == [row["name"] for row in rows]
+
+
+def test_records_of_searches_and_selections_are_tables_and_figures(tmp_path):
+    search = tmp_path / "searches" / "tuning-none"
+    selected = tmp_path / "searches" / "tuning-random-1800"
+    for folder in (search, selected / "candidates"):
+        folder.mkdir(parents=True)
+    (search / "metrics.csv").write_text(
+        "epoch,step,loss,alpha_entropy,val_miou,val_decoded_miou\n0,20,1.5,2.07,,\n"
+        "1,40,1.2,2.05,0.3,0.1\n"
+    )
+    random_architecture(0, 3, 2).save(selected / "candidates" / "random-0.json")
+    (selected / "candidates.csv").write_text(
+        "candidate,kind,source,loss_1\nrandom-0,random,0,0.7\nrandom-1,random,1,\n"
+    )
+    epochs, candidates = records.searches(tmp_path), records.candidates(tmp_path)
+    assert [(row["search"], row["step"], row["val_miou"]) for row in epochs] == [
+        ("tuning-none", "20", ""),
+        ("tuning-none", "40", "0.3"),
+    ]
+    (candidate,) = candidates
+    assert (candidate["selection"], candidate["loss_1"]) == ("tuning-random-1800", "0.7")
+    chain = trainings.shortest_chain(random_architecture(0, 3, 2))
+    assert float(candidate["shortest_chain"]) == pytest.approx(chain)
+    records.draw(_population(0.6), epochs, candidates, tmp_path)
+    words = {"searches": "tuning-none, decoded", "proposals": "random-1800", "ranks": "searched"}
+    for name, word in words.items():
+        assert word in (tmp_path / f"evidence_{name}.svg").read_text()

@@ -1,7 +1,7 @@
 """Runs what PROTOCOL.md asks for, or what is left of it, and reports from results.csv.
 
     python -m benchmarks.search_quality --data_dir=/path/to/CamVid --work_dir=DIR --stage=length
-    python -m benchmarks.search_quality --report
+    python -m benchmarks.search_quality --report [--figures=docs]
 
 Every training is a process of its own, bound to a core; `--cores=0,1` runs two at a time. The same
 command after a kill resumes. Stages: length (tuning split: six random networks at 600 and 1,800
@@ -12,7 +12,8 @@ searches with a selection of as many CPU seconds together, likewise),
 opinions (what each search thinks of each network that has a row: `opinions.csv`), levers (what
 searches with one setting changed propose, on the tuning split: `levers.csv`), cost_weights (five
 small searches there: `cost_weights.csv`), ends (stems and heads, trained there: `ends.csv`),
-latencies (of the networks of that file; on a machine that does nothing else).
+latencies (of the networks of that file; on a machine that does nothing else), records (what all
+searches and selections left behind: `searches.csv`, `candidates.csv`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.sampling import random_architecture
 from benchmarks import rows
-from benchmarks.search_quality import cost_weights, ends, levers, methods, opinions
+from benchmarks.search_quality import cost_weights, ends, levers, methods, opinions, records
 from benchmarks.search_quality.report import report
 from benchmarks.search_quality.trainings import Training, pending, train
 
@@ -47,6 +48,7 @@ SEEDS = range(3)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--report", action="store_true", help="print what results.csv says")
+    parser.add_argument("--figures", type=pathlib.Path, help="with --report: folder to draw into")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--data_dir", type=pathlib.Path, help="CamVid")
     parser.add_argument("--work_dir", type=pathlib.Path, help="run folders and records")
@@ -61,6 +63,10 @@ def main() -> None:
     if options.report:
         print(report(rows.read(options.results), rows.read(_beside(OPINIONS, options))))
         print(f"\n{ends.report(rows.read(_beside(ENDS, options)))}")
+        if options.figures is not None:
+            names = (records.SEARCHES, records.CANDIDATES)
+            tables = (rows.read(_beside(name, options)) for name in names)
+            records.draw(rows.read(options.results), *tables, options.figures)
         return
     if options.data_dir is None or options.work_dir is None:
         parser.error("--data_dir and --work_dir are needed, or --report")
@@ -141,6 +147,12 @@ def time_ends(options: argparse.Namespace) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     file = _beside(ENDS, options)
     rows.write(file, ends.latencies(rows.read(file)))
+
+
+def record(options: argparse.Namespace) -> None:
+    """Writes the tables of all searches and selections."""
+    rows.write(_beside(records.SEARCHES, options), records.searches(options.work_dir))
+    rows.write(_beside(records.CANDIDATES, options), records.candidates(options.work_dir))
 
 
 def _beside(name: str, options: argparse.Namespace) -> pathlib.Path:
@@ -276,6 +288,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "cost_weights": weigh,
     "ends": train_ends,
     "latencies": time_ends,
+    "records": record,
 }
 WITH_STEPS = {*PLANS, "levers"} - {"length"}
 
