@@ -404,8 +404,8 @@ def test_a_search_leaves_what_it_does_not_spend_to_its_selection(
     assert chosen.num_random == 0
 
 
-def test_levers_weigh_cost_by_what_it_is_worth_and_are_pulled_once(tmp_path, monkeypatch):
-    """Half the cost costs 0.1 of loss here; a search has two draws and a path."""
+def test_levers_are_pulled_once_beside_draws(tmp_path, monkeypatch):
+    """A search has two draws and a path here."""
     commands = []
 
     def run(command, log, core):
@@ -433,11 +433,11 @@ def test_levers_weigh_cost_by_what_it_is_worth_and_are_pulled_once(tmp_path, mon
     folders = methods.Folders("reported", tmp_path / "data", tmp_path / "work")
     found = list(levers.left([], folders, 1800, 0))
     by_name = {row["lever"]: row for row in found}
-    assert list(by_name) == [levers.RANDOM, levers.HALF, levers.PREDICTED, *levers.LEVERS]
-    predicted = by_name[levers.PREDICTED]
+    assert list(by_name) == [*levers.DRAWN, *levers.LEVERS]
+    predicted = by_name["predicted"]
     assert predicted["loss"] == pytest.approx(0.71) and predicted["seconds"] == 4 * 7
-    assert by_name[levers.RANDOM]["loss"] == pytest.approx(0.85)
-    assert by_name["cost"]["flags"] == f"--cost_weight={0.1 / np.log(2):.3g}"
+    assert by_name["random"]["loss"] == pytest.approx(0.85)
+    assert by_name["random_half"]["loss"] == pytest.approx(0.95)
     none = by_name["none"]
     assert none["decoded_loss"] == pytest.approx(0.8) and none["decoded_filter_multiplier"] == 10
     assert none["loss"] == pytest.approx(0.95) and none["filter_multiplier"] == 11.5

@@ -8,7 +8,6 @@ on random draws (`select --num_predicted`).
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -18,29 +17,28 @@ from benchmarks.search_quality import methods, population
 
 SEED = 100
 DRAWS = 8
-RANDOM, HALF, PREDICTED = "random", "random_half", "predicted"
 # Flags of `select`. A prediction learns from other random draws than those that stand beside.
 DRAWN = {
-    RANDOM: [f"--num_random={DRAWS}", f"--random_seed={SEED}"],
-    HALF: [
+    "random": [f"--num_random={DRAWS}", f"--random_seed={SEED}"],
+    "random_half": [
         f"--num_random={DRAWS}",
         f"--random_seed={SEED}",
         f"--max_multi_adds={population.MULTI_ADDS // 2}",
     ],
-    PREDICTED: [
+    "predicted": [
         f"--num_random={2 * DRAWS}",
         f"--random_seed={SEED + DRAWS}",
         f"--num_predicted={DRAWS}",
     ],
 }
-# In the order of our expectation. {cost_weight} is what doubling the cost takes from the loss of
-# random draws, over log 2.
+_ADAM = "--optimizer=adam --learning_rate=0.004 --min_learning_rate=0.0002"
+_SAMPLED_PATHS = "--sampled_paths=2 --epochs=105 --arch_start_epoch=35"
 LEVERS = {
     "none": "",
-    "sampled_paths": "--sampled_paths=2 --epochs=105 --arch_start_epoch=35",
-    "adam": "--optimizer=adam --learning_rate=0.004 --min_learning_rate=0.0002",
-    "cost": "--cost_weight={cost_weight:.3g}",
-    "entropy": "--entropy_weight=1",
+    "sampled_paths": _SAMPLED_PATHS,
+    "adam": _ADAM,
+    "adam_fast_alpha": f"{_ADAM} --arch_learning_rate=0.06",
+    "adam_sampled_paths": f"{_ADAM} {_SAMPLED_PATHS}",
 }
 
 
@@ -55,22 +53,18 @@ def left(
         steps: Length of a whole training.
         core: The core that all processes are bound to.
     """
-    loss = {row["lever"]: float(row["loss"]) for row in done}
+    there = {row["lever"] for row in done}
     for name, chosen in DRAWN.items():
-        if name not in loss:
+        if name not in there:
             folder = folders.work / "searches" / f"{folders.split}-{name}-{steps}"
             candidates = methods.first_rung(folder, chosen, steps, folders, core)
             # Of a prediction the draws that it has learnt from do not count.
             proposed = [row for row in candidates if row["kind"] == candidates[-1]["kind"]]
             seconds = sum(float(row["cpu_seconds"]) for row in candidates)
-            row = _row(name, "", proposed) | {"seconds": round(seconds)}
-            loss[name] = row["loss"]
-            yield row
-    cost_weight = (loss[HALF] - loss[RANDOM]) / math.log(2)
+            yield _row(name, "", proposed) | {"seconds": round(seconds)}
     for name, flags in LEVERS.items():
-        if name in loss:
+        if name in there:
             continue
-        flags = flags.format(cost_weight=cost_weight)
         search = folders.work / "searches" / f"{folders.split}-{name}"
         seconds = methods.search(search, SEED, folders, core, flags.split())
         chosen = [f"--search_runs={search}", f"--samples_per_search={DRAWS}"]
