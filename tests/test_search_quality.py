@@ -17,7 +17,7 @@ from auto_deeplab_tf.data import pipeline, split
 from auto_deeplab_tf.sampling import random_architecture
 from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges
 from auto_deeplab_tf.training import metrics
-from benchmarks import jax_common
+from benchmarks import jax_common, rows
 from benchmarks.search_quality import (
     cost_weights,
     ends,
@@ -262,6 +262,12 @@ def test_a_search_is_asked_for_each_network(monkeypatch, tmp_path):
 def test_report_without_rows_claims_nothing():
     assert "shown" not in report.report([])
     assert "searched (" not in report.report(_population(0.6)[:20])
+
+
+def test_what_is_committed_can_be_reported():
+    folder = pathlib.Path(report.__file__).parent
+    text = report.report(rows.read(folder / "results.csv"))
+    assert "Kendall's tau with the final mIoU, reported split" in text
 
 
 def test_bootstrap_brackets_the_score_and_narrows_with_images():
@@ -565,9 +571,10 @@ def test_records_of_searches_and_selections_are_tables_and_figures(tmp_path):
         "1,40,1.2,2.05,0.3,0.1\n"
     )
     random_architecture(0, 3, 2).save(selected / "candidates" / "random-0.json")
-    (selected / "candidates.csv").write_text(
-        "candidate,kind,source,loss_1\nrandom-0,random,0,0.7\nrandom-1,random,1,\n"
-    )
+    (selected / "candidates.csv").write_text("candidate,kind,loss_1\nrandom-0,random,0.7\n")
+    assert records.searches(tmp_path) == records.candidates(tmp_path) == []
+    for folder in (search, selected):
+        random_architecture(0, 3, 2).save(folder / "architecture.json")
     epochs, candidates = records.searches(tmp_path), records.candidates(tmp_path)
     assert [(row["search"], row["step"], row["val_miou"]) for row in epochs] == [
         ("tuning-none", "20", ""),

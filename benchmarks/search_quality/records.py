@@ -44,31 +44,36 @@ _CANDIDATE = (
 
 
 def searches(work_dir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the epochs of all searches."""
+    """Returns the epochs of all searches that have ended."""
     return [
         {"search": file.parent.name, **{name: row.get(name, "") for name in _EPOCH}}
-        for file in sorted(work_dir.glob("searches/*/metrics.csv"))
+        for file in _ended(work_dir, "metrics.csv")
         for row in rows.read(file)
     ]
 
 
 def candidates(work_dir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the candidates of all selections that have a score."""
-    found = []
-    for file in sorted(work_dir.glob("searches/*/candidates.csv")):
-        for row in rows.read(file):
-            if row["loss_1"]:
-                architecture = Architecture.load(
-                    file.parent / "candidates" / f"{row['candidate']}.json"
-                )
-                found.append(
-                    {
-                        "selection": file.parent.name,
-                        **{name: row.get(name, "") for name in _CANDIDATE},
-                        "shortest_chain": f"{trainings.shortest_chain(architecture):.2f}",
-                    }
-                )
-    return found
+    """Returns the candidates of all selections that have ended."""
+    return [
+        {
+            "selection": file.parent.name,
+            **{name: row.get(name, "") for name in _CANDIDATE},
+            "shortest_chain": _shortest_chain(file.with_name("candidates"), row["candidate"]),
+        }
+        for file in _ended(work_dir, "candidates.csv")
+        for row in rows.read(file)
+    ]
+
+
+def _ended(work_dir: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """The files of a name in the folders of what has ended."""
+    found = work_dir.glob("searches/*/architecture.json")
+    return [file.with_name(name) for file in sorted(found) if file.with_name(name).exists()]
+
+
+def _shortest_chain(folder: pathlib.Path, candidate: str) -> str:
+    architecture = Architecture.load(folder / f"{candidate}.json")
+    return f"{trainings.shortest_chain(architecture):.2f}"
 
 
 def draw(results: Rows, of_searches: Rows, of_candidates: Rows, folder: pathlib.Path) -> None:
