@@ -460,6 +460,31 @@ def test_levers_are_pulled_once_beside_draws(tmp_path, monkeypatch):
     assert [row["lever"] for row in again] == list(levers.LEVERS)[1:]
 
 
+def test_a_perturbation_stands_beside_the_decoded_network(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, log, core):
+        commands.append(command)
+        log.with_suffix("").mkdir()
+        (log.with_suffix("") / "candidates.csv").write_text(
+            "candidate,loss_1\nsearch-0-path-1,0.7\nsearch-0-perturbation-1,0.6\n"
+        )
+        return 10.0
+
+    monkeypatch.setattr(methods.trainings, "run", run)
+    folders = methods.Folders("reported", tmp_path / "data", tmp_path / "work")
+    for name in ("none", "adam"):
+        (folders.work / "searches" / f"reported-{name}").mkdir(parents=True)
+        random_architecture(0, 3, 2).save(
+            folders.work / "searches" / f"reported-{name}" / "architecture.json"
+        )
+    (row,) = levers.perturbed([{"lever": "none"}], folders, 1800, 0)
+    assert (row["lever"], row["decoded_loss"], row["perturbation_loss"]) == ("adam", 0.7, 0.6)
+    (command,) = commands
+    chosen = cli.parse(config.SelectConfig, command[3:])
+    assert (chosen.paths_per_search, chosen.perturbation_batches, chosen.rungs) == (1, 4, 1)
+
+
 def test_cost_weights_are_searched_once_each(tmp_path, monkeypatch):
     searched = []
 

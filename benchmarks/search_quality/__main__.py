@@ -10,8 +10,9 @@ the median and the worst), random_search (three, three seeds of each winner), pr
 selections of as many networks, half of them by `select --num_predicted`, likewise), searched (three
 searches with a selection of as many CPU seconds together, likewise),
 opinions (what each search thinks of each network that has a row: `opinions.csv`), levers (what
-searches with one setting changed propose, on the tuning split: `levers.csv`), cost_weights (five
-small searches there: `cost_weights.csv`), ends (stems and heads, trained there: `ends.csv`),
+searches with one setting changed propose, on the tuning split: `levers.csv`), perturbation (what a
+perturbation decodes of these searches: `perturbation.csv`), cost_weights (five small searches
+there: `cost_weights.csv`), ends (stems and heads, trained there: `ends.csv`),
 latencies (of the networks of that file; on a machine that does nothing else), records (what all
 searches and selections left behind: `searches.csv`, `candidates.csv`).
 """
@@ -38,7 +39,7 @@ from benchmarks.search_quality.trainings import Training, pending, train
 RESULTS = pathlib.Path(__file__).with_name("results.csv")
 # Beside the results.
 OPINIONS, PROPOSALS, TRADE_OFF = "opinions.csv", "levers.csv", "cost_weights.csv"
-ENDS = "ends.csv"
+ENDS, PERTURBATION = "ends.csv", "perturbation.csv"
 LENGTHS = (600, 1800)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
@@ -88,6 +89,12 @@ def pull(options: argparse.Namespace) -> None:
     """Tries the levers that have no row."""
     file, folders, core = _tuning(options, PROPOSALS)
     _append(file, levers.left(rows.read(file), folders, options.steps, core))
+
+
+def perturb(options: argparse.Namespace) -> None:
+    """Tries the selection by perturbation on the levers' searches that have no row."""
+    file, folders, core = _tuning(options, PERTURBATION)
+    _append(file, levers.perturbed(rows.read(file), folders, options.steps, core))
 
 
 def weigh(options: argparse.Namespace) -> None:
@@ -285,12 +292,13 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     **{name: functools.partial(carry_out, plan) for name, plan in PLANS.items()},
     "opinions": ask,
     "levers": pull,
+    "perturbation": perturb,
     "cost_weights": weigh,
     "ends": train_ends,
     "latencies": time_ends,
     "records": record,
 }
-WITH_STEPS = {*PLANS, "levers"} - {"length"}
+WITH_STEPS = {*PLANS, "levers", "perturbation"} - {"length"}
 
 
 if __name__ == "__main__":

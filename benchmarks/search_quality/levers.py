@@ -39,6 +39,7 @@ LEVERS = {
     "adam": _ADAM,
     "adam_fast_alpha": f"{_ADAM} --arch_learning_rate=0.06",
     "adam_sampled_paths": f"{_ADAM} {_SAMPLED_PATHS}",
+    "adam_entropy": f"{_ADAM} --entropy_weight=1",
 }
 
 
@@ -75,6 +76,37 @@ def left(
         yield _row(name, flags, candidates) | {
             "seconds": round(seconds),
             **{key: last[key] for key in seen},
+        }
+
+
+def perturbed(
+    done: list[dict[str, str]], folders: methods.Folders, steps: int, core: int | None
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows that are not done: of each search that has ended the decoded network and the
+    one that a perturbation selects, on the same path.
+
+    Args:
+        done: Rows that are there; likewise:
+        folders: See `left`; likewise:
+        steps: See there; likewise:
+        core: See there.
+    """
+    there = {row["lever"] for row in done}
+    for name in LEVERS:
+        search = folders.work / "searches" / f"{folders.split}-{name}"
+        if name in there or not (search / "architecture.json").exists():
+            continue
+        chosen = [f"--search_runs={search}", "--perturbation_batches=4"]
+        folder = search.with_name(f"{search.name}-perturbation-{steps}")
+        loss = {
+            row["candidate"].split("-")[2]: float(row["loss_1"])
+            for row in methods.first_rung(folder, chosen, steps, folders, core)
+        }
+        yield {
+            "lever": name,
+            "decoded_loss": loss["path"],
+            "perturbation_loss": loss["perturbation"],
+            "commit": rows.machine()["commit"],
         }
 
 
