@@ -105,7 +105,8 @@ def perturbed(
         yield {
             "lever": name,
             "decoded_loss": loss["path"],
-            "perturbation_loss": loss["perturbation"],
+            # Where the two cells are the same it is one candidate.
+            "perturbation_loss": loss.get("perturbation", loss["path"]),
             "commit": rows.machine()["commit"],
         }
 
