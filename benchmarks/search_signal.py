@@ -12,6 +12,10 @@ for alpha and for beta:
   draw of as many images would confirm.
 - `persistence`: correlation of the mean with that of the checkpoint before. Near 1: it pulls
   one way; near 0 while `halves` is high: it turns faster than the checkpoints lie apart.
+- `onward`: correlation of the logits with the mean, negated: whether descent still pulls them where
+  they have gone.
+- `held`: the same with the gradient of the weight decay added, as the step has it. Near or below 0
+  while `onward` is positive: the decay holds the logits, and more steps do not let them decide.
 
 Entries of beta that no path reaches or that a search cannot learn (docs/method.md) are left out.
 """
@@ -31,7 +35,7 @@ import numpy as np
 from auto_deeplab_tf import decoding
 from auto_deeplab_tf.search_space import transitions
 
-COLUMNS = ("signal", "noise", "halves", "persistence")
+COLUMNS = ("signal", "noise", "halves", "persistence", "onward", "held")
 
 
 def main() -> None:
@@ -79,10 +83,13 @@ def rows(
         checkpoints.restore(step)
         gradients = [search.model.gradients("architecture", batch)[2][:2] for batch in batches]
         row: dict[str, Any] = {"step": step}
-        for index, name in enumerate(("alpha", "beta")):
+        for index, (name, logits) in enumerate(zip(("alpha", "beta"), search.logits, strict=True)):
             values = np.array([np.asarray(gradient[index], "float64") for gradient in gradients])
-            values = values[:, identified] if name == "beta" else values.reshape(count, -1)
-            measured = measure(values, before.get(name))
+            entries = identified if name == "beta" else np.ones(logits.shape, bool)
+            values = values[:, entries]
+            measured = measure(
+                values, before.get(name), logits[entries], settings.arch_weight_decay
+            )
             row |= {f"{name}_{column}": measured[column] for column in COLUMNS}
             before[name] = values.mean(axis=0)
         found.append(row)
@@ -90,12 +97,16 @@ def rows(
     return found
 
 
-def measure(gradients: np.ndarray, before: np.ndarray | None = None) -> dict[str, float | None]:
+def measure(
+    gradients: np.ndarray, before: np.ndarray | None, logits: np.ndarray, weight_decay: float
+) -> dict[str, float | None]:
     """Returns the columns of one variable, see the module.
 
     Args:
         gradients: [batches, entries].
-        before: [entries], the mean gradient at the checkpoint before.
+        before: [entries], the mean gradient at the checkpoint before; None: at the first.
+        logits: [entries].
+        weight_decay: Of the step: the gradient of its L2 is that times the logits.
     """
     mean, deviation = gradients.mean(axis=0), gradients.std(axis=0, ddof=1)
     ratio = np.divide(np.abs(mean), deviation, out=np.zeros_like(mean), where=deviation > 0)
@@ -105,6 +116,8 @@ def measure(gradients: np.ndarray, before: np.ndarray | None = None) -> dict[str
         "noise": math.sqrt(2 / (math.pi * len(gradients))),
         "halves": _correlation(gradients[:half].mean(axis=0), gradients[half:].mean(axis=0)),
         "persistence": None if before is None else _correlation(mean, before),
+        "onward": _correlation(-mean, logits),
+        "held": _correlation(-mean - weight_decay * logits, logits),
     }
 
 

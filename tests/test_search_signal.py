@@ -15,21 +15,34 @@ from benchmarks import search_signal
 def test_noise_has_the_signal_that_noise_has_and_nothing_lasts():
     rng = np.random.default_rng(0)
     first, second = (rng.normal(size=(40, 5000)) * rng.uniform(0.1, 9, 5000) for _ in range(2))
-    found = search_signal.measure(first, second.mean(axis=0))
+    found = search_signal.measure(first, second.mean(axis=0), rng.normal(size=5000), 0.0)
     # The median of a half-normal is 0.845 of its mean.
     assert found["signal"] == pytest.approx(0.845 * found["noise"], rel=0.05)
-    assert abs(found["halves"]) < 0.05 and abs(found["persistence"]) < 0.05
+    for name in ("halves", "persistence", "onward"):
+        assert abs(found[name]) < 0.05
+    assert found["held"] == found["onward"]
 
 
 def test_a_constant_gradient_is_found_and_one_that_turns_does_not_persist():
     rng = np.random.default_rng(0)
     direction = rng.normal(size=200)
     gradients = direction + 0.5 * rng.normal(size=(40, 200))
-    found = search_signal.measure(gradients, direction)
+    found = search_signal.measure(gradients, direction, -direction, 0.5)
     assert found["signal"] == pytest.approx(0.675 / 0.5, rel=0.2)
     assert found["halves"] > 0.95 and found["persistence"] > 0.95
-    assert search_signal.measure(gradients, -direction)["persistence"] < -0.95
-    assert search_signal.measure(gradients)["persistence"] is None
+    assert search_signal.measure(gradients, -direction, direction, 0.0)["persistence"] < -0.95
+    assert search_signal.measure(gradients, None, direction, 0.0)["persistence"] is None
+
+
+def test_decay_holds_the_logits_where_it_is_as_strong_as_the_gradient():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=200)
+    gradients = -0.001 * logits + 1e-4 * rng.normal(size=(40, 200))
+    free, balanced, stronger = (
+        search_signal.measure(gradients, None, logits, decay) for decay in (0.0, 0.001, 0.002)
+    )
+    assert free["onward"] == free["held"] == balanced["onward"] > 0.95
+    assert abs(balanced["held"]) < 0.3 and stronger["held"] < -0.95
 
 
 def test_only_moves_that_can_be_learnt_count():

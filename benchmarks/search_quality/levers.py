@@ -32,13 +32,12 @@ DRAWN = {
     ],
 }
 _ADAM = "--optimizer=adam --learning_rate=0.004 --min_learning_rate=0.0002"
-_SAMPLED_PATHS = "--sampled_paths=2 --epochs=105 --arch_start_epoch=35"
 LEVERS = {
     "none": "",
-    "sampled_paths": _SAMPLED_PATHS,
+    "sampled_paths": "--sampled_paths=2 --epochs=105 --arch_start_epoch=35",
     "adam": _ADAM,
     "adam_fast_alpha": f"{_ADAM} --arch_learning_rate=0.06",
-    "adam_sampled_paths": f"{_ADAM} {_SAMPLED_PATHS}",
+    "adam_no_decay": f"{_ADAM} --arch_weight_decay=0",
     "adam_entropy": f"{_ADAM} --entropy_weight=1",
 }
 
