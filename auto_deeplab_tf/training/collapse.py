@@ -110,8 +110,8 @@ def _still_alpha(row: Mapping[str, Any], share: float) -> Sign | None:
     return Sign(
         "alpha_undecided",
         f"the entropy of alpha is {entropy:.3f} of {uniform:.3f} nats after {share:.0%} of the "
-        "architecture's epochs, as where it began: raise arch_learning_rate, or search for more "
-        "steps",
+        "architecture's epochs, as where it began: lower arch_weight_decay, raise "
+        "arch_learning_rate, or search for more steps",
     )
 
 
