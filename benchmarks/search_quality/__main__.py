@@ -4,17 +4,23 @@
     python -m benchmarks.search_quality --report [--figures=docs]
 
 Every training is a process of its own, bound to a core; `--cores=0,1` runs two at a time. The same
-command after a kill resumes. Stages: length (tuning split: six random networks at 600 and 1,800
-steps), population (reported split: 20 random networks, the published one, more seeds for the best,
-the median and the worst), random_search (three, three seeds of each winner), predicted (three
-selections of as many networks, half of them by `select --num_predicted`, likewise), searched (three
-searches with a selection of as many CPU seconds together, likewise),
-opinions (what each search thinks of each network that has a row: `opinions.csv`), levers (what
-searches with one setting changed propose, on the tuning split: `levers.csv`), perturbation (what a
-perturbation decodes of these searches: `perturbation.csv`), cost_weights (five small searches
-there: `cost_weights.csv`), ends (stems and heads, trained there: `ends.csv`),
-latencies (of the networks of that file; on a machine that does nothing else), records (what all
-searches and selections left behind: `searches.csv`, `candidates.csv`).
+command after a kill resumes; what a method has found lies in `found/`, so that its trainings can be
+run elsewhere. Stages:
+
+- length: six random networks at 600 and 1,800 steps (tuning split).
+- population: 20 random networks, the published one, more seeds for the best, the median and the
+  worst (reported split).
+- random_search: three, and three seeds of each winner (reported split).
+- predicted: three selections of as many networks, half of them by `select --num_predicted`,
+  likewise.
+- searched: three searches with a selection of as many CPU seconds together, likewise.
+- opinions: what each search thinks of each network that has a row; `opinions.csv`.
+- levers: what searches with one setting changed propose (tuning split); `levers.csv`.
+- perturbation: what a perturbation decodes of these searches; `perturbation.csv`.
+- cost_weights: five small searches (tuning split); `cost_weights.csv`.
+- ends: stems and heads (tuning split); `ends.csv`.
+- latencies: of the networks of that file, on a machine that does nothing else.
+- records: what all searches and selections left behind; `searches.csv`, `candidates.csv`.
 """
 
 from __future__ import annotations
@@ -53,10 +59,9 @@ def main() -> None:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--data_dir", type=pathlib.Path, help="CamVid")
     parser.add_argument("--work_dir", type=pathlib.Path, help="run folders and records")
+    parser.add_argument("--stage", choices=STAGES, default="length")
     parser.add_argument(
-        "--stage",
-        choices=STAGES,
-        default="length",
+        "--numbers", default="0,1,2", help="of a method's three: those that run, comma-separated"
     )
     parser.add_argument("--steps", type=int, help="length of the reported trainings")
     parser.add_argument("--cores", default="0", help="cores, comma-separated; a training on each")
@@ -118,12 +123,8 @@ def ask(options: argparse.Namespace) -> None:
     """Writes what each search thinks of each network of the reported split."""
     file = _beside(OPINIONS, options)
     done = {tuple(row[key] for key in opinions.KEY) for row in rows.read(file)}
-    found = {
-        row["name"]: options.work_dir / "architectures" / f"{row['architecture']}.json"
-        for row in rows.read(options.results)
-        if row["split"] == "reported"
-    }
-    networks = {name: Architecture.load(path) for name, path in found.items()}
+    reported = [row for row in rows.read(options.results) if row["split"] == "reported"]
+    networks = {row["name"]: _architecture(row["kind"], row["name"], options) for row in reported}
     folders = methods.Folders("reported", options.data_dir, options.work_dir)
     for run_dir in sorted((options.work_dir / "searches").glob("reported-?")):
         left = {
@@ -157,9 +158,17 @@ def time_ends(options: argparse.Namespace) -> None:
 
 
 def record(options: argparse.Namespace) -> None:
-    """Writes the tables of all searches and selections."""
-    rows.write(_beside(records.SEARCHES, options), records.searches(options.work_dir))
-    rows.write(_beside(records.CANDIDATES, options), records.candidates(options.work_dir))
+    """Writes all searches and selections of the work folder into the tables."""
+    _replace(_beside(records.SEARCHES, options), "search", records.searches(options.work_dir))
+    found = records.candidates(options.work_dir)
+    _replace(_beside(records.CANDIDATES, options), "selection", found)
+
+
+def _replace(file: pathlib.Path, key: str, found: list[dict[str, Any]]) -> None:
+    """Writes rows in the place of those of the same keys; the others, of other machines, stay."""
+    there = {row[key] for row in found}
+    kept = [row for row in rows.read(file) if row[key] not in there]
+    rows.write(file, sorted([*kept, *found], key=lambda row: row[key]))
 
 
 def _beside(name: str, options: argparse.Namespace) -> pathlib.Path:
@@ -255,30 +264,39 @@ def _of_method(
 ) -> list[Training]:
     folders = methods.Folders("reported", options.data_dir, options.work_dir)
     core = int(options.cores.split(",")[0])
-    return [
-        training
-        for number in SEEDS
-        for training in _trainings_of(
-            kind, number, method(number, options.steps, folders, core), options
-        )
-    ]
+    planned = []
+    for number in map(int, options.numbers.split(",")):
+        name = f"{kind}_{number}"
+        file = _found(name, options)
+        if not file.exists():
+            method(number, options.steps, folders, core).save(file)
+        found = methods.Found.load(file)
+        planned += [
+            Training(
+                kind,
+                name,
+                "reported",
+                found.architecture,
+                seed,
+                options.steps,
+                round(found.seconds),
+            )
+            for seed in SEEDS
+        ]
+    return planned
 
 
-def _trainings_of(
-    kind: str, number: int, found: methods.Found, options: argparse.Namespace
-) -> list[Training]:
-    return [
-        Training(
-            kind,
-            f"{kind}_{number}",
-            "reported",
-            found.architecture,
-            seed,
-            options.steps,
-            round(found.seconds),
-        )
-        for seed in SEEDS
-    ]
+def _architecture(kind: str, name: str, options: argparse.Namespace) -> Architecture:
+    """The network of a row of the reported split."""
+    if kind == "random":
+        return random_architecture(int(name.removeprefix("random_")))
+    if kind == "published":
+        return Architecture.preset(name)
+    return methods.Found.load(_found(name, options)).architecture
+
+
+def _found(name: str, options: argparse.Namespace) -> pathlib.Path:
+    return _beside("found", options) / f"{name}.json"
 
 
 PLANS = {

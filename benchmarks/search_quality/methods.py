@@ -6,15 +6,17 @@ That is what the halving of `DRAWS` random networks takes.
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Sequence
 
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.files import write_text
 from benchmarks import rows
 from benchmarks.search_quality import population, trainings
 
 SEARCH = trainings.FOLDER / "search.flags"
-DRAWS = 32
+DRAWS = 24
 PATHS_PER_SEARCH = 4
 
 
@@ -29,6 +31,18 @@ class Found:
 
     architecture: Architecture
     seconds: float
+
+    def save(self, file: pathlib.Path) -> None:
+        """Writes it as JSON."""
+        content = {"seconds": self.seconds, "architecture": self.architecture.to_dict()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(content) + "\n")
+
+    @classmethod
+    def load(cls, file: pathlib.Path) -> Found:
+        """Reads what `save` wrote."""
+        content = json.loads(file.read_text())
+        return cls(Architecture.from_dict(content["architecture"]), content["seconds"])
 
 
 @dataclasses.dataclass(frozen=True)
