@@ -77,19 +77,21 @@ def rows(
     batches = pipeline.training_batches(
         train, halves[1], stream=1, **pipeline.batch_options(settings)
     ).take(count)
-    identified = identified_entries(settings.num_layers)
+    alpha, _ = search.logits
+    entries = {
+        "alpha": np.ones(alpha.shape, bool),
+        "beta": identified_entries(settings.num_layers),
+    }
     found, before = [], {}
     for step in checkpoints.steps:
         checkpoints.restore(step)
         gradients = [search.model.gradients("architecture", batch)[2][:2] for batch in batches]
         row: dict[str, Any] = {"step": step}
-        for index, (name, logits) in enumerate(zip(("alpha", "beta"), search.logits, strict=True)):
+        for index, (name, logits) in enumerate(zip(entries, search.logits, strict=True)):
+            learnt = entries[name]
             values = np.array([np.asarray(gradient[index], "float64") for gradient in gradients])
-            entries = identified if name == "beta" else np.ones(logits.shape, bool)
-            values = values[:, entries]
-            measured = measure(
-                values, before.get(name), logits[entries], settings.arch_weight_decay
-            )
+            values = values[:, learnt]
+            measured = measure(values, before.get(name), logits[learnt], settings.arch_weight_decay)
             row |= {f"{name}_{column}": measured[column] for column in COLUMNS}
             before[name] = values.mean(axis=0)
         found.append(row)

@@ -18,6 +18,7 @@ from auto_deeplab_tf.sampling import random_architecture
 from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges
 from auto_deeplab_tf.training import metrics
 from benchmarks import jax_common, rows
+from benchmarks.search_quality import __main__ as search_quality
 from benchmarks.search_quality import (
     cost_weights,
     ends,
@@ -388,8 +389,78 @@ def test_methods_run_a_command_once_and_read_what_it_chose(tmp_path, monkeypatch
     assert predicted.num_random + sum(predicted.num_predicted) == methods.DRAWS
 
 
+def _command(monkeypatch, results, work_dir, *flags):
+    arguments = ["--data_dir=data", f"--work_dir={work_dir}", f"--results={results}", *flags]
+    monkeypatch.setattr(sys, "argv", ["search_quality", *arguments])
+    search_quality.main()
+
+
+def test_what_a_method_found_is_kept_for_other_machines(tmp_path, monkeypatch):
+    """Killed after the first of its trainings; the next machine has another work folder."""
+    asked, trained = [], []
+
+    def found(number, steps, folders, core):
+        asked.append((number, steps, core))
+        return methods.Found(random_architecture(number, 3, 2), 10.5)
+
+    def train(training, data_dir, work_dir, core):
+        trained.append(training)
+        if len(trained) == 2:
+            raise InterruptedError
+        row = {name: getattr(training, name) for name in trainings._KEY}
+        return row | {"command": len(trained), "val_miou": 0.5}
+
+    monkeypatch.setattr(methods, "random_search", found)
+    monkeypatch.setattr(search_quality, "train", train)
+    results = tmp_path / "results.csv"
+    flags = ["--stage=random_search", "--steps=1800", "--cores=1", "--numbers=2,0"]
+    with pytest.raises(InterruptedError):
+        _command(monkeypatch, results, tmp_path / "one", *flags)
+    _command(monkeypatch, results, tmp_path / "other", *flags)
+    assert asked == [(2, 1800, 1), (0, 1800, 1)]
+    pairs = {(row["name"], row["seed"]) for row in rows.read(results)}
+    assert pairs == {(f"random_search_{n}", str(seed)) for n in (0, 2) for seed in range(3)}
+    for training in trained:
+        assert training.search_seconds == 10 and training.split == "reported"
+        assert training.architecture == random_architecture(int(training.name[-1]), 3, 2)
+
+    more = [_row("random", "random_7", 0, 0.5), _row("published", "auto_deeplab", 0, 0.5)]
+    rows.write(results, [*rows.read(results), *more])
+    (tmp_path / "other" / "searches" / "reported-0").mkdir(parents=True)
+    (tmp_path / "other" / "searches" / "reported-0-1800").mkdir()
+    seen = {}
+    monkeypatch.setattr(
+        opinions, "of_search", lambda run_dir, networks, **places: seen.update(networks) or []
+    )
+    _command(monkeypatch, results, tmp_path / "other", "--stage=opinions")
+    assert seen == {
+        "random_search_2": random_architecture(2, 3, 2),
+        "random_search_0": random_architecture(0, 3, 2),
+        "random_7": random_architecture(7),
+        "auto_deeplab": Architecture.preset("auto_deeplab"),
+    }
+
+
+def test_records_keep_what_other_machines_wrote(tmp_path, monkeypatch):
+    old = [
+        {"search": name, "step": step} for name in ("tuning-none", "tuning-new") for step in "12"
+    ]
+    rows.write(tmp_path / "searches.csv", old)
+    rows.write(tmp_path / "candidates.csv", [{"selection": "tuning-random", "candidate": "a"}])
+    search = tmp_path / "work" / "searches" / "tuning-new"
+    search.mkdir(parents=True)
+    random_architecture(0, 3, 2).save(search / "architecture.json")
+    (search / "metrics.csv").write_text("step\n3\n")
+    for _ in range(2):
+        results = tmp_path / "results.csv"
+        _command(monkeypatch, results, tmp_path / "work", "--stage=records")
+        searches = [(row["search"], row["step"]) for row in rows.read(tmp_path / "searches.csv")]
+        assert searches == [("tuning-new", "3"), ("tuning-none", "1"), ("tuning-none", "2")]
+        assert [row["candidate"] for row in rows.read(tmp_path / "candidates.csv")] == ["a"]
+
+
 @pytest.mark.parametrize(
-    ("seconds", "paths", "samples"), [(50.0, 4, 12), (95.0, 2, 0), (300.0, 1, 0)]
+    ("seconds", "paths", "samples"), [(50.0, 4, 8), (91.0, 2, 0), (300.0, 1, 0)]
 )
 def test_a_search_leaves_what_it_does_not_spend_to_its_selection(
     tmp_path, monkeypatch, seconds, paths, samples
@@ -427,7 +498,7 @@ def test_levers_are_pulled_once_beside_draws(tmp_path, monkeypatch):
         loss = 0.9 if budget < population.MULTI_ADDS else 0.8
         names = ["search-0-path-1"] if "--paths_per_search=1" in command else []
         names = names * any("search_runs" in flag for flag in command) + ["a-1", "a-2"]
-        lines = [f"{name},drawn,{loss + 0.1 * n},{10 + n},7" for n, name in enumerate(names)]
+        lines = [f"{name},random,{loss + 0.1 * n},{10 + n},7" for n, name in enumerate(names)]
         if "--num_predicted=8" in command:
             lines += ["b-1,predicted,0.7,20,7", "b-2,predicted,0.72,20,7"]
         (folder / "candidates.csv").write_text(

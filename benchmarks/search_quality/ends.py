@@ -109,29 +109,37 @@ def report(rows: Rows) -> str:
         f"Stems and heads, mean mIoU of {len(whole)} architectures after {STEPS} steps at each "
         "budget; difference to the first (standard error)"
     )
-    lines, latency, first = [], None, None
-    for (stem, head, decoder), of_design in grouped(compared, _channels).items():
-        scores = {(r["architecture"], _budget(r)): float(r["val_miou"]) for r in of_design}
+    designs = grouped(compared, _channels)
+    scores = [
+        {(row["architecture"], _budget(row)): float(row["val_miou"]) for row in of_design}
+        for of_design in designs.values()
+    ]
+    mious = [_at_budgets(of_design, "val_miou") for of_design in designs.values()]
+    times = [_at_budgets(of_design, LATENCY) for of_design in designs.values() if timed]
+    latency = np.mean(times[0]) if timed else 0.0
+    lines = []
+    for index, (stem, head, decoder) in enumerate(designs):
         line = f"stem {stem:9} head {head:>2} decoder {decoder:>2}"
-        mious, times = [], []
-        for budget, group in sorted(grouped(of_design, _budget).items()):
-            mious.append(np.mean([float(row["val_miou"]) for row in group]))
-            line += f"   {budget // 10**6:3} M {mious[-1]:.3f}"
+        for place, budget in enumerate(BUDGETS):
+            line += f"   {budget // 10**6:3} M {mious[index][place]:.3f}"
             if timed:
-                times.append(np.mean([float(row[LATENCY]) for row in group]))
-                line += f" in {times[-1]:.2f} ms"
-        first = first or scores
-        if scores is not first:
-            differences = [score - first[pair] for pair, score in scores.items()]
+                line += f" in {times[index][place]:.2f} ms"
+        if index:
+            differences = [score - scores[0][pair] for pair, score in scores[index].items()]
             line += f"   {np.mean(differences):+.4f} ({scipy.stats.sem(differences):.4f})"
         if timed:
-            latency = latency or np.mean(times)
-            slope = (mious[1] - mious[0]) / (times[1] - times[0])
-            line += f"   {mious[0] + slope * (latency - times[0]):.3f}"
+            slope = np.diff(mious[index]) / np.diff(times[index])
+            line += f"   {mious[index][0] + slope.item() * (latency - times[index][0]):.3f}"
         lines.append(line)
     if timed:
         header += f"; at a latency of {latency:.2f} ms"
     return "\n".join([header, *lines])
+
+
+def _at_budgets(rows: Rows, column: str) -> list[float]:
+    """The mean of a column at each of `BUDGETS`."""
+    of_budget = grouped(rows, _budget)
+    return [float(np.mean([float(row[column]) for row in of_budget[b]])) for b in BUDGETS]
 
 
 def _channels(row: dict[str, str]) -> tuple[str, ...]:

@@ -59,7 +59,8 @@ def left(
             folder = folders.work / "searches" / f"{folders.split}-{name}-{steps}"
             candidates = methods.first_rung(folder, chosen, steps, folders, core)
             # Of a prediction the draws that it has learnt from do not count.
-            proposed = [row for row in candidates if row["kind"] == candidates[-1]["kind"]]
+            kind = "predicted" if name == "predicted" else "random"
+            proposed = [row for row in candidates if row["kind"] == kind]
             seconds = sum(float(row["cpu_seconds"]) for row in candidates)
             yield _row(name, "", proposed) | {"seconds": round(seconds)}
     for name, flags in LEVERS.items():
