@@ -363,12 +363,15 @@ def test_methods_run_a_command_once_and_read_what_it_chose(tmp_path, monkeypatch
     monkeypatch.setattr(methods.trainings, "run", run)
     folders = methods.Folders("reported", tmp_path / "data", tmp_path / "work")
     for _ in range(2):
-        found = methods.searched(2, 600, folders, 0, random_seconds=200.0)
+        found = methods.searched(2, 600, folders, 0)
         assert found == methods.Found(random_architecture(1, 3, 2), 200.0)
     search, select = commands
     assert "--seed=2" in search and "--seed=2" not in select
     run_dir = next(flag for flag in search if flag.startswith("--run_dir=")).partition("=")[2]
     assert f"--search_runs={run_dir}" in select
+    chosen = cli.parse(config.SelectConfig, select[3:])
+    candidates = chosen.paths_per_search + chosen.samples_per_search + chosen.num_random
+    assert candidates + methods.DRAWS_OF_SEARCH == methods.DRAWS and chosen.num_random == 0
     recipe = cli.parse(
         config.TrainConfig,
         [
@@ -457,28 +460,6 @@ def test_records_keep_what_other_machines_wrote(tmp_path, monkeypatch):
         searches = [(row["search"], row["step"]) for row in rows.read(tmp_path / "searches.csv")]
         assert searches == [("tuning-new", "3"), ("tuning-none", "1"), ("tuning-none", "2")]
         assert [row["candidate"] for row in rows.read(tmp_path / "candidates.csv")] == ["a"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "paths", "samples"), [(50.0, 4, 8), (91.0, 2, 0), (300.0, 1, 0)]
-)
-def test_a_search_leaves_what_it_does_not_spend_to_its_selection(
-    tmp_path, monkeypatch, seconds, paths, samples
-):
-    commands = []
-
-    def run(command, log, core):
-        commands.append(command)
-        log.with_suffix("").mkdir()
-        random_architecture(0, 3, 2).save(log.with_suffix("") / "architecture.json")
-        return seconds if "search" in command[2] else 40.0
-
-    monkeypatch.setattr(methods.trainings, "run", run)
-    folders = methods.Folders("reported", tmp_path / "data", tmp_path / "work")
-    assert methods.searched(0, 600, folders, 0, random_seconds=100.0).seconds == seconds + 40.0
-    chosen = cli.parse(config.SelectConfig, commands[1][3:])
-    assert (chosen.paths_per_search, chosen.samples_per_search) == (paths, samples)
-    assert chosen.num_random == 0
 
 
 def test_levers_are_pulled_once_beside_draws(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ run elsewhere. Stages:
 - random_search: three, and three seeds of each winner (reported split).
 - predicted: three selections of as many networks, half of them by `select --num_predicted`,
   likewise.
-- searched: three searches with a selection of as many CPU seconds together, likewise.
+- searched: three searches with a selection, together of the same cost, likewise.
 - opinions: what each search thinks of each network that has a row; `opinions.csv`.
 - levers: what searches with one setting changed propose (tuning split); `levers.csv`.
 - perturbation: what a perturbation decodes of these searches; `perturbation.csv`.
@@ -31,7 +31,6 @@ import csv
 import functools
 import pathlib
 import queue
-import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -243,20 +242,8 @@ def predicted(options: argparse.Namespace) -> list[Training]:
 
 
 def searched(options: argparse.Namespace) -> list[Training]:
-    """Three searches of as many CPU seconds, that of their selections included.
-
-    Raises:
-        ValueError: If no random search has a row yet.
-    """
-    spent = {
-        row["name"]: float(row["search_seconds"])
-        for row in rows.read(options.results)
-        if row["kind"] == "random_search"
-    }
-    if not spent:
-        raise ValueError("searched needs the rows of the stage random_search: its CPU seconds")
-    mean = statistics.mean(spent.values())
-    return _of_method("searched", functools.partial(methods.searched, random_seconds=mean), options)
+    """Three searches with a selection, at the cost of a random search."""
+    return _of_method("searched", methods.searched, options)
 
 
 def _of_method(

@@ -17,6 +17,8 @@ from benchmarks.search_quality import population, trainings
 
 SEARCH = trainings.FOLDER / "search.flags"
 DRAWS = 24
+# What a search takes, in draws with their share of the halving; its selection has the others.
+DRAWS_OF_SEARCH = 12
 PATHS_PER_SEARCH = 4
 
 
@@ -102,9 +104,7 @@ def predicted(number: int, steps: int, folders: Folders, core: int | None) -> Fo
     return _selected(f"predicted-{number}", chosen, number, steps, folders, core)
 
 
-def searched(
-    number: int, steps: int, folders: Folders, core: int | None, random_seconds: float
-) -> Found:
+def searched(number: int, steps: int, folders: Folders, core: int | None) -> Found:
     """Searches, then selects among best paths and draws of that search.
 
     Args:
@@ -112,15 +112,12 @@ def searched(
         steps: Length of a whole training.
         folders: Of the split.
         core: The core that all processes are bound to.
-        random_seconds: CPU seconds of a random search. Of these the search leaves some for its
-            selection, which has as many candidates as they pay.
     """
     run_dir = folders.work / "searches" / f"{folders.split}-{number}"
     spent = search(run_dir, number, folders, core)
-    left = round(DRAWS * (1 - spent / random_seconds))
-    paths = max(1, min(PATHS_PER_SEARCH, left))
-    chosen = [f"--search_runs={run_dir}", f"--paths_per_search={paths}"]
-    chosen.append(f"--samples_per_search={max(0, left - paths)}")
+    samples = DRAWS - DRAWS_OF_SEARCH - PATHS_PER_SEARCH
+    chosen = [f"--search_runs={run_dir}", f"--paths_per_search={PATHS_PER_SEARCH}"]
+    chosen.append(f"--samples_per_search={samples}")
     found = _selected(str(number), chosen, number, steps, folders, core)
     return dataclasses.replace(found, seconds=spent + found.seconds)
 
