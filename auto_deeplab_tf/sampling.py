@@ -19,6 +19,9 @@ from auto_deeplab_tf.search_space import (
     paths_onward,
 )
 
+# (place, what stands there then): a layer and its level, or block and side of an edge and that edge.
+_Change = tuple[tuple[int, ...], int | Edge]
+
 
 def random_architecture(
     seed: int, num_layers: int = 12, num_blocks: int = 5, atrous: str = "separable"
@@ -121,11 +124,11 @@ def mutated_architecture(
     return Architecture(tuple(levels), blocks, parent.atrous, provenance)
 
 
-def _changes(
-    levels: list[int], cell: list[list[Edge]]
-) -> tuple[list[tuple[tuple[int, ...], int | Edge]], ...]:
-    """All single changes, (place, new value), of levels, of operations, and of sources."""
-    of_levels, of_operations, of_sources = [], [], []
+def _changes(levels: list[int], cell: list[list[Edge]]) -> tuple[list[_Change], ...]:
+    """All single changes of levels, of operations, and of sources."""
+    of_levels: list[_Change] = []
+    of_operations: list[_Change] = []
+    of_sources: list[_Change] = []
     for layer, level in enumerate(levels):
         around = [levels[layer - 1] if layer else 0, *levels[layer + 1 : layer + 2]]
         for other in range(NUM_LEVELS):
