@@ -12,8 +12,8 @@ explanation yet.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -148,13 +148,17 @@ def largest_filter_multiplier(
     if max_multi_adds is None and max_params is None:
         raise TypeError("max_multi_adds or max_params must be given")
     limits = {"multi_adds": max_multi_adds, "params": max_params}
-    for multiplier in itertools.count(1):
+
+    def too_large(multiplier: int) -> bool:
         counted = count(architecture, filter_multiplier=multiplier, **network)
-        if any(
+        return any(
             limit is not None and getattr(counted, name) > limit for name, limit in limits.items()
-        ):
-            return multiplier - 1
-    raise AssertionError("unreachable: counts grow with F")
+        )
+
+    beyond = 1
+    while not too_large(beyond):
+        beyond *= 2
+    return bisect.bisect_left(range(beyond), True, lo=beyond // 2 + 1, key=too_large) - 1
 
 
 def _stem(rows: _Rows, channels: int, stem: Sequence[int]) -> list[int]:

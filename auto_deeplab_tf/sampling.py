@@ -19,7 +19,7 @@ from auto_deeplab_tf.search_space import (
     paths_onward,
 )
 
-# (place, what stands there then): a layer and its level, or block and side of an edge and that edge.
+# (place, what stands there then): a layer and its level, or block and side of an edge and the edge.
 _Change = tuple[tuple[int, ...], int | Edge]
 
 

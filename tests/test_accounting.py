@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from random_architectures import random_architecture
 
-from auto_deeplab_tf.accounting import count
+from auto_deeplab_tf.accounting import count, largest_filter_multiplier
 from auto_deeplab_tf.architecture import Architecture, Edge
 
 PUBLISHED = Architecture.preset("auto_deeplab")
@@ -176,3 +176,24 @@ def test_needs_no_framework():
         "assert not {'tensorflow', 'keras', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_largest_f_within_a_budget_is_what_counting_up_finds(seed):
+    architecture = random_architecture(seed)
+    network = {"num_classes": 11, "input_size": (120, 160), "stem_channels": (12, 12, 24)}
+    counts = [count(architecture, filter_multiplier=f, **network) for f in range(1, 20)]
+    # Half a network at F 1, then what F 1 to 18 need, and one less.
+    multi_adds = [counts[0].multi_adds // 2]
+    multi_adds += [counted.multi_adds - less for counted in counts[:-1] for less in (0, 1)]
+    for budget in multi_adds:
+        expected = sum(counted.multi_adds <= budget for counted in counts)
+        found = largest_filter_multiplier(
+            architecture, max_multi_adds=budget, max_params=1e9, **network
+        )
+        assert found == expected
+    few = counts[6].params
+    by_both = largest_filter_multiplier(
+        architecture, max_multi_adds=1e12, max_params=few, **network
+    )
+    assert by_both == 7
