@@ -260,6 +260,74 @@ def test_a_search_is_asked_for_each_network(monkeypatch, tmp_path):
         assert row["architecture"] == architecture.fingerprint
 
 
+def test_checkpoints_of_a_search_agree_with_random_networks_or_not(monkeypatch, tmp_path):
+    """Four checkpoints: alpha uniform, then as the losses want it, then against them."""
+    seeds = range(6)
+    networks = [random_architecture(seed) for seed in seeds]
+    edges = len(decoding.one_hot(networks[0])[0])
+    wanted = np.zeros((edges, len(OPERATIONS)))
+    wanted[:, OPERATIONS.index("skip")] = 2.0
+    skips = [trainings.operations_of_kind(network, "skip") for network in networks]
+    candidates = [
+        {"selection": f"tuning-random{half}-1800", "kind": "random", "candidate": f"random-{seed}"}
+        | {"loss_1": str(9.0 if half else 1 - skips[seed] / 10)}
+        for half in ("", "_half")
+        for seed in seeds
+    ]
+    candidates.append(
+        {"selection": "tuning-a", "kind": "searched", "candidate": "s", "loss_1": "0"}
+    )
+    losses = opinions.first_losses(candidates, "tuning")
+    assert losses == {n: pytest.approx(1 - s / 10) for n, s in zip(networks, skips, strict=True)}
+    assert opinions.first_losses(candidates, "reported") == {}
+
+    class Search:
+        logits = None
+        steps = (20, 40, 60)
+
+        def checkpoints(self, folder):
+            assert folder == tmp_path / "tuning-a" / "checkpoints"
+            return self
+
+        def restore(self, step):
+            alpha = {20: 0 * wanted, 40: wanted, 60: -wanted}[step]
+            self.logits = (alpha, np.zeros((12, 4, 3)))
+
+    monkeypatch.setattr(searcher, "restored", lambda run, **places: (Search(), None, None))
+    found = list(opinions.agreement(tmp_path / "tuning-a", losses))
+    assert [(row["step"], row["networks"]) for row in found] == [(40, 6), (60, 6)]
+    assert [float(row["tau_cell"]) for row in found] == [1.0, -1.0]
+    assert all(float(row["p_cell"]) < 0.05 for row in found) and found[0]["search"] == "tuning-a"
+
+
+def test_each_search_is_asked_for_its_agreement_once(monkeypatch, tmp_path):
+    drawn = {"selection": "tuning-random-8", "kind": "random", "candidate": "random-3", "loss_1": 1}
+    rows.write(tmp_path / "candidates.csv", [drawn])
+    asked = []
+
+    def agreement(run_dir, losses, **places):
+        assert losses == {random_architecture(3): 1.0}
+        asked.append(run_dir.name)
+        yield {"search": run_dir.name, "step": 20}
+
+    monkeypatch.setattr(opinions, "agreement", agreement)
+    # A selection has no checkpoints; of the reported split no random network has a loss.
+    for name in (
+        "tuning-a/checkpoints",
+        "tuning-b/checkpoints",
+        "tuning-a-8",
+        "reported-0/checkpoints",
+    ):
+        (tmp_path / "work" / "searches" / name).mkdir(parents=True)
+    (tmp_path / "data" / "trainannot").mkdir(parents=True)
+    (tmp_path / "data" / "train").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        _command(monkeypatch, tmp_path / "results.csv", tmp_path / "work", "--stage=agreement")
+    assert asked == ["tuning-a", "tuning-b"]
+    assert [row["search"] for row in rows.read(tmp_path / "agreement.csv")] == asked
+
+
 def test_report_without_rows_claims_nothing():
     assert "shown" not in report.report([])
     assert "searched (" not in report.report(_population(0.6)[:20])

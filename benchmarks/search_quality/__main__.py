@@ -15,6 +15,7 @@ run elsewhere. Stages:
   likewise.
 - searched: three searches with a selection, together of the same cost, likewise.
 - opinions: what each search thinks of each network that has a row; `opinions.csv`.
+- agreement: how each checkpoint of a search agrees with random networks; `agreement.csv`.
 - levers: what searches with one setting changed propose (tuning split); `levers.csv`.
 - perturbation: what a perturbation decodes of these searches; `perturbation.csv`.
 - cost_weights: five small searches (tuning split); `cost_weights.csv`.
@@ -44,7 +45,7 @@ from benchmarks.search_quality.trainings import Training, pending, train
 RESULTS = pathlib.Path(__file__).with_name("results.csv")
 # Beside the results.
 OPINIONS, PROPOSALS, TRADE_OFF = "opinions.csv", "levers.csv", "cost_weights.csv"
-ENDS, PERTURBATION = "ends.csv", "perturbation.csv"
+ENDS, PERTURBATION, AGREEMENT = "ends.csv", "perturbation.csv", "agreement.csv"
 LENGTHS = (600, 1800)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
@@ -138,6 +139,21 @@ def ask(options: argparse.Namespace) -> None:
                     writer.writeheader()
                 writer.writerow(row)
             print(row, flush=True)
+
+
+def agree(options: argparse.Namespace) -> None:
+    """Writes how the searches agree with random networks, checkpoint by checkpoint."""
+    file = _beside(AGREEMENT, options)
+    done = {row["search"] for row in rows.read(file)}
+    candidates = rows.read(_beside(records.CANDIDATES, options))
+    for split in ("tuning", "reported"):
+        folders = methods.Folders(split, options.data_dir, options.work_dir)
+        losses = opinions.first_losses(candidates, split)
+        for checkpoints in sorted((options.work_dir / "searches").glob(f"{split}-*/checkpoints")):
+            run_dir = checkpoints.parent
+            if run_dir.name not in done and losses:
+                found = list(opinions.agreement(run_dir, losses, **folders.places()))
+                rows.write(file, [*rows.read(file), *found])
 
 
 def train_ends(options: argparse.Namespace) -> None:
@@ -296,6 +312,7 @@ PLANS = {
 STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     **{name: functools.partial(carry_out, plan) for name, plan in PLANS.items()},
     "opinions": ask,
+    "agreement": agree,
     "levers": pull,
     "perturbation": perturb,
     "cost_weights": weigh,

@@ -1,8 +1,11 @@
-"""What a search thinks of the networks that were trained: into opinions.csv, for `--report`.
+"""What a search thinks of the networks that were trained.
 
-Of each search and each network: the log-probability of its cell under alpha (of the operations on
-its edges) and of its path under beta, and its mIoU with the supernet's weights on images of
-train_b, whose labels these weights have not seen.
+Of each search and each network, into opinions.csv, for `--report`: the log-probability of its cell
+under alpha (of the operations on its edges) and of its path under beta, and its mIoU with the
+supernet's weights on images of train_b, whose labels these weights have not seen.
+
+Of each checkpoint of a search, into agreement.csv: Kendall's tau of these log-probabilities with
+the losses (negated) of the random networks of a split after their first rung.
 """
 
 from __future__ import annotations
@@ -12,10 +15,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from auto_deeplab_tf import decoding
 from auto_deeplab_tf.architecture import Architecture
+from auto_deeplab_tf.sampling import random_architecture
 from auto_deeplab_tf.search_space import OPERATIONS
+from benchmarks.search_quality.report import Rows
 
 KEY = ("search", "architecture")
 COLUMNS = ("log_prob_cell", "log_prob_path", "inherited_miou")
@@ -57,3 +63,47 @@ def of_search(
         row = {"search": run_dir.name, "architecture": architecture.fingerprint, "name": name}
         values = (*log_probs(logits, architecture), score["val_decoded_miou"])
         yield row | dict(zip(COLUMNS, values, strict=True))
+
+
+def first_losses(candidates: Rows, split: str) -> dict[Architecture, float]:
+    """Returns the random networks of a split and their losses of the first rung.
+
+    Args:
+        candidates: Rows of candidates.csv.
+        split: `tuning` or `reported`. Networks of half the cost are left aside.
+    """
+    return {
+        random_architecture(int(row["candidate"].removeprefix("random-"))): float(row["loss_1"])
+        for row in candidates
+        if row["selection"].startswith(f"{split}-")
+        and "random_half" not in row["selection"]
+        and row["kind"] == "random"
+    }
+
+
+def agreement(
+    run_dir: pathlib.Path, losses: Mapping[Architecture, float], **places: str
+) -> Iterator[dict[str, Any]]:
+    """Yields a row for each checkpoint in which alpha has begun to learn.
+
+    Args:
+        run_dir: Folder of a search.
+        losses: See `first_losses`.
+        **places: See `of_search`.
+    """
+    from auto_deeplab_tf import searcher
+
+    search, _, _ = searcher.restored(run_dir, **places)
+    checkpoints = search.checkpoints(run_dir / "checkpoints")
+    good = [-loss for loss in losses.values()]
+    for step in checkpoints.steps:
+        checkpoints.restore(step)
+        logits = decoding.Logits(*search.logits, None, None)
+        if np.ptp(logits.alpha) == 0.0:
+            continue
+        row: dict[str, Any] = {"search": run_dir.name, "step": step, "networks": len(losses)}
+        opinions = np.array([log_probs(logits, network) for network in losses])
+        for name, opinion in zip(("cell", "path"), opinions.T, strict=True):
+            tau = scipy.stats.kendalltau(opinion, good)
+            row |= {f"tau_{name}": f"{tau.statistic:.3f}", f"p_{name}": f"{tau.pvalue:.3f}"}
+        yield row
