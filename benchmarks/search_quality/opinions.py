@@ -84,7 +84,7 @@ def first_losses(candidates: Rows, split: str) -> dict[Architecture, float]:
 def agreement(
     run_dir: pathlib.Path, losses: Mapping[Architecture, float], **places: str
 ) -> Iterator[dict[str, Any]]:
-    """Yields a row for each checkpoint in which alpha has begun to learn.
+    """Yields a row for each checkpoint; before alpha learns, its noise at the start is asked.
 
     Args:
         run_dir: Folder of a search.
@@ -99,8 +99,6 @@ def agreement(
     for step in checkpoints.steps:
         checkpoints.restore(step)
         logits = decoding.Logits(*search.logits, None, None)
-        if np.ptp(logits.alpha) == 0.0:
-            continue
         row: dict[str, Any] = {"search": run_dir.name, "step": step, "networks": len(losses)}
         opinions = np.array([log_probs(logits, network) for network in losses])
         for name, opinion in zip(("cell", "path"), opinions.T, strict=True):
