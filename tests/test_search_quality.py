@@ -729,7 +729,8 @@ def test_records_of_searches_and_selections_are_tables_and_figures(tmp_path):
     assert (candidate["selection"], candidate["loss_1"]) == ("tuning-random-1800", "0.7")
     chain = trainings.shortest_chain(random_architecture(0, 3, 2))
     assert float(candidate["shortest_chain"]) == pytest.approx(chain)
-    records.draw(_population(0.6), epochs, candidates, tmp_path)
-    words = {"searches": "tuning-none, decoded", "proposals": "random-1800", "ranks": "searched"}
+    agreement = [{"search": "tuning-none", "step": "40", "tau_cell": "0.3", "tau_path": "0.1"}]
+    records.draw(_population(0.6), epochs, candidates, agreement, tmp_path)
+    words = {"searches": "tuning-none, path", "proposals": "random-1800", "ranks": "searched"}
     for name, word in words.items():
         assert word in (tmp_path / f"evidence_{name}.svg").read_text()

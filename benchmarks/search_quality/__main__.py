@@ -70,7 +70,7 @@ def main() -> None:
         print(report(rows.read(options.results), rows.read(_beside(OPINIONS, options))))
         print(f"\n{ends.report(rows.read(_beside(ENDS, options)))}")
         if options.figures is not None:
-            names = (records.SEARCHES, records.CANDIDATES)
+            names = (records.SEARCHES, records.CANDIDATES, AGREEMENT)
             tables = (rows.read(_beside(name, options)) for name in names)
             records.draw(rows.read(options.results), *tables, options.figures)
         return

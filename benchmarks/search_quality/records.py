@@ -76,41 +76,53 @@ def _shortest_chain(folder: pathlib.Path, candidate: str) -> str:
     return f"{trainings.shortest_chain(architecture):.2f}"
 
 
-def draw(results: Rows, of_searches: Rows, of_candidates: Rows, folder: pathlib.Path) -> None:
+def draw(
+    results: Rows,
+    of_searches: Rows,
+    of_candidates: Rows,
+    of_checkpoints: Rows,
+    folder: pathlib.Path,
+) -> None:
     """Draws the figures into a folder, as SVG.
 
     Args:
         results: Rows of `results.csv`.
         of_searches: Of `searches`.
         of_candidates: Of `candidates`.
+        of_checkpoints: Of `opinions.agreement`.
         folder: Where `evidence_searches.svg`, `evidence_proposals.svg` and `evidence_ranks.svg`
             are written.
     """
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "search_quality", "font.size": 8}):
-        _draw_searches(of_searches, folder / "evidence_searches.svg")
+        _draw_searches(of_searches, of_checkpoints, folder / "evidence_searches.svg")
         _draw_proposals(of_candidates, folder / "evidence_proposals.svg")
         _draw_ranks(results, folder / "evidence_ranks.svg")
 
 
-def _draw_searches(epochs: Rows, file: pathlib.Path) -> None:
-    """Alpha's entropy and the mIoU of supernet and decoded network, over the steps."""
-    figure, (entropy, miou) = _figure(2)
+def _draw_searches(epochs: Rows, checkpoints: Rows, file: pathlib.Path) -> None:
+    """Alpha's entropy, the mIoU of supernet and decoded network, and tau, over the steps."""
+    figure, (entropy, miou, agreement) = _figure(3)
+    asked = grouped(checkpoints, lambda row: row["search"])
     for color, (name, of_search) in enumerate(grouped(epochs, lambda row: row["search"]).items()):
         scored = [row for row in of_search if row["val_miou"]]
         curves = (
             (entropy, of_search, "alpha_entropy", "-", name),
             (miou, scored, "val_miou", "-", f"{name}, supernet"),
             (miou, scored, "val_decoded_miou", ":", f"{name}, decoded"),
+            (agreement, asked.get(name, ()), "tau_cell", "-", f"{name}, cell"),
+            (agreement, asked.get(name, ()), "tau_path", ":", f"{name}, path"),
         )
         for axes, some, column, line, label in curves:
             steps = [int(row["step"]) for row in some]
             values = [float(row[column]) for row in some]
-            axes.plot(steps, values, line, color=f"C{color}", label=label, linewidth=1.2)
+            if steps:
+                axes.plot(steps, values, line, color=f"C{color}", label=label, linewidth=1.2)
     entropy.set(xlabel="step", ylabel="entropy of alpha, nats (2.08: uniform)")
     miou.set(xlabel="step", ylabel="mIoU on 40 images")
-    _save(figure, (entropy, miou), file)
+    agreement.set(xlabel="step", ylabel="tau of log-probabilities with random networks")
+    _save(figure, (entropy, miou, agreement), file)
 
 
 def _draw_proposals(rows: Rows, file: pathlib.Path) -> None:
