@@ -1,11 +1,9 @@
-"""Architectures drawn at random: uniformly, by the probabilities of a search, or near another one.
+"""Architectures drawn at random: uniformly, the baseline that a search has to beat, or by a search.
 
-Uniform draws are the baseline that a search has to beat. Pure Python and NumPy.
+Pure Python and NumPy.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,9 +16,6 @@ from auto_deeplab_tf.search_space import (
     block_sources,
     paths_onward,
 )
-
-# (place, what stands there then): a layer and its level, or block and side of an edge and the edge.
-_Change = tuple[tuple[int, ...], int | Edge]
 
 
 def random_architecture(
@@ -90,60 +85,6 @@ def sampled_architecture(
     noise = generator.gumbel(size=logits.alpha.shape)
     cell = decoding.decode_cell(logits.alpha + noise, logits.edge)
     return Architecture(tuple(levels), cell, atrous, {"sampled": {"seed": seed}}), log_prob
-
-
-def mutated_architecture(
-    parent: Architecture, seed: int | Sequence[int], num_changes: int = 1
-) -> Architecture:
-    """Changes an architecture: the level of a layer, the operation of an edge, or its source.
-
-    These three are equally likely, as long as there is one to change (a block that has two sources
-    reads both), and so are all changes of each that leave a valid architecture.
-
-    Args:
-        parent: What to change.
-        seed: Of NumPy's generator, a number or several; the same seed makes the same changes.
-        num_changes: How many, one after the other; a later one may undo an earlier one.
-
-    Returns:
-        The architecture; its provenance names the parent's fingerprint and the seed.
-    """
-    generator = np.random.default_rng(seed)
-    levels, cell = list(parent.levels), [list(block) for block in parent.cell]
-    for _ in range(num_changes):
-        kinds = [changes for changes in _changes(levels, cell) if changes]
-        changes = kinds[generator.integers(len(kinds))]
-        place, changed = changes[generator.integers(len(changes))]
-        if isinstance(changed, Edge):
-            block, side = place
-            cell[block][side] = changed
-        else:
-            levels[place[0]] = changed
-    blocks = tuple((first, second) for first, second in cell)
-    provenance = {"mutated": {"parent": parent.fingerprint, "seed": seed}}
-    return Architecture(tuple(levels), blocks, parent.atrous, provenance)
-
-
-def _changes(levels: list[int], cell: list[list[Edge]]) -> tuple[list[_Change], ...]:
-    """All single changes of levels, of operations, and of sources."""
-    of_levels: list[_Change] = []
-    of_operations: list[_Change] = []
-    of_sources: list[_Change] = []
-    for layer, level in enumerate(levels):
-        around = [levels[layer - 1] if layer else 0, *levels[layer + 1 : layer + 2]]
-        for other in range(NUM_LEVELS):
-            if other != level and all(abs(other - near) <= 1 for near in around):
-                of_levels.append(((layer,), other))
-    for block, edges in enumerate(cell):
-        read = {edge.source for edge in edges}
-        for side, edge in enumerate(edges):
-            for op in DECODABLE_OPERATIONS:
-                if op != edge.op:
-                    of_operations.append(((block, side), Edge(edge.source, op)))
-            for source in block_sources(block):
-                if source not in read:
-                    of_sources.append(((block, side), Edge(source, edge.op)))
-    return of_levels, of_operations, of_sources
 
 
 def _move(generator: np.random.Generator, probabilities: np.ndarray) -> int:

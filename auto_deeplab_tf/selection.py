@@ -20,8 +20,6 @@ from auto_deeplab_tf.files import AnyPath, as_path, write_text
 MAX_TRIES = 10_000
 # Draws of each kind, beyond the candidates, that a prediction ranks.
 POOL = 1_000
-# Of so many of the best networks the changed ones are ranked too, with up to so many changes each.
-PARENTS, MAX_CHANGES = 4, 3
 # Fewer trained networks teach a prediction nothing.
 MIN_TO_PREDICT = 8
 SCORES = ("loss", "val_miou")
@@ -118,8 +116,7 @@ def predicted_candidates(
     """Returns the candidates of a round: the best, as a regression predicts, of many more draws.
 
     The draws are those that come next behind the ones of `candidates`: `POOL` at random, and `POOL`
-    of each search by its probabilities. As many are the best trained networks with a few changes:
-    what the regression does not know of a network, they inherit.
+    of each search by its probabilities.
 
     Args:
         options: See `candidates`; likewise:
@@ -137,31 +134,20 @@ def predicted_candidates(
     pool = draws.random(options.num_random + POOL)
     for index, run in enumerate(draws.searches):
         pool += draws.samples(f"search-{index}-sample", run, options.samples_per_search + POOL)
+    known = {candidate.architecture for candidate, _ in trained}
+    pool = [candidate for candidate in _different(pool) if candidate.architecture not in known]
     scored = [(candidate, score) for candidate, score in trained if score is not None]
     if len(scored) < 2:
         raise RunError(
             "nearly all trainings of the first rung diverged, nothing can be predicted from them: "
             "change the recipe (a smaller learning_rate) and name another output_dir."
         )
-    sign = 1 if options.rank_by == "loss" else -1
-    scored.sort(key=lambda pair: sign * pair[1])
-    parents = [candidate for candidate, _ in scored[:PARENTS]]
-    pool += draws.mutations(parents, number)
-    known = {candidate.architecture for candidate, _ in trained}
-    pool = [candidate for candidate in _different(pool) if candidate.architecture not in known]
-    by_counts = predictor.predicted_scores(
+    scores = predictor.predicted_scores(
         [_features(candidate) for candidate, _ in scored],
         [score for _, score in scored],
-        [_features(candidate) for candidate in [*parents, *pool]],
+        [_features(candidate) for candidate in pool],
     )
-    inherited = {
-        parent.name: score - predicted
-        for (parent, score), predicted in zip(scored[:PARENTS], by_counts, strict=False)
-    }
-    scores = [
-        predicted + inherited.get(candidate.source, 0.0)
-        for candidate, predicted in zip(pool, by_counts[len(parents) :], strict=True)
-    ]
+    sign = 1 if options.rank_by == "loss" else -1
     best = sorted(zip(pool, scores, strict=True), key=lambda pair: sign * pair[1])[:count]
     return [
         dataclasses.replace(
@@ -227,21 +213,6 @@ class _Draws:
             for seed in itertools.count(self._seed)
         )
         return self._first(drawn, count)
-
-    def mutations(self, parents: Sequence[Candidate], number: int) -> list[Candidate]:
-        """Returns `POOL` changed networks, whose source is their parent's name."""
-        drawn = (
-            Candidate(
-                f"mutation-{index}",
-                "mutated",
-                parent.name,
-                sampling.mutated_architecture(
-                    parent.architecture, [self._seed, number, index], 1 + index % MAX_CHANGES
-                ),
-            )
-            for index, parent in enumerate(itertools.cycle(parents))
-        )
-        return self._first(drawn, POOL)
 
     def _first(self, drawn: Iterator[Candidate], count: int) -> list[Candidate]:
         return list(itertools.islice(self.budget.within(drawn), count))

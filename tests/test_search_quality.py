@@ -438,7 +438,7 @@ def test_methods_run_a_command_once_and_read_what_it_chose(tmp_path, monkeypatch
     run_dir = next(flag for flag in search if flag.startswith("--run_dir=")).partition("=")[2]
     assert f"--search_runs={run_dir}" in select
     chosen = cli.parse(config.SelectConfig, select[3:])
-    candidates = chosen.paths_per_search + chosen.samples_per_search + chosen.num_random
+    candidates = chosen.paths_per_search + chosen.samples_per_search + sum(chosen.num_predicted)
     assert candidates + methods.DRAWS_OF_SEARCH == methods.DRAWS and chosen.num_random == 0
     recipe = cli.parse(
         config.TrainConfig,
@@ -449,7 +449,8 @@ def test_methods_run_a_command_once_and_read_what_it_chose(tmp_path, monkeypatch
         ],
     )
     assert (recipe.steps, recipe.steps_per_epoch, recipe.stem_channels) == (600, 75, (12, 12, 24))
-    cli.parse(config.SearchConfig, search[3:])
+    settings = cli.parse(config.SearchConfig, search[3:])
+    assert (settings.optimizer, settings.epochs) == ("adam", 30)
 
     methods.random_search(0, 600, folders, 0)
     methods.random_search(1, 600, folders, 0)

@@ -31,7 +31,7 @@ DRAWN = {
         f"--num_predicted={DRAWS}",
     ],
 }
-_ADAM = "--optimizer=adam --learning_rate=0.004 --min_learning_rate=0.0002"
+_ADAM = " ".join(methods.ADAM)
 LEVERS = {
     "none": "",
     "sampled_paths": "--sampled_paths=2 --epochs=105 --arch_start_epoch=35",

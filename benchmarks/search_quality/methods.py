@@ -16,10 +16,15 @@ from benchmarks import rows
 from benchmarks.search_quality import population, trainings
 
 SEARCH = trainings.FOLDER / "search.flags"
+# What helped of the levers, and as many steps as alpha learns something in.
+ADAM = ("--optimizer=adam", "--learning_rate=0.004", "--min_learning_rate=0.0002")
+OF_LEVERS = (*ADAM, "--arch_learning_rate=0.06", "--epochs=30")
 DRAWS = 24
 # What a search takes, in draws with their share of the halving; its selection has the others.
-DRAWS_OF_SEARCH = 12
-PATHS_PER_SEARCH = 4
+DRAWS_OF_SEARCH = 8
+PATHS_PER_SEARCH = 2
+# Networks that a prediction learns from at first, and those of each of its rounds.
+DRAWN_FIRST, ROUND = 8, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +104,14 @@ def random_search(number: int, steps: int, folders: Folders, core: int | None) -
 
 
 def predicted(number: int, steps: int, folders: Folders, core: int | None) -> Found:
-    """Selects among half of those draws, and as many networks that are predicted to be better."""
-    chosen = [f"--num_random={DRAWS // 2}", f"--num_predicted={DRAWS // 4},{DRAWS // 4}"]
+    """Selects among some of those draws, and for the others networks predicted to be better."""
+    rounds = (DRAWS - DRAWN_FIRST) // ROUND
+    chosen = [f"--num_random={DRAWN_FIRST}", f"--num_predicted={_rounds(rounds)}"]
     return _selected(f"predicted-{number}", chosen, number, steps, folders, core)
 
 
 def searched(number: int, steps: int, folders: Folders, core: int | None) -> Found:
-    """Searches, then selects among best paths and draws of that search.
+    """Searches, then selects among best paths and draws of that search, and predicted networks.
 
     Args:
         number: Seed of the search.
@@ -114,12 +120,17 @@ def searched(number: int, steps: int, folders: Folders, core: int | None) -> Fou
         core: The core that all processes are bound to.
     """
     run_dir = folders.work / "searches" / f"{folders.split}-{number}"
-    spent = search(run_dir, number, folders, core)
-    samples = DRAWS - DRAWS_OF_SEARCH - PATHS_PER_SEARCH
+    spent = search(run_dir, number, folders, core, OF_LEVERS)
+    rounds = (DRAWS - DRAWS_OF_SEARCH - DRAWN_FIRST) // ROUND
     chosen = [f"--search_runs={run_dir}", f"--paths_per_search={PATHS_PER_SEARCH}"]
-    chosen.append(f"--samples_per_search={samples}")
+    chosen.append(f"--samples_per_search={DRAWN_FIRST - PATHS_PER_SEARCH}")
+    chosen.append(f"--num_predicted={_rounds(rounds)}")
     found = _selected(str(number), chosen, number, steps, folders, core)
     return dataclasses.replace(found, seconds=spent + found.seconds)
+
+
+def _rounds(number: int) -> str:
+    return ",".join([str(ROUND)] * number)
 
 
 def _selected(
