@@ -18,7 +18,7 @@ from benchmarks.search_quality import population, trainings
 SEARCH = trainings.FOLDER / "search.flags"
 # What helped of the levers, and as many steps as alpha learns something in.
 ADAM = ("--optimizer=adam", "--learning_rate=0.004", "--min_learning_rate=0.0002")
-OF_LEVERS = (*ADAM, "--arch_learning_rate=0.06", "--epochs=30")
+OF_LEVERS = (*ADAM, "--arch_learning_rate=0.06", "--arch_weight_decay=0", "--epochs=30")
 DRAWS = 24
 # What a search takes, in draws with their share of the halving; its selection has the others.
 DRAWS_OF_SEARCH = 8
