@@ -11,7 +11,7 @@ run elsewhere. Stages:
 - population: 20 random networks, the published one, more seeds for the best, the median and the
   worst (reported split).
 - random_search: three, and three seeds of each winner (reported split).
-- predicted: three selections of as many networks, half of them by `select --num_predicted`,
+- predicted: three selections of as many networks, most of them by `select --num_predicted`,
   likewise.
 - searched: three searches with a selection, together of the same cost, likewise.
 - opinions: what each search thinks of each network that has a row; `opinions.csv`.
@@ -253,7 +253,7 @@ def random_search(options: argparse.Namespace) -> list[Training]:
 
 
 def predicted(options: argparse.Namespace) -> list[Training]:
-    """Three selections of as many networks, half of them predicted."""
+    """Three selections of as many networks, most of them predicted."""
     return _of_method("predicted", methods.predicted, options)
 
 
