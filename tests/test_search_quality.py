@@ -311,14 +311,13 @@ def test_each_search_is_asked_for_its_agreement_once(monkeypatch, tmp_path):
         yield {"search": run_dir.name, "step": 20}
 
     monkeypatch.setattr(opinions, "agreement", agreement)
-    # A selection has no checkpoints; of the reported split no random network has a loss.
-    for name in (
-        "tuning-a/checkpoints",
-        "tuning-b/checkpoints",
-        "tuning-a-8",
-        "reported-0/checkpoints",
-    ):
-        (tmp_path / "work" / "searches" / name).mkdir(parents=True)
+    # A selection has no checkpoints, a search that runs no architecture; of the reported split no
+    # random network has a loss.
+    for name in ("tuning-a", "tuning-b", "reported-0"):
+        _ended_search(tmp_path / "work" / "searches" / name)
+    (tmp_path / "work" / "searches" / "tuning-c" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "work" / "searches" / "tuning-a-8").mkdir()
+    random_architecture(0, 3, 2).save(tmp_path / "work/searches/tuning-a-8/architecture.json")
     (tmp_path / "data" / "trainannot").mkdir(parents=True)
     (tmp_path / "data" / "train").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -498,8 +497,7 @@ def test_what_a_method_found_is_kept_for_other_machines(tmp_path, monkeypatch):
 
     more = [_row("random", "random_7", 0, 0.5), _row("published", "auto_deeplab", 0, 0.5)]
     rows.write(results, [*rows.read(results), *more])
-    (tmp_path / "other" / "searches" / "reported-0").mkdir(parents=True)
-    (tmp_path / "other" / "searches" / "reported-0-1800").mkdir()
+    _ended_search(tmp_path / "other" / "searches" / "reported-0")
     seen = {}
     monkeypatch.setattr(
         opinions, "of_search", lambda run_dir, networks, **places: seen.update(networks) or []
@@ -581,6 +579,11 @@ def test_levers_are_pulled_once_beside_draws(tmp_path, monkeypatch):
     assert [row["lever"] for row in again] == list(levers.LEVERS)[1:]
 
 
+def _ended_search(folder):
+    (folder / "checkpoints").mkdir(parents=True)
+    random_architecture(0, 3, 2).save(folder / "architecture.json")
+
+
 def test_a_perturbation_stands_beside_the_decoded_network(tmp_path, monkeypatch):
     commands = []
 
@@ -593,17 +596,21 @@ def test_a_perturbation_stands_beside_the_decoded_network(tmp_path, monkeypatch)
         return 10.0
 
     monkeypatch.setattr(methods.trainings, "run", run)
-    folders = methods.Folders("reported", tmp_path / "data", tmp_path / "work")
-    for name in ("none", "adam"):
-        (folders.work / "searches" / f"reported-{name}").mkdir(parents=True)
-        random_architecture(0, 3, 2).save(
-            folders.work / "searches" / f"reported-{name}" / "architecture.json"
-        )
-    (row,) = levers.perturbed([{"lever": "none"}], folders, 1800, 0)
-    assert (row["lever"], row["decoded_loss"], row["perturbation_loss"]) == ("adam", 0.7, 0.6)
-    (command,) = commands
-    chosen = cli.parse(config.SelectConfig, command[3:])
-    assert (chosen.paths_per_search, chosen.perturbation_batches, chosen.rungs) == (1, 4, 1)
+    for name in ("tuning-none", "tuning-adam", "reported-0"):
+        _ended_search(tmp_path / "work" / "searches" / name)
+    for folder in ("trainannot", "train"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    rows.write(tmp_path / "perturbation.csv", [{"search": "tuning-none"}])
+    flags = ["--stage=perturbation", "--steps=1800"]
+    _command(monkeypatch, tmp_path / "results.csv", tmp_path / "work", *flags)
+    _, *found = rows.read(tmp_path / "perturbation.csv")
+    assert [row["search"] for row in found] == ["tuning-adam", "reported-0"]
+    for row, command in zip(found, commands, strict=True):
+        assert (row["decoded_loss"], row["perturbation_loss"]) == ("0.7", "0.6")
+        chosen = cli.parse(config.SelectConfig, command[3:])
+        assert chosen.search_runs == (str(tmp_path / "work" / "searches" / row["search"]),)
+        assert (chosen.paths_per_search, chosen.perturbation_batches, chosen.rungs) == (1, 4, 1)
 
 
 def test_cost_weights_are_searched_once_each(tmp_path, monkeypatch):

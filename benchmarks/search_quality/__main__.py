@@ -17,7 +17,7 @@ run elsewhere. Stages:
 - opinions: what each search thinks of each network that has a row; `opinions.csv`.
 - agreement: how each checkpoint of a search agrees with random networks; `agreement.csv`.
 - levers: what searches with one setting changed propose (tuning split); `levers.csv`.
-- perturbation: what a perturbation decodes of these searches; `perturbation.csv`.
+- perturbation: what a perturbation decodes of all searches that lie there; `perturbation.csv`.
 - cost_weights: five small searches (tuning split); `cost_weights.csv`.
 - ends: stems and heads (tuning split); `ends.csv`.
 - latencies: of the networks of that file, on a machine that does nothing else.
@@ -92,25 +92,35 @@ def carry_out(
 
 def pull(options: argparse.Namespace) -> None:
     """Tries the levers that have no row."""
-    file, folders, core = _tuning(options, PROPOSALS)
+    file, folders, core = _beside(PROPOSALS, options), _splits(options)[0], _core(options)
     _append(file, levers.left(rows.read(file), folders, options.steps, core))
 
 
 def perturb(options: argparse.Namespace) -> None:
-    """Tries the selection by perturbation on the levers' searches that have no row."""
-    file, folders, core = _tuning(options, PERTURBATION)
-    _append(file, levers.perturbed(rows.read(file), folders, options.steps, core))
+    """Tries the selection by perturbation on all searches that have no row."""
+    file, core = _beside(PERTURBATION, options), _core(options)
+    for folders in _splits(options):
+        _append(file, levers.perturbed(rows.read(file), folders, options.steps, core))
 
 
 def weigh(options: argparse.Namespace) -> None:
     """Searches with the cost weights that have no row."""
-    file, folders, core = _tuning(options, TRADE_OFF)
+    file, folders, core = _beside(TRADE_OFF, options), _splits(options)[0], _core(options)
     _append(file, cost_weights.left(rows.read(file), folders, core))
 
 
-def _tuning(options: argparse.Namespace, name: str) -> tuple[pathlib.Path, methods.Folders, int]:
-    folders = methods.Folders("tuning", options.data_dir, options.work_dir)
-    return _beside(name, options), folders, int(options.cores.split(",")[0])
+def _splits(options: argparse.Namespace) -> tuple[methods.Folders, methods.Folders]:
+    """The tuning split and the reported one."""
+    tuning, reported = (
+        methods.Folders(split, options.data_dir, options.work_dir)
+        for split in ("tuning", "reported")
+    )
+    return tuning, reported
+
+
+def _core(options: argparse.Namespace) -> int:
+    """The core of what runs by itself."""
+    return int(options.cores.split(",")[0])
 
 
 def _append(file: pathlib.Path, found: Iterable[dict[str, Any]]) -> None:
@@ -125,8 +135,8 @@ def ask(options: argparse.Namespace) -> None:
     done = {tuple(row[key] for key in opinions.KEY) for row in rows.read(file)}
     reported = [row for row in rows.read(options.results) if row["split"] == "reported"]
     networks = {row["name"]: _architecture(row["kind"], row["name"], options) for row in reported}
-    folders = methods.Folders("reported", options.data_dir, options.work_dir)
-    for run_dir in sorted((options.work_dir / "searches").glob("reported-?")):
+    _, folders = _splits(options)
+    for run_dir in folders.searches():
         left = {
             name: network
             for name, network in networks.items()
@@ -146,11 +156,9 @@ def agree(options: argparse.Namespace) -> None:
     file = _beside(AGREEMENT, options)
     done = {row["search"] for row in rows.read(file)}
     candidates = rows.read(_beside(records.CANDIDATES, options))
-    for split in ("tuning", "reported"):
-        folders = methods.Folders(split, options.data_dir, options.work_dir)
-        losses = opinions.first_losses(candidates, split)
-        for checkpoints in sorted((options.work_dir / "searches").glob(f"{split}-*/checkpoints")):
-            run_dir = checkpoints.parent
+    for folders in _splits(options):
+        losses = opinions.first_losses(candidates, folders.split)
+        for run_dir in folders.searches():
             if run_dir.name not in done and losses:
                 found = list(opinions.agreement(run_dir, losses, **folders.places()))
                 rows.write(file, [*rows.read(file), *found])
@@ -265,14 +273,13 @@ def searched(options: argparse.Namespace) -> list[Training]:
 def _of_method(
     kind: str, method: Callable[..., methods.Found], options: argparse.Namespace
 ) -> list[Training]:
-    folders = methods.Folders("reported", options.data_dir, options.work_dir)
-    core = int(options.cores.split(",")[0])
+    _, folders = _splits(options)
     planned = []
     for number in map(int, options.numbers.split(",")):
         name = f"{kind}_{number}"
         file = _found(name, options)
         if not file.exists():
-            method(number, options.steps, folders, core).save(file)
+            method(number, options.steps, folders, _core(options)).save(file)
         found = methods.Found.load(file)
         planned += [
             Training(

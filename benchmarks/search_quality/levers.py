@@ -86,15 +86,14 @@ def perturbed(
     one that a perturbation selects, on the same path.
 
     Args:
-        done: Rows that are there; likewise:
-        folders: See `left`; likewise:
-        steps: See there; likewise:
+        done: Rows that are there.
+        folders: Of either split.
+        steps: See `left`; likewise:
         core: See there.
     """
-    there = {row["lever"] for row in done}
-    for name in LEVERS:
-        search = folders.work / "searches" / f"{folders.split}-{name}"
-        if name in there or not (search / "architecture.json").exists():
+    there = {row["search"] for row in done}
+    for search in folders.searches():
+        if search.name in there:
             continue
         chosen = [f"--search_runs={search}", "--perturbation_batches=4"]
         folder = search.with_name(f"{search.name}-perturbation-{steps}")
@@ -103,7 +102,7 @@ def perturbed(
             for row in methods.first_rung(folder, chosen, steps, folders, core)
         }
         yield {
-            "lever": name,
+            "search": search.name,
             "decoded_loss": loss["path"],
             # Where the two cells are the same it is one candidate.
             "perturbation_loss": loss.get("perturbation", loss["path"]),

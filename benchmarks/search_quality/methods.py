@@ -75,6 +75,11 @@ class Folders:
         """Returns the flags that every command takes."""
         return [f"--{name}={place}" for name, place in self.places().items()]
 
+    def searches(self) -> list[pathlib.Path]:
+        """Returns the folders of the split's searches that have ended."""
+        found = sorted(self.work.glob(f"searches/{self.split}-*/architecture.json"))
+        return [file.parent for file in found if (file.parent / "checkpoints").exists()]
+
 
 def search(
     run_dir: pathlib.Path,
