@@ -1,5 +1,6 @@
 """The search-quality benchmark: its networks, trainings and report; training on JAX's CPU build."""
 
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -10,18 +11,23 @@ import types
 import jax
 import numpy as np
 import pytest
+import tiny_camvid
+from PIL import Image
 
 from auto_deeplab_tf import accounting, cli, config, decoding, searcher
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.data import pipeline, split
+from auto_deeplab_tf.nn.network import build_network
 from auto_deeplab_tf.sampling import random_architecture
 from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges
+from auto_deeplab_tf.segmenter import Segmenter
 from auto_deeplab_tf.training import metrics
 from benchmarks import jax_common, rows
 from benchmarks.search_quality import __main__ as search_quality
 from benchmarks.search_quality import (
     cost_weights,
     ends,
+    image_matrices,
     jax_train,
     levers,
     methods,
@@ -153,6 +159,7 @@ def _row(kind, name, seed, val_miou, split="reported", steps=600, **changes):
     row |= {"kind": kind, "name": name, "architecture": name, "seed": seed, "split": split}
     row |= {"steps": steps, "val_miou": val_miou, "val_miou_low": 0, "val_miou_high": 1}
     row["levels"] = "01"
+    row["command"] = "-".join(map(str, (kind, name, split, seed, steps)))
     return {key: str(int(v) if key == "multi_adds" else v) for key, v in (row | changes).items()}
 
 
@@ -661,12 +668,68 @@ def test_stems_and_heads_are_trained_at_equal_cost(tmp_path, monkeypatch):
     monkeypatch.setattr(trainings, "run", run)
     monkeypatch.setattr(trainings, "split_folder", lambda split, data, work: data)
     row = trainings.train(planned[2], tmp_path, tmp_path, 0)
+    trainings.train(dataclasses.replace(planned[2], split="scenes"), tmp_path, tmp_path, 0)
     assert (row["stem_channels"], row["head_channels"]) == ("8,8,16", "16")
     assert row["val_miou"] == "0.7000"
     monkeypatch.chdir(pathlib.Path(trainings.__file__).parents[2])
     config_of = cli.parse(config.TrainConfig, commands[0][3:])
     assert config_of.stem_channels == (8, 8, 16) and config_of.decoder_channels == 8
     assert config_of.filter_multiplier == row["filter_multiplier"]
+    assert (config_of.dataset, config_of.data_dir) == ("camvid", str(tmp_path))
+    on_scenes = cli.parse(config.TrainConfig, commands[1][3:])
+    assert (on_scenes.dataset, on_scenes.data_dir) == ("scenes", None)
+    assert on_scenes.image_size == on_scenes.crop_size == (64, 128)
+
+
+def test_pixels_are_counted_of_each_image_of_a_run(tmp_path):
+    data = tiny_camvid.write(tmp_path / "CamVid", {"train": 1, "val": 3})
+    settings = config.TrainConfig(
+        architecture="auto_deeplab",
+        run_dir=str(tmp_path),
+        dataset="camvid",
+        data_dir=str(data),
+        cache_dir=str(tmp_path / "cache"),
+        image_size=tiny_camvid.SIZE,
+    )
+    (tmp_path / "flags.txt").write_text(config.flags_text(settings))
+    network = build_network(random_architecture(0, 2, 1), 11, 1, head_channels=4)
+    Segmenter(network).save(tmp_path / "last.keras")
+    image_matrices.main(str(tmp_path), str(tmp_path / "confusion.npy"))
+    matrices = np.load(tmp_path / "confusion.npy")
+    assert matrices.shape == (3, 11, 11)
+    for index, matrix in enumerate(matrices):
+        label = np.array(Image.open(data / "valannot" / f"0016E5_{index:05d}.png"))
+        of_class = np.bincount(label.ravel(), minlength=12)[:11]
+        np.testing.assert_array_equal(matrix.sum(1), of_class)
+
+
+def test_the_second_set_repeats_what_the_reported_split_has(tmp_path, monkeypatch):
+    """Not the random networks from the eleventh on, and no network of the tuning split."""
+    results = tmp_path / "results.csv"
+    reported = [_row("random", f"random_{n}", 0, 0.4 + n / 100) for n in range(12)]
+    found = [_row("searched", "searched_0", seed, 0.6 + seed / 100) for seed in range(3)]
+    rows.write(results, [*reported, *found, _row("trial", "random_100", 0, 0.3, "tuning")])
+    methods.Found(random_architecture(5, 3, 2), 1.0).save(tmp_path / "found" / "searched_0.json")
+    trained = []
+
+    def train(training, data_dir, work_dir, core):
+        trained.append(training)
+        miou = 0.9 if training.kind == "searched" else 0.5 - int(training.name[-1]) / 100
+        return _row(training.kind, training.name, training.seed, miou, training.split)
+
+    monkeypatch.setattr(search_quality, "train", train)
+    for _ in range(2):
+        _command(monkeypatch, results, tmp_path, "--stage=scenes", "--steps=600")
+    names = [f"random_{n}" for n in range(10)]
+    assert sorted(training.name for training in trained) == [*names, "searched_0"]
+    assert {(training.split, training.seed) for training in trained} == {("scenes", 0)}
+    assert trained[-1].architecture == random_architecture(5, 3, 2)
+
+    text = report.report(rows.read(results))
+    # One of 11 networks is first on both sets, the others are in the opposite order.
+    assert f"scenes, 11 networks: tau with the reported split {(10 - 45) / 55:.2f} (p " in text
+    assert "searched (1) among random (10): percentile 100" in text
+    assert "scenes, 2 networks" not in report.report(rows.read(results)[-2:])
 
 
 def _ends_rows(miou):

@@ -14,6 +14,8 @@ run elsewhere. Stages:
 - predicted: three selections of as many networks, most of them by `select --num_predicted`,
   likewise.
 - searched: three searches with a selection, together of the same cost, likewise.
+- scenes: the second set: all that was found, the published network and ten random ones, one seed
+  each, on generated scenes.
 - opinions: what each search thinks of each network that has a row; `opinions.csv`.
 - agreement: how each checkpoint of a search agrees with random networks; `agreement.csv`.
 - levers: what searches with one setting changed propose (tuning split); `levers.csv`.
@@ -49,6 +51,7 @@ ENDS, PERTURBATION, AGREEMENT = "ends.csv", "perturbation.csv", "agreement.csv"
 LENGTHS = (600, 1800)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
+SCENES_NETWORKS = [f"random_{n}" for n in range(10)]
 SEEDS = range(3)
 
 
@@ -270,6 +273,19 @@ def searched(options: argparse.Namespace) -> list[Training]:
     return _of_method("searched", methods.searched, options)
 
 
+def scenes(options: argparse.Namespace) -> list[Training]:
+    """The networks of the reported split once more, on the second set."""
+    return [
+        Training(kind, name, "scenes", _architecture(kind, name, options), 0, options.steps)
+        for kind, name in dict.fromkeys(
+            (row["kind"], row["name"])
+            for row in rows.read(options.results)
+            if row["split"] == "reported"
+        )
+        if kind != "random" or name in SCENES_NETWORKS
+    ]
+
+
 def _of_method(
     kind: str, method: Callable[..., methods.Found], options: argparse.Namespace
 ) -> list[Training]:
@@ -315,6 +331,7 @@ PLANS = {
     "random_search": random_search,
     "predicted": predicted,
     "searched": searched,
+    "scenes": scenes,
 }
 STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     **{name: functools.partial(carry_out, plan) for name, plan in PLANS.items()},

@@ -34,7 +34,7 @@ def left(
     for weight in WEIGHTS:
         if weight in there:
             continue
-        run_dir = folders.work / "searches" / f"{folders.split}-cost_weight-{weight}"
+        run_dir = folders.work / "cost_weights" / str(weight)
         flags = [*SMALLER.split(), f"--cost_weight={weight}"]
         seconds = methods.search(run_dir, SEED, folders, core, flags)
         last = rows.read(run_dir / "metrics.csv")[-1]

@@ -1,6 +1,6 @@
-"""Counts a trained model's pixels on CamVid's val, image by image, for the bootstrap over images.
+"""Counts a trained model's pixels on its run's val, image by image, for the bootstrap over images.
 
-    python -m benchmarks.search_quality.image_matrices MODEL.keras DATA_DIR CACHE_DIR OUTPUT.npy
+    python -m benchmarks.search_quality.image_matrices RUN_DIR OUTPUT.npy
 
 OUTPUT is int64 [images, C, C]: rows the labels, columns the predictions.
 """
@@ -8,21 +8,21 @@ OUTPUT is int64 [images, C, C]: rows the labels, columns the predictions.
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 
 import numpy as np
 
+from auto_deeplab_tf.config import TrainConfig, from_flags_text
 from auto_deeplab_tf.data import pipeline, source
 from auto_deeplab_tf.served import load_segmenter
 from auto_deeplab_tf.training.metrics import count_pixels, matrix_of
-from benchmarks.search_quality.population import SETTINGS
 
 
-def main(model_path: str, data_dir: str, cache_dir: str, output: str) -> None:
-    model = load_segmenter(model_path)
-    split = source.open_split(
-        "camvid", "val", data_dir=data_dir, cache_dir=cache_dir, image_size=SETTINGS["input_size"]
-    )
+def main(run_dir: str, output: str) -> None:
+    settings = from_flags_text(TrainConfig, (pathlib.Path(run_dir) / "flags.txt").read_text())
+    model = load_segmenter(f"{run_dir}/last.keras")
+    split = source.open_for(settings, "val")
     num_classes = len(split.info.class_names)
     matrices = []
     for images, labels in pipeline.evaluation_batches(split, 8):

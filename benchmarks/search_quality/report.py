@@ -37,6 +37,7 @@ def report(rows: Rows, opinions: Sequence[dict[str, str]] = ()) -> str:
         _networks(rows),
         _lengths([row for row in rows if row["kind"] == "trial"]),
         *(part(reported, kind) for kind in ("searched", "predicted") for part in COMPARISONS),
+        _second_set(rows),
         _opinions("tuning", [row for row in rows if row["kind"] == "trial"]),
         _opinions("reported", reported),
         _opinions_of_searches(reported, opinions),
@@ -150,6 +151,17 @@ def _seed_deviation(networks: Iterable[Sequence[float]]) -> float | None:
     freedom = sum(len(seeds) - 1 for seeds in several)
     squares = sum(((seeds - seeds.mean()) ** 2).sum() for seeds in several)
     return float(np.sqrt(squares / freedom)) if freedom else None
+
+
+def _second_set(rows: Rows) -> str:
+    """The comparisons on the generated scenes, and whether the networks have the same order."""
+    scenes = [row for row in rows if row["split"] == "scenes"]
+    pairs = _paired(scenes, _longest([row for row in rows if row["split"] == "reported"]))
+    if len(pairs) < 3:
+        return ""
+    parts = [f"Generated scenes, {len(pairs)} networks: tau with the reported split {_tau(pairs)}"]
+    parts += [part(scenes, kind) for kind in ("searched", "predicted") for part in COMPARISONS]
+    return "\n".join(part for part in parts if part)
 
 
 def _opinions(title: str, rows: Rows) -> str:

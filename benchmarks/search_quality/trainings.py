@@ -25,6 +25,8 @@ from benchmarks.search_quality import population
 FOLDER = pathlib.Path(__file__).parent
 RESULTS = FOLDER / "results.csv"
 RECIPE = FOLDER / "recipe.flags"
+# The second set of PROTOCOL.md, in place of the recipe's CamVid.
+SCENES = ("--dataset=scenes", "--image_size=64x128", "--crop_size=64x128")
 PARTS = 8  # Epochs of a training; after each, the mean training loss and val mIoU are on record.
 RESAMPLES = 1000
 
@@ -39,7 +41,7 @@ class Training:
         kind: `random`, `searched`, `random_search`, `predicted`, `published`, or `trial` (tuning
             split only).
         name: The network among those of its kind.
-        split: `tuning` or `reported`.
+        split: `tuning` or `reported` of CamVid, or `scenes`.
         architecture: What is trained.
         seed: Seed of weights, batches and augmentation.
         steps: Number of steps, a multiple of `PARTS`.
@@ -81,6 +83,13 @@ def split_folder(split: str, data_dir: pathlib.Path, work_dir: pathlib.Path) -> 
     return folder
 
 
+def data_flags(split: str, data_dir: pathlib.Path, work_dir: pathlib.Path) -> Sequence[str]:
+    """Returns the flags of `train` that name the images of a split."""
+    return (
+        SCENES if split == "scenes" else [f"--data_dir={split_folder(split, data_dir, work_dir)}"]
+    )
+
+
 def train(
     training: Training, data_dir: pathlib.Path, work_dir: pathlib.Path, core: int | None
 ) -> dict[str, Any]:
@@ -99,7 +108,6 @@ def train(
         file.parent.mkdir(parents=True, exist_ok=True)
         training.architecture.save(file)
     cost = population.cost(training.architecture, training.design)
-    folder = split_folder(training.split, data_dir, work_dir)
     command = [
         "python",
         "-m",
@@ -111,7 +119,7 @@ def train(
         f"--seed={training.seed}",
         f"--steps={training.steps}",
         f"--steps_per_epoch={training.steps // PARTS}",
-        f"--data_dir={folder}",
+        *data_flags(training.split, data_dir, work_dir),
         f"--cache_dir={work_dir / 'cache'}",
         f"--run_dir={run_dir}",
     ]
@@ -122,9 +130,8 @@ def train(
     mious = [float(epoch["val_miou"]) for epoch in epochs]
     matrices = run_dir / "confusion.npy"
     if not matrices.exists():
-        arguments = (run_dir / "last.keras", folder, work_dir / "cache", matrices)
         module = "benchmarks.search_quality.image_matrices"
-        run(["python", "-m", module, *map(str, arguments)], log, core)
+        run(["python", "-m", module, str(run_dir), str(matrices)], log, core)
     low, high = bootstrap(np.load(matrices))
     parts = {"1_8": 1, "1_4": 2, "1_2": 4}
     row = {name: getattr(training, name) for name in _KEY}
