@@ -334,6 +334,27 @@ def test_each_search_is_asked_for_its_agreement_once(monkeypatch, tmp_path):
     assert [row["search"] for row in rows.read(tmp_path / "agreement.csv")] == asked
 
 
+def test_a_prediction_is_taught_by_some_networks_and_asked_of_the_others():
+    """One split's losses follow a count that the regression sees, the other's are noise."""
+    rng = np.random.default_rng(0)
+    candidates = []
+    for split_name, seed in itertools.product(("tuning", "reported"), range(60)):
+        network = random_architecture(seed)
+        skips = trainings.operations_of_kind(network, "skip")
+        loss = 1 - skips / 10 if split_name == "tuning" else rng.normal()
+        row = {"selection": f"{split_name}-random-1800", "kind": "random"}
+        row |= {"candidate": f"random-{seed}", "loss_1": str(loss)}
+        candidates.append(row | {"filter_multiplier": "18", "params": "1000000"})
+    text = opinions.prediction(candidates, "tuning")
+    assert text.startswith("Prediction, tuning split, 60 random networks:")
+    assert float(text.split()[-3]) > 0.9 and text.endswith(" from 16")
+    assert abs(float(opinions.prediction(candidates, "reported").split()[-3])) < 0.2
+    assert opinions.prediction(candidates[:18], "tuning") == ""
+    # A network that two selections have counts once.
+    twice = [row | {"selection": "tuning-again"} for row in candidates[:18]]
+    assert opinions.prediction(candidates[:18] + twice, "tuning") == ""
+
+
 def test_report_without_rows_claims_nothing():
     assert "shown" not in report.report([])
     assert "searched (" not in report.report(_population(0.6)[:20])

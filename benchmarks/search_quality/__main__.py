@@ -72,9 +72,14 @@ def main() -> None:
     if options.report:
         print(report(rows.read(options.results), rows.read(_beside(OPINIONS, options))))
         print(f"\n{ends.report(rows.read(_beside(ENDS, options)))}")
+        candidates = rows.read(_beside(records.CANDIDATES, options))
+        for split in ("tuning", "reported"):
+            print(opinions.prediction(candidates, split))
         if options.figures is not None:
-            names = (records.SEARCHES, records.CANDIDATES, AGREEMENT)
-            tables = (rows.read(_beside(name, options)) for name in names)
+            of_searches, of_checkpoints = (
+                rows.read(_beside(name, options)) for name in (records.SEARCHES, AGREEMENT)
+            )
+            tables = (of_searches, candidates, of_checkpoints)
             records.draw(rows.read(options.results), *tables, options.figures)
         return
     if options.data_dir is None or options.work_dir is None:

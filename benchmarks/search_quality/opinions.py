@@ -5,7 +5,8 @@ under alpha (of the operations on its edges) and of its path under beta, and its
 supernet's weights on images of train_b, whose labels these weights have not seen.
 
 Of each checkpoint of a search, into agreement.csv: Kendall's tau of these log-probabilities with
-the losses (negated) of the random networks of a split after their first rung.
+the losses (negated) of the random networks of a split after their first rung. Beside it, for
+`--report`: what a regression on some of these losses says of the others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from auto_deeplab_tf import decoding
+from auto_deeplab_tf import decoding, predictor
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.sampling import random_architecture
 from auto_deeplab_tf.search_space import OPERATIONS
@@ -27,6 +28,7 @@ KEY = ("search", "architecture")
 COLUMNS = ("log_prob_cell", "log_prob_path", "inherited_miou")
 STATISTICS_BATCHES = 4
 SCORED_IMAGES = 40
+TAUGHT, CHOICES = (8, 12, 16), 40
 
 
 def log_probs(logits: decoding.Logits, architecture: Architecture) -> tuple[float, float]:
@@ -72,13 +74,53 @@ def first_losses(candidates: Rows, split: str) -> dict[Architecture, float]:
         candidates: Rows of candidates.csv.
         split: `tuning` or `reported`. Networks of half the cost are left aside.
     """
-    return {
-        random_architecture(int(row["candidate"].removeprefix("random-"))): float(row["loss_1"])
+    return {_drawn(row): float(row["loss_1"]) for row in _random(candidates, split)}
+
+
+def prediction(candidates: Rows, split: str) -> str:
+    """Returns how `select --num_predicted` agrees with random networks that it has not learnt from.
+
+    The regression is taught by some of them, chosen at random `CHOICES` times; the mean correlation
+    of what it says of the others with their losses of the first rung. Empty where they are few.
+
+    Args:
+        candidates: See `first_losses`; likewise:
+        split: See there.
+    """
+    found = list({row["candidate"]: row for row in _random(candidates, split)}.values())
+    losses = np.array([float(row["loss_1"]) for row in found])
+    features = np.array(
+        [
+            predictor.features(_drawn(row), int(row["filter_multiplier"]), int(row["params"]))
+            for row in found
+        ]
+    )
+    parts = []
+    for taught in TAUGHT if len(found) > max(TAUGHT) + 2 else ():
+        generator, correlations = np.random.default_rng(0), []
+        for _ in range(CHOICES):
+            learnt, others = np.split(generator.permutation(len(found)), [taught])
+            said = predictor.predicted_scores(features[learnt], losses[learnt], features[others])
+            correlations.append(np.corrcoef(said, losses[others])[0, 1])
+        parts.append(f"{np.mean(correlations):.2f} from {taught}")
+    if not parts:
+        return ""
+    title = f"Prediction, {split} split, {len(found)} random networks"
+    return f"{title}: correlation with the others {', '.join(parts)}"
+
+
+def _random(candidates: Rows, split: str) -> Rows:
+    return [
+        row
         for row in candidates
         if row["selection"].startswith(f"{split}-")
         and "random_half" not in row["selection"]
         and row["kind"] == "random"
-    }
+    ]
+
+
+def _drawn(row: dict[str, str]) -> Architecture:
+    return random_architecture(int(row["candidate"].removeprefix("random-")))
 
 
 def agreement(
