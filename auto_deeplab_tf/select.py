@@ -130,6 +130,10 @@ class _Selection:
             "input_size": options.input_size or training.image_size or training.crop_size,
         }
 
+    @functools.cached_property
+    def _more_draws(self) -> list[selection.Candidate]:
+        return selection.more_draws(*self._settings(), **self._network)
+
     def _perturbed_cell(self, run: str) -> Any:
         from auto_deeplab_tf import searcher
 
@@ -180,7 +184,7 @@ class _Selection:
             if not found:
                 trained = table.trained(options.rank_by)
                 added = selection.predicted_candidates(
-                    *self._settings(), number, count, trained, **self._network
+                    self._more_draws, number, count, trained, options.rank_by
                 )
                 table.add(added, options.rungs)
                 found = [candidate.name for candidate in added]

@@ -105,37 +105,48 @@ def candidates(
     return found
 
 
-def predicted_candidates(
-    options: config.SelectConfig,
-    sizes: config.NetworkSizesConfig,
-    number: int,
-    count: int,
-    trained: Sequence[tuple[Candidate, float | None]],
-    **network: Any,
+def more_draws(
+    options: config.SelectConfig, sizes: config.NetworkSizesConfig, **network: Any
 ) -> list[Candidate]:
-    """Returns the candidates of a round: the best, as a regression predicts, of many more draws.
+    """Returns what predictions choose from: many draws within the budget.
 
-    The draws are those that come next behind the ones of `candidates`: `POOL` at random, and `POOL`
-    of each search by its probabilities.
+    They are those that come next behind the ones of `candidates`: `POOL` at random, and `POOL` of
+    each search by its probabilities. Each is counted, which takes a while: call it once.
 
     Args:
         options: See `candidates`; likewise:
-        sizes: See there.
+        sizes: See there; likewise:
+        **network: See there.
+    """
+    draws = _Draws(options, sizes, network)
+    found = draws.random(options.num_random + POOL)
+    for index, run in enumerate(draws.searches):
+        found += draws.samples(f"search-{index}-sample", run, options.samples_per_search + POOL)
+    return _different(found)
+
+
+def predicted_candidates(
+    drawn: Sequence[Candidate],
+    number: int,
+    count: int,
+    trained: Sequence[tuple[Candidate, float | None]],
+    rank_by: str,
+) -> list[Candidate]:
+    """Returns the candidates of a round: the best of many draws, as a regression predicts them.
+
+    Args:
+        drawn: What it chooses from, without those that are trained: see `more_draws`.
         number: Of the round, from 1; the source of its candidates.
         count: How many.
-        trained: All candidates so far and their scores of the first rung, by `options.rank_by`;
-            None: the training diverged.
-        **network: See `candidates`.
+        trained: All candidates so far and their scores of the first rung; None: the training
+            diverged.
+        rank_by: Which score that is: "loss" or "val_miou".
 
     Raises:
         RunError: If fewer than two have a score.
     """
-    draws = _Draws(options, sizes, network)
-    pool = draws.random(options.num_random + POOL)
-    for index, run in enumerate(draws.searches):
-        pool += draws.samples(f"search-{index}-sample", run, options.samples_per_search + POOL)
     known = {candidate.architecture for candidate, _ in trained}
-    pool = [candidate for candidate in _different(pool) if candidate.architecture not in known]
+    others = [candidate for candidate in drawn if candidate.architecture not in known]
     scored = [(candidate, score) for candidate, score in trained if score is not None]
     if len(scored) < 2:
         raise RunError(
@@ -145,10 +156,10 @@ def predicted_candidates(
     scores = predictor.predicted_scores(
         [_features(candidate) for candidate, _ in scored],
         [score for _, score in scored],
-        [_features(candidate) for candidate in pool],
+        [_features(candidate) for candidate in others],
     )
-    sign = 1 if options.rank_by == "loss" else -1
-    best = sorted(zip(pool, scores, strict=True), key=lambda pair: sign * pair[1])[:count]
+    sign = 1 if rank_by == "loss" else -1
+    best = sorted(zip(others, scores, strict=True), key=lambda pair: sign * pair[1])[:count]
     return [
         dataclasses.replace(
             candidate,

@@ -333,7 +333,8 @@ def test_the_draws_of_a_search_are_predicted_too(tmp_path):
     given = options(search_runs=(run_dir,), samples_per_search=9, num_random=2, num_predicted=(30,))
     found = selection.candidates(given, SIZES, **NETWORK)
     trained = [(candidate, float(candidate.params)) for candidate in found]
-    predicted = selection.predicted_candidates(given, SIZES, 1, 30, trained, **NETWORK)
+    drawn = selection.more_draws(given, SIZES, **NETWORK)
+    predicted = selection.predicted_candidates(drawn, 1, 30, trained, "loss")
     assert {candidate.name.split("-")[2] for candidate in predicted} == {"random", "search"}
     assert not {c.architecture for c in predicted} & {c.architecture for c in found}
     small = np.quantile([candidate.params for candidate in found], 0.25)
