@@ -355,6 +355,24 @@ def test_a_prediction_is_taught_by_some_networks_and_asked_of_the_others():
     assert opinions.prediction(candidates[:18] + twice, "tuning") == ""
 
 
+def test_proposals_are_compared_by_who_made_them():
+    rows = [
+        {"selection": f"reported-{number}-1800", "kind": kind, "candidate": name, "loss_1": loss}
+        for number, kind, name, loss in (
+            (0, "searched", "search-0-sample-1000", "0.5"),
+            (0, "searched", "search-0-path-1", "0.9"),
+            (1, "searched", "search-0-sample-2000", "0.7"),
+            (1, "predicted", "predicted-1-search-0-sample-7", "0.25"),
+        )
+    ]
+    lines = [line.split() for line in records.proposals(rows).splitlines()[1:]]
+    assert lines == [
+        ["reported", "predicted", "draw", "1", "0.250", "(0.000)", "0.250"],
+        ["reported", "searched", "draw", "2", "0.600", "(0.100)", "0.500"],
+        ["reported", "searched", "path", "1", "0.900", "(0.000)", "0.900"],
+    ]
+
+
 def test_report_without_rows_claims_nothing():
     assert "shown" not in report.report([])
     assert "searched (" not in report.report(_population(0.6)[:20])
@@ -500,7 +518,9 @@ def test_what_a_method_found_is_kept_for_other_machines(tmp_path, monkeypatch):
 
     def found(number, steps, folders, core):
         asked.append((number, steps, core))
-        return methods.Found(random_architecture(number, 3, 2), 10.5)
+        provenance = {"search": {"run_dir": str(folders.work)}, "select": {"candidate": "a"}}
+        architecture = random_architecture(number, 3, 2)
+        return methods.Found(dataclasses.replace(architecture, provenance=provenance), 10.5)
 
     def train(training, data_dir, work_dir, core):
         trained.append(training)
@@ -522,6 +542,8 @@ def test_what_a_method_found_is_kept_for_other_machines(tmp_path, monkeypatch):
     for training in trained:
         assert training.search_seconds == 10 and training.split == "reported"
         assert training.architecture == random_architecture(int(training.name[-1]), 3, 2)
+        # Nothing of this machine's folders.
+        assert training.architecture.provenance == {"select": {"candidate": "a"}}
 
     more = [_row("random", "random_7", 0, 0.5), _row("published", "auto_deeplab", 0, 0.5)]
     rows.write(results, [*rows.read(results), *more])

@@ -75,6 +75,7 @@ def main() -> None:
         candidates = rows.read(_beside(records.CANDIDATES, options))
         for split in ("tuning", "reported"):
             print(opinions.prediction(candidates, split))
+        print(f"\n{records.proposals(candidates)}")
         if options.figures is not None:
             of_searches, of_checkpoints = (
                 rows.read(_beside(name, options)) for name in (records.SEARCHES, AGREEMENT)

@@ -40,8 +40,10 @@ class Found:
     seconds: float
 
     def save(self, file: pathlib.Path) -> None:
-        """Writes it as JSON."""
-        content = {"seconds": self.seconds, "architecture": self.architecture.to_dict()}
+        """Writes it as JSON, without the folder of its search: it may be read elsewhere."""
+        provenance = {k: v for k, v in self.architecture.provenance.items() if k != "search"}
+        architecture = dataclasses.replace(self.architecture, provenance=provenance)
+        content = {"seconds": self.seconds, "architecture": architecture.to_dict()}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(content) + "\n")
 

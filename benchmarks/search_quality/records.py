@@ -8,6 +8,8 @@ from `results.csv`.
 from __future__ import annotations
 
 import pathlib
+import re
+import statistics
 from typing import Any
 
 from auto_deeplab_tf.architecture import Architecture
@@ -74,6 +76,27 @@ def _ended(work_dir: pathlib.Path, name: str) -> list[pathlib.Path]:
 def _shortest_chain(folder: pathlib.Path, candidate: str) -> str:
     architecture = Architecture.load(folder / f"{candidate}.json")
     return f"{trainings.shortest_chain(architecture):.2f}"
+
+
+def proposals(of_candidates: Rows) -> str:
+    """Returns what networks lose in their first rung, by who proposed them, from `candidates.csv`.
+
+    Selections whose names differ in numbers alone stand together.
+    """
+    lines = ["Loss of the first rung, mean (standard error), best"]
+
+    def proposer(row: dict[str, str]) -> tuple[str, str, str]:
+        selection = re.sub(r"-[0-9]+", "", row["selection"])
+        return selection, row["kind"], "path" if "-path-" in row["candidate"] else "draw"
+
+    for key, group in sorted(grouped(of_candidates, proposer).items()):
+        losses = [float(row["loss_1"]) for row in group]
+        error = statistics.stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
+        lines.append(
+            f"{' '.join(key):40} {len(losses):3}  {statistics.mean(losses):.3f} ({error:.3f})  "
+            f"{min(losses):.3f}"
+        )
+    return "\n".join(lines)
 
 
 def draw(
