@@ -87,7 +87,7 @@ def prediction(candidates: Rows, split: str) -> str:
         candidates: See `first_losses`; likewise:
         split: See there.
     """
-    found = list({row["candidate"]: row for row in _random(candidates, split)}.values())
+    found = _random(candidates, split)
     losses = np.array([float(row["loss_1"]) for row in found])
     features = np.array(
         [
@@ -110,13 +110,15 @@ def prediction(candidates: Rows, split: str) -> str:
 
 
 def _random(candidates: Rows, split: str) -> Rows:
-    return [
-        row
+    """The rows of a split's random networks, one of each."""
+    found = {
+        row["candidate"]: row
         for row in candidates
         if row["selection"].startswith(f"{split}-")
         and "random_half" not in row["selection"]
         and row["kind"] == "random"
-    ]
+    }
+    return list(found.values())
 
 
 def _drawn(row: dict[str, str]) -> Architecture:

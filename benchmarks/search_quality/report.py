@@ -36,7 +36,7 @@ def report(rows: Rows, opinions: Sequence[dict[str, str]] = ()) -> str:
     parts = [
         _networks(rows),
         _lengths([row for row in rows if row["kind"] == "trial"]),
-        *(part(reported, kind) for kind in ("searched", "predicted") for part in COMPARISONS),
+        *_comparisons(reported),
         _second_set(rows),
         _opinions("tuning", [row for row in rows if row["kind"] == "trial"]),
         _opinions("reported", reported),
@@ -136,7 +136,13 @@ def _difference(rows: Rows, kind: str) -> str:
     )
 
 
-COMPARISONS = (_percentile, _difference)
+def _comparisons(rows: Rows) -> list[str]:
+    """Those of PROTOCOL.md on one set of images; empty where a kind has no rows."""
+    return [
+        compare(rows, kind)
+        for kind in ("searched", "predicted")
+        for compare in (_percentile, _difference)
+    ]
 
 
 def _in_deviations(difference: float, deviation: float | None) -> str:
@@ -159,9 +165,8 @@ def _second_set(rows: Rows) -> str:
     pairs = _paired(scenes, _longest([row for row in rows if row["split"] == "reported"]))
     if len(pairs) < 3:
         return ""
-    parts = [f"Generated scenes, {len(pairs)} networks: tau with the reported split {_tau(pairs)}"]
-    parts += [part(scenes, kind) for kind in ("searched", "predicted") for part in COMPARISONS]
-    return "\n".join(part for part in parts if part)
+    title = f"Generated scenes, {len(pairs)} networks: tau with the reported split {_tau(pairs)}"
+    return "\n".join([title, *filter(None, _comparisons(scenes))])
 
 
 def _opinions(title: str, rows: Rows) -> str:
