@@ -2,17 +2,16 @@
 
     KERAS_BACKEND=jax python -m benchmarks.jax_search --crop_size=321 --batch_size=2
     KERAS_BACKEND=jax python -m benchmarks.jax_search --data=camvid.npz --crop_size=97x129 \\
-        --batch_size=8 --steps=1000 --warmup_steps=300
+        --batch_size=4 --steps=3000 --warmup_steps=300
 
 No TensorFlow is imported. `Bilevel.step` computes what `training.bilevel.BilevelModel.train_step`
 does (tests/test_benchmark_jax.py): each kind of segment is a function that XLA compiles, ahead of
 time and in parallel threads; the loss and the two updates are two functions more. A step never
 waits for the device.
 
-Without `--data` random crops are timed. With it a search runs on the crops of an .npz: `images`
-uint8 [n, H, W, 3], `labels` uint8 [n, H, W], `part` int8 [n] (0 train_a, 1 train_b, 2 val) and
-`class_weights` float [C]. Rows go to `--output` as soon as they are known. Rows of different
-devices do not belong in one comparison.
+Without `--data` random crops are timed. With it a search runs on the images of a split of CamVid,
+of the .npz that `search_quality.jax_train` makes. Rows go to `--output` as soon as they are known.
+Rows of different devices do not belong in one comparison. `benchmarks.jax_gpu` does both in one go.
 """
 
 import collections
@@ -44,13 +43,17 @@ from auto_deeplab_tf.nn.node import NodeKind
 from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.schedules import Cosine
-from benchmarks.jax_common import Rows, count_pixels, draw_batch, mean_iou, mean_loss
+from benchmarks.jax_common import IGNORE, Rows, count_pixels, draw_batch, mean_iou, mean_loss
+from benchmarks.search_quality import jax_train
 
 FLAGS = flags.FLAGS
 STARTED = time.monotonic()
 # What a CUDA graph may hold. With CUDNN and CONVOLUTION among it, JAX 0.11.2 on an H100 ended in
 # "unknown cudnn status: 5003" at the first iteration; without them it has not run yet.
 GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,DYNAMIC_SLICE_FUSION"
+
+# What is printed when nothing is left to compile but the updates and the crops.
+COMPILED = "compiled"
 
 
 class Bilevel:
@@ -266,14 +269,13 @@ class Crops:
     Args:
         images: uint8 [n, H, W, 3].
         labels: uint8 [n, H, W].
-        size: (height, width) of a crop.
-        batch_size: N.
         seed: int.
+        *arguments: More of `draw_batch`, behind the batch size.
     """
 
-    def __init__(self, images, labels, size, batch_size, seed):
+    def __init__(self, images, labels, seed, *arguments):
         self._data = jnp.asarray(images), jnp.asarray(labels)
-        self._size, self._batch_size = size, batch_size
+        self._arguments = arguments
         self._key, self._drawn = jax.random.key(seed), 0
 
     def batch(self, index=None):
@@ -281,7 +283,7 @@ class Crops:
         if index is None:
             index, self._drawn = self._drawn, self._drawn + 1
         key = jax.random.fold_in(self._key, np.uint32(index))
-        return draw_batch(*self._data, key, self._batch_size, self._size)
+        return draw_batch(*self._data, key, FLAGS.batch_size, *self._arguments)
 
 
 def signal(gradients):
@@ -309,16 +311,17 @@ def correlation(first, second):
     return float(np.corrcoef(first[moves], second[moves])[0, 1])
 
 
-def miou(supernet, images, labels, one_hot=None):
-    """mIoU on whole images by statistics of their own batches.
+def miou(supernet, images, labels, relaxed=None):
+    """mIoU on batches by statistics of their own.
 
     Args:
-        images, labels: uint8 arrays; their number a multiple of the batch that was compiled.
-        one_hot: Of `decoding.one_hot`, in place of alpha and beta.
+        images, labels: uint8 arrays [n, N, h, w, ...], of the batch and size that were compiled.
+        relaxed: (alpha, beta) in place of the supernet's; see `Supernet.forward`.
     """
     counts = 0
     for batch_images, batch_labels in zip(images, labels, strict=True):
-        logits = supernet.forward(batch_images.astype("float32"), True, one_hot=one_hot).logits
+        computed = supernet.forward(batch_images.astype("float32"), True, relaxed=relaxed)
+        logits = computed.logits
         counts = counts + count_pixels(logits, batch_labels)
     return mean_iou(counts)
 
@@ -343,7 +346,7 @@ def alone():
 
 
 def build(size, num_classes, schedule, class_weights=None):
-    """Builds the `Bilevel` of the flags, with the paper's optimizers.
+    """Builds the `Bilevel` of the flags.
 
     Args:
         size: (height, width) of the crops.
@@ -357,15 +360,18 @@ def build(size, num_classes, schedule, class_weights=None):
         FLAGS.num_blocks,
         FLAGS.filter_multiplier,
         input_size=size,
+        stem_channels=tuple(map(int, FLAGS.stem_channels)),
         dtype=FLAGS.dtype_policy,
         seed=FLAGS.seed,
     )
     supernet.execution = Execution(remat=FLAGS.remat, jit_compile=True)
+    adam = keras.optimizers.Adam
     return Bilevel(
         supernet,
-        keras.optimizers.SGD(schedule, momentum=0.9),
-        keras.optimizers.Adam(FLAGS.arch_learning_rate),
+        adam(schedule) if FLAGS.adam else keras.optimizers.SGD(schedule, momentum=0.9),
+        adam(FLAGS.arch_learning_rate),
         class_weights=class_weights,
+        arch_weight_decay=FLAGS.arch_weight_decay,
     )
 
 
@@ -379,15 +385,17 @@ def xla_options():
 def measure(size):
     """Times iterations on random crops."""
     rows = Rows(FLAGS.output)
-    bilevel = build(size, FLAGS.num_classes, Cosine(FLAGS.learning_rate, 0.001, FLAGS.steps))
+    bilevel = build(
+        size, FLAGS.num_classes, Cosine(FLAGS.learning_rate, FLAGS.min_learning_rate, FLAGS.steps)
+    )
     start = time.monotonic()
     executables = compile_in_processes(bilevel.supernet, (FLAGS.batch_size, *size, 3))
     compile_seconds = time.monotonic() - start
-    print(f"compiled in {compile_seconds:.1f} s", flush=True)
+    print(COMPILED, flush=True)
     generator = np.random.default_rng(FLAGS.seed)
     images = generator.integers(0, 256, (8, *size, 3), "uint8")
     labels = generator.integers(0, FLAGS.num_classes, (8, *size), "uint8")
-    crops = Crops(images, labels, size, FLAGS.batch_size, FLAGS.seed)
+    crops = Crops(images, labels, FLAGS.seed, size)
     device = jax.devices()[0]
     with alone():
         for _ in range(FLAGS.warmup):
@@ -444,23 +452,26 @@ def kernels(supernet, executables):
 
 
 def search(size):
-    """Searches on the crops of `--data`, as long as `--steps` and `--seconds` allow."""
-    data = np.load(FLAGS.data)
-    images, labels, part = data["images"], data["labels"], data["part"]
-    num_classes = int(labels[labels != 255].max()) + 1
-    schedule = Cosine(FLAGS.learning_rate, 0.001, FLAGS.steps)
-    bilevel = build(size, num_classes, schedule, data["class_weights"])
+    """Searches on the images of `--data`, as long as `--steps` and `--seconds` allow."""
+    data = jax_train.load(FLAGS.data, FLAGS.split)
+    images, labels, half = (data[f"train_{name}"] for name in ("images", "labels", "half"))
+    class_weights = data["class_weights"]
+    schedule = Cosine(FLAGS.learning_rate, FLAGS.min_learning_rate, FLAGS.steps)
+    bilevel = build(size, len(class_weights), schedule, class_weights)
     supernet = bilevel.supernet
     compile_in_processes(supernet, (FLAGS.batch_size, *size, 3))
+    print(COMPILED, flush=True)
+    drawing = size, jax_train.SCALES, data["mean"]
     crops_a, crops_b, probes = (
-        Crops(images[part == p], labels[part == p], size, FLAGS.batch_size, seed)
-        for p, seed in ((0, FLAGS.seed), (1, FLAGS.seed + 1), (1, FLAGS.seed + 2))
+        Crops(images[half == h], labels[half == h], seed, *drawing)
+        for h, seed in ((0, FLAGS.seed), (1, FLAGS.seed + 1), (1, FLAGS.seed + 2))
     )
     top, left = ((whole - crop) // 2 for whole, crop in zip(images.shape[1:3], size, strict=True))
-    val = np.flatnonzero(part == 2)
-    val = val[: len(val) // FLAGS.batch_size * FLAGS.batch_size].reshape(-1, FLAGS.batch_size)
     val_images, val_labels = (
-        array[val][:, :, top : top + size[0], left : left + size[1]] for array in (images, labels)
+        array[: len(array) // FLAGS.batch_size * FLAGS.batch_size, top:, left:][
+            :, : size[0], : size[1]
+        ].reshape(-1, FLAGS.batch_size, *size, *array.shape[3:])
+        for array in (data["val_images"], data["val_labels"])
     )
     rows, means = Rows(FLAGS.output), None
     loss = arch_loss = jnp.nan
@@ -476,8 +487,8 @@ def search(size):
         logits = [np.asarray(variable.value) for variable in supernet.architecture_variables]
         architecture = decoding.decode(*logits, "separable")
         found, decoded = (
-            miou(supernet, val_images, val_labels, one_hot)
-            for one_hot in (None, decoding.one_hot(architecture))
+            miou(supernet, val_images, val_labels, relaxed)
+            for relaxed in (None, decoding.one_hot(architecture))
         )
         rows.add(
             device=jax.devices()[0].device_kind,
@@ -498,7 +509,7 @@ def search(size):
             levels="-".join(map(str, architecture.levels)),
         )
         if FLAGS.logits:
-            np.savez(FLAGS.logits, alpha=logits[0], beta=logits[1])
+            np.savez(Path(FLAGS.logits, f"{step}.npz"), alpha=logits[0], beta=logits[1])
 
     slowest = 0.0
     with alone():
@@ -532,6 +543,7 @@ def define_flags():
     flags.DEFINE_integer("num_layers", 12, "L")
     flags.DEFINE_integer("num_blocks", 5, "B")
     flags.DEFINE_integer("filter_multiplier", 8, "F")
+    flags.DEFINE_list("stem_channels", "64,64,128", "filters of the stem")
     flags.DEFINE_integer("num_classes", 19, "classes, where there is no --data")
     flags.DEFINE_string("dtype_policy", "mixed_bfloat16", "precision of the features")
     flags.DEFINE_boolean("remat", False, "compute the insides of segments again in pullbacks")
@@ -549,13 +561,17 @@ def define_flags():
     flags.DEFINE_string("lock", None, "file that one process at a time holds while it measures")
     flags.DEFINE_string("trace", None, "folder for a profile of one iteration")
     flags.DEFINE_string("data", None, ".npz of a search's images; none: random ones are timed")
+    flags.DEFINE_enum("split", "tuning", ("tuning", "reported"), "of --data")
     flags.DEFINE_integer("steps", 1000, "steps of the search")
     flags.DEFINE_integer("warmup_steps", 300, "steps before alpha and beta learn")
     flags.DEFINE_integer("probe_every", 100, "architecture steps between two rows of the search")
     flags.DEFINE_integer("probes", 20, "batches of which a row's gradients are taken")
+    flags.DEFINE_boolean("adam", False, "Adam for the weights, not SGD")
     flags.DEFINE_float("learning_rate", 0.025, "of the weights, at first")
+    flags.DEFINE_float("min_learning_rate", 0.001, "of the weights, at the end")
     flags.DEFINE_float("arch_learning_rate", 0.003, "of alpha and beta")
-    flags.DEFINE_string("logits", None, ".npz for the latest alpha and beta logits")
+    flags.DEFINE_float("arch_weight_decay", 0.001, "of alpha and beta")
+    flags.DEFINE_string("logits", None, "folder for the logits of alpha and beta, .npz by the step")
 
 
 def main(_):

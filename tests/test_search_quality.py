@@ -79,11 +79,13 @@ def test_frames_are_held_back_for_tuning(tmp_path):
         + np.arange(4, dtype=np.uint8)[:, None, None, None],
         train_labels=labels,
         train_ids=np.array(["0016E5_1", "0001TP_1", "0016E5_3", "0016E5_2"]),
+        train_half=np.array([0, 1, 1, 0]),
         val_images=np.full((9, 4, 4, 3), 9, np.uint8),
         val_labels=labels[[0] * 9],
     )
     tuning = jax_train.load(str(tmp_path / "data.npz"), "tuning")
     assert set(np.unique(tuning["train_images"])) == {1, 2}
+    assert tuning["train_half"].tolist() == [1, 1]
     # One image of the drive, padded to a batch by images that count nowhere.
     assert len(tuning["val_images"]) == jax_train.BATCH
     assert np.all(tuning["val_labels"][1:] == 255) and np.all(tuning["val_labels"][0] == 0)
@@ -126,7 +128,7 @@ labels = (generator.uniform(size=(24, 6, 8)) < 0.5).astype(np.uint8).repeat(8, 1
 images = (60 + 120 * labels[..., None] + generator.uniform(0, 20, (24, 48, 64, 3))).astype(np.uint8)
 labels[:, :2] = 255
 np.savez(sys.argv[1], train_images=images, train_labels=labels, val_images=images[:8],
-         train_ids=np.array(["0006R0"] * 24), val_labels=labels[:8])
+         train_ids=np.array(["0006R0"] * 24), train_half=np.arange(24) % 2, val_labels=labels[:8])
 data = jax_train.load(sys.argv[1], "reported")
 trainer = jax_train.Trainer(random_architecture(0, 2, 1), 2, data)
 batch, truth = trainer.draw_batch(jax.random.key(3))

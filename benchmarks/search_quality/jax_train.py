@@ -235,6 +235,11 @@ def load(path: str, split: str) -> dict[str, np.ndarray]:
         path: Written by `make_data`.
         split: "tuning": the two parts of train that `population.tuning_split` makes; "reported":
             train and val.
+
+    Returns:
+        Images uint8 [n, H, W, 3] and labels uint8 [n, H, W] of `train` and `val`, the latter in
+        whole batches; `train_half` int8 [n], 0 in train_a, 1 in train_b; `class_weights` float32
+        [C]; `mean` float32 [3].
     """
     with np.load(path) as file:
         arrays = dict(file)
@@ -255,6 +260,7 @@ def load(path: str, split: str) -> dict[str, np.ndarray]:
     return {
         "train_images": arrays["train_images"][kept],
         "train_labels": labels,
+        "train_half": arrays["train_half"][kept],
         "val_images": _whole_batches(arrays[f"{scored}_images"][taken], 0),
         "val_labels": _whole_batches(arrays[f"{scored}_labels"][taken], jax_common.IGNORE),
         "class_weights": weights.astype("float32"),
@@ -269,8 +275,9 @@ def _whole_batches(array: np.ndarray, value: int) -> np.ndarray:
 
 
 def make_data(path: str, data_dir: str) -> None:
-    """Writes images and labels of CamVid's train and val at 120x160, uint8, as the records have."""
+    """Writes images and labels of CamVid's train and val at 120x160, as `load` reads them."""
     from auto_deeplab_tf import data
+    from auto_deeplab_tf.data.split import source_halves
 
     arrays: dict[str, Any] = {}
     for split in ("train", "val"):
@@ -279,6 +286,9 @@ def make_data(path: str, data_dir: str) -> None:
         arrays[f"{split}_images"] = np.stack([image.numpy() for image, _ in examples])
         arrays[f"{split}_labels"] = np.stack([label.numpy() for _, label in examples])
         arrays[f"{split}_ids"] = np.array(list(source.ids))
+        if split == "train":
+            arrays["train_half"] = np.zeros(source.num_examples, "int8")
+            arrays["train_half"][source_halves(source)[1]] = 1
     np.savez_compressed(path, **arrays)
 
 
