@@ -2,10 +2,10 @@
 
     python -m benchmarks.jax_gpu --data=camvid.npz --output_dir=DIR --seconds=570
 
-Needs JAX and Keras, no TensorFlow. `benchmarks.jax_search` is timed at crop 321 with batches of 2, 8
-and 16, at batch 2 with CUDA graphs too; nothing else runs while one is timed, not even a compiler.
-What time is left goes to a search by the settings of `search_quality` on the tuning split, longer
-than a CPU has time for. Into the folder: `times.csv`, `search.csv`, `logits/` and a log of each.
+Needs JAX and Keras, no TensorFlow. `benchmarks.jax_search` is timed at crop 321 with batches of 2,
+8 and 16, at batch 2 with CUDA graphs too; nothing else runs while one is timed, not even a
+compiler. What time is left goes to a search by the settings of `search_quality` on the tuning
+split, longer than a CPU has time for. Into the folder: `times.csv`, `search.csv`, `logits/` and a log of each.
 """
 
 from __future__ import annotations

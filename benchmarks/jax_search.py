@@ -43,7 +43,7 @@ from auto_deeplab_tf.nn.node import NodeKind
 from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.schedules import Cosine
-from benchmarks.jax_common import IGNORE, Rows, count_pixels, draw_batch, mean_iou, mean_loss
+from benchmarks.jax_common import Rows, count_pixels, draw_batch, mean_iou, mean_loss
 from benchmarks.search_quality import jax_train
 
 FLAGS = flags.FLAGS
