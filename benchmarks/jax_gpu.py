@@ -3,9 +3,10 @@
     python -m benchmarks.jax_gpu --data=camvid.npz --output_dir=DIR --seconds=570
 
 Needs JAX and Keras, no TensorFlow. `benchmarks.jax_search` is timed at crop 321 with batches of 2,
-8 and 16, at batch 2 with CUDA graphs too; nothing else runs while one is timed, not even a
-compiler. What time is left goes to a search by the settings of `search_quality` on the tuning
-split, longer than a CPU has time for. Into the folder: `times.csv`, `search.csv`, `logits/` and a log of each.
+16 and 8, at batch 2 with CUDA graphs too: each alone, compiled and timed before the next begins.
+What time is left goes to a search by the settings of `search_quality` on the tuning split, longer
+than a CPU has time for, which is compiled second. Into the folder: `times.csv`, `search.csv`,
+`logits/` and a log of each.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import sys
 import time
 
 TIMES = ["--crop_size=321"]
-# The first are timed before the others are compiled.
-TIMED = (
-    {"batch_2": ["--batch_size=2"], "graphs_2": ["--batch_size=2", "--graphs"]},
-    {"batch_8": ["--batch_size=8"], "batch_16": ["--batch_size=16"]},
-)
+TIMED = {
+    "batch_2": ["--batch_size=2"],
+    "graphs_2": ["--batch_size=2", "--graphs"],
+    "batch_16": ["--batch_size=16"],
+    "batch_8": ["--batch_size=8"],
+}
 SEARCH = [
     *("--crop_size=97x129", "--batch_size=4", "--filter_multiplier=4", "--stem_channels=12,12,24"),
     *("--dtype_policy=float32", "--adam", "--learning_rate=0.004", "--min_learning_rate=0.0002"),
@@ -86,16 +88,13 @@ class Job:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-
-def wait_compiled(jobs: list[Job], end: float) -> list[Job]:
-    """Waits until all jobs that still run are compiled; returns those. Ends the others at `end`."""
-    while time.monotonic() < end and any(job.running and not job.compiled for job in jobs):
-        time.sleep(0.5)
-    for job in jobs:
-        if not job.compiled:
-            print(f"{job.name}: not compiled, or failed; see its log", flush=True)
-            job.stop()
-    return [job for job in jobs if job.running]
+    def wait_compiled(self, end: float) -> bool:
+        """Returns whether it is compiled by `end`; ends it where it is not."""
+        while self.running and not self.compiled and time.monotonic() < end:
+            time.sleep(0.5)
+        if not self.compiled:
+            self.stop()
+        return self.compiled
 
 
 def main() -> None:
@@ -104,7 +103,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="the .npz of `search_quality.jax_train`")
     parser.add_argument("--output_dir", required=True, type=pathlib.Path)
     parser.add_argument("--seconds", type=float, default=570)
-    parser.add_argument("--processes", type=int, default=5, help="that compile, of each job")
+    parser.add_argument("--processes", type=int, default=1, help="that compile a job; 1: threads")
     options = parser.parse_args()
     end = started + options.seconds
     folder = options.output_dir
@@ -112,17 +111,28 @@ def main() -> None:
     compiling = [f"--processes={options.processes}"]
     places = [f"--data={options.data}", f"--logits={folder / 'logits'}"]
     places.append(f"--output={folder / 'search.csv'}")
-    search = Job("search", folder, end, [*SEARCH, *places, *compiling])
     of_times = [*TIMES, f"--output={folder / 'times.csv'}", *compiling]
-    for named in TIMED:
-        jobs = [Job(name, folder, end, [*of_times, *flags]) for name, flags in named.items()]
-        for job in wait_compiled([*jobs, search], end - SHORTEST_SEARCH):
-            if job is not search:
-                print(f"{time.monotonic() - started:.0f} s: {job.name}", flush=True)
-                job.compute(end - SHORTEST_SEARCH)
-    print(f"{time.monotonic() - started:.0f} s: search", flush=True)
+
+    def say(*words: str) -> None:
+        print(f"{time.monotonic() - started:.0f} s:", *words, flush=True)
+
+    def timed(name: str) -> None:
+        job = Job(name, folder, end, [*of_times, *TIMED[name]])
+        if job.wait_compiled(end - SHORTEST_SEARCH):
+            say(name, "is compiled")
+            job.compute(end - SHORTEST_SEARCH)
+        say(name, "has ended")
+
+    first, *others = TIMED
+    timed(first)
+    search = Job("search", folder, end, [*SEARCH, *places, *compiling])
+    say("search is compiled:", str(search.wait_compiled(end - SHORTEST_SEARCH / 2)))
+    for name in others:
+        if time.monotonic() < end - SHORTEST_SEARCH:
+            timed(name)
+    say("search")
     search.compute(end + 10)
-    print(f"{time.monotonic() - started:.0f} s: ended", flush=True)
+    say("ended")
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ def compile_in_processes(supernet, images_shape):
             subprocess.Popen([*command, f"--compile_part={index}:{folder}"])
             for index in range(processes)
         ]
-        failed = []
+        failed, start = [], time.monotonic()
         for index, process in enumerate(running):
             if process.wait():
                 failed += parts[index]
@@ -255,6 +255,7 @@ def compile_in_processes(supernet, images_shape):
                 executable = serialize_executable.deserialize_and_load(*serialized)
                 run = runner(kinds[number], supernet.execution)
                 found[number, name] = run.functions[name] = executable
+            print(f"part {index}: loaded after {time.monotonic() - start:.0f} s", flush=True)
     if failed:
         print(f"compiling {len(failed)} kinds again in threads", flush=True)
         found |= compile_ahead(
@@ -399,7 +400,9 @@ def measure(size):
     device = jax.devices()[0]
     with alone():
         for _ in range(FLAGS.warmup):
+            start = time.monotonic()
             losses = jax.block_until_ready(bilevel.step(crops.batch(), crops.batch()))
+            print(f"warm-up: {time.monotonic() - start:.1f} s", flush=True)
         wall, host = [], []
         for _ in range(FLAGS.repeats):
             jax.block_until_ready(losses)
@@ -512,13 +515,21 @@ def search(size):
             np.savez(Path(FLAGS.logits, f"{step}.npz"), alpha=logits[0], beta=logits[1])
 
     slowest = 0.0
+
+    def gradients():
+        bilevel.gradients("weights", crops_a.batch(0))
+        jax.block_until_ready(bilevel.gradients("architecture", crops_b.batch(0)))
+
     with alone():
-        # The schedule ends where the time does.
+        # The schedule ends where the time does. The first pair of gradients is slow: on a GPU each
+        # convolution is planned when it runs for the first time.
         start = time.monotonic()
-        for _ in range(10):
-            bilevel.gradients("weights", crops_a.batch(0))
-            jax.block_until_ready(bilevel.gradients("architecture", crops_b.batch(0)))
-        seconds = (time.monotonic() - start) / 10
+        gradients()
+        print(f"first gradients after {time.monotonic() - start:.1f} s", flush=True)
+        start = time.monotonic()
+        for _ in range(5):
+            gradients()
+        seconds = (time.monotonic() - start) / 5
         steps = schedule.steps = int(max(20, min(FLAGS.steps, 0.8 * seconds_left() / seconds)))
         print(f"{steps} steps of about {seconds:.4f} s", flush=True)
         for step in range(steps):
