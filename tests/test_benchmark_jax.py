@@ -1,12 +1,18 @@
 """The search on Keras' JAX backend takes the steps of `BilevelModel`."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
+import pytest
 from commands import run_on_jax
 
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.schedules import Cosine
+from benchmarks import rows
 
 CLASSES, SIZE, STEPS = 4, (33, 49), 3
 CLASS_WEIGHTS = (0.5, 1.0, 2.0, 1.5)
@@ -70,3 +76,40 @@ def test_steps_on_jax_are_those_of_the_bilevel_model(tmp_path):
         values = theirs[f"variable_{index}"]
         atol = 1e-4 if "logits" in variable.name else 1e-3
         np.testing.assert_allclose(variable, values, atol=atol, err_msg=variable.path)
+
+
+@pytest.mark.slow
+def test_a_search_on_jax_scores_and_keeps_what_it_learns(tmp_path):
+    generator = np.random.default_rng(0)
+    labels = (generator.uniform(size=(16, 6, 8)) < 0.5).astype("uint8").repeat(8, 1).repeat(8, 2)
+    images = labels[..., None] * np.full(3, 200, "uint8")
+    np.savez(
+        tmp_path / "data.npz",
+        train_images=images,
+        train_labels=labels,
+        train_ids=np.array(["0006R0"] * 16),
+        train_half=np.arange(16) % 2,
+        val_images=images[:8],
+        val_labels=labels[:8],
+    )
+    (tmp_path / "logits").mkdir()
+    command = [
+        *(sys.executable, "-m", "benchmarks.jax_search", "--split=reported", "--adam"),
+        *("--num_layers=1", "--num_blocks=1", "--filter_multiplier=2", "--stem_channels=4,4,8"),
+        *("--dtype_policy=float32", "--crop_size=33x49", "--batch_size=4", "--learning_rate=0.01"),
+        *("--steps=60", "--warmup_steps=20", "--probe_every=20", "--probes=2"),
+        *("--arch_learning_rate=0.1", "--arch_weight_decay=0"),
+        *(f"--data={tmp_path / 'data.npz'}", f"--logits={tmp_path / 'logits'}"),
+        f"--output={tmp_path / 'search.csv'}",
+    ]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "KERAS_BACKEND": "jax"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = rows.read(tmp_path / "search.csv")
+    assert [row["step"] for row in found] == ["20", "40", "60"]
+    assert float(found[-1]["loss"]) < float(found[0]["loss"])
+    assert 0.0 <= float(found[-1]["val_decoded_miou"]) <= 1.0
+    assert float(found[-1]["val_miou"]) > float(found[0]["val_miou"])
+    assert float(found[0]["alpha_entropy"]) > float(found[-1]["alpha_entropy"])
+    with np.load(tmp_path / "logits" / "60.npz") as last:
+        assert np.abs(last["alpha"]).max() > 0.5
