@@ -6,6 +6,7 @@ import pytest
 
 from auto_deeplab_tf import cli, config
 from auto_deeplab_tf.training import schedules
+from benchmarks.search_quality import methods, trainings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").glob("*.flags"))
@@ -53,6 +54,17 @@ def test_flags_are_accepted_and_headed_by_their_contract(path):
     words = header.replace("\\\n#", " ").split(f"--flagfile=configs/{path.name}")[1].split("\n")[0]
     config_class = config.SearchConfig if "search" in path.stem else config.TrainConfig
     cli.parse(config_class, [f"--flagfile={path}", *words.split()])
+
+
+def test_camvid_has_the_settings_whose_worth_was_measured():
+    steps = ["--run_dir=a", "--architecture=auto_deeplab", "--steps=1800", "--steps_per_epoch=225"]
+    measured = cli.parse(
+        config.TrainConfig, [f"--flagfile={trainings.RECIPE}", *steps, "--filter_multiplier=17"]
+    )
+    assert not config.resume_conflicts(measured, read(named("camvid_train")))
+    searched = [f"--flagfile={methods.SEARCH}", "--run_dir=a", *methods.OF_LEVERS]
+    measured = cli.parse(config.SearchConfig, searched)
+    assert not config.resume_conflicts(measured, read(named("camvid_search")))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
