@@ -70,7 +70,10 @@ class _Selection:
         from auto_deeplab_tf.training.run_dir import RunDir
 
         self._options = options
-        self._training = _recipe_of(options.train_flagfile).with_absolute_paths()
+        places = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
+        given: dict[str, Any] = {name: place for name, place in places.items() if place}
+        recipe = dataclasses.replace(_recipe_of(options.train_flagfile), **given)
+        self._training = recipe.with_absolute_paths()
         self._run = RunDir(options.output_dir, options, setting="output_dir")
         self._check_recipe()
         self._table = selection.Table(self._run.path)

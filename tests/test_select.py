@@ -387,6 +387,22 @@ def test_a_clock_is_handed_on_to_trainings_and_ends_the_selection(places, monkey
     assert selected(arguments)["candidate"] == "random-1"
 
 
+def test_folders_of_the_data_may_be_given_beside_the_recipe(places, monkeypatch):
+    folder, arguments = places
+    given = []
+    trainings = FakeTrainings()
+    monkeypatch.setattr(
+        select, "run_command", lambda command: given.append(command) or trainings(command)
+    )
+    (folder / "recipe.flags").write_text(RECIPE)
+    places = (f"--data_dir={folder}/CamVid", f"--cache_dir={folder}/cache")
+    selected(arguments, "--num_random=1", "--rungs=1", "--json", *places)
+    flags = [word for word in given[0] if word.startswith("--flagfile=")]
+    needed = ["--architecture=auto_deeplab", "--run_dir=a"]
+    training = cli.parse(config.TrainConfig, [*flags, *needed])
+    assert [training.data_dir, training.cache_dir] == [f"{folder}/CamVid", f"{folder}/cache"]
+
+
 def test_another_recipe_or_other_candidates_do_not_resume(places, monkeypatch):
     folder, arguments = places
     monkeypatch.setattr(select, "run_command", FakeTrainings())

@@ -741,6 +741,18 @@ class SelectConfig(HoldBackConfig, RayConfig, TimeLimitConfig, OutputConfig):
         path=True,
         on_resume="free",  # its content is compared
     )
+    data_dir: str | None = changed(
+        DataFilesConfig,
+        "data_dir",
+        None,
+        help="folder of the data set (default: that of train_flagfile)",
+    )
+    cache_dir: str | None = changed(
+        DatasetConfig,
+        "cache_dir",
+        None,
+        help="folder of the prepared records (default: that of train_flagfile)",
+    )
     hold_back: float = changed(HoldBackConfig, "hold_back", 0.2, above=0, minimum=None)
     search_runs: tuple[str, ...] | None = _candidates(
         None, "folders of searches of one search space", metavar="RUN,RUN,..."
