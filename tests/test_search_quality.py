@@ -193,6 +193,15 @@ def test_report_says_where_the_searched_networks_stand(searched, percentile, sho
     assert ("not shown" in other) == (searched < 0.45)
 
 
+def test_report_decides_nothing_before_all_networks_are_there():
+    rows = [row for row in _population(0.6) if row["name"] != "s2"]
+    text = report.report(rows)
+    assert text.count("undecided (2 of 3 networks)") == 2
+    assert "shown to be" not in text
+    without = [row for row in _population(0.6) if row["name"] not in ("o1", "o2")]
+    assert report.report(without).count("undecided (1 of 3 networks)") == 1
+
+
 def test_report_says_whether_ranks_hold_and_whose_opinion_agrees():
     def trial(n, steps, miou):
         loss = 2 - 0.1 * n

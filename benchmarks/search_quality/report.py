@@ -12,6 +12,7 @@ import scipy.stats
 Rows = list[dict[str, str]]
 RESAMPLES = 10_000
 PERCENTILE = 90.0  # Searched networks have to lie above it, with the whole interval.
+NETWORKS = 3  # Of each method; before they are there nothing is decided.
 KEPT_RANKS = 0.7  # Tau between two lengths of training at which the shorter one will do.
 LOWER_IS_BETTER = ("loss_1_8", "loss_1_4", "loss_1_2")
 OPINIONS = (
@@ -112,8 +113,8 @@ def _percentile(rows: Rows, kind: str) -> str:
     difference = np.mean([np.mean(s) for s in found]) - mean
     return (
         f"{kind} ({len(found)}) among random ({len(random)}): percentile {standing:.0f}, 95 % "
-        f"interval {low:.0f} to {high:.0f}: {'shown' if low > PERCENTILE else 'not shown'} to be "
-        f"above {PERCENTILE:.0f}\ndifference to the random mean {difference:+.4f}"
+        f"interval {low:.0f} to {high:.0f}: {_verdict(low > PERCENTILE, found)} to be above "
+        f"{PERCENTILE:.0f}\ndifference to the random mean {difference:+.4f}"
         + _in_deviations(difference, deviation)
     )
 
@@ -132,8 +133,16 @@ def _difference(rows: Rows, kind: str) -> str:
     shown = deviation is not None and difference > deviation
     return (
         f"{kind} minus random search {difference:+.4f}{_in_deviations(difference, deviation)}: "
-        f"{'shown' if shown else 'not shown'} to be better by more than the deviation of seeds"
+        f"{_verdict(shown, found, other)} to be better by more than the deviation of seeds"
     )
+
+
+def _verdict(shown: bool, *methods: Sequence[Sequence[float]]) -> str:
+    """What a comparison says, once it has as many networks of each method as it was planned with."""
+    found = min(map(len, methods))
+    if found < NETWORKS:
+        return f"undecided ({found} of {NETWORKS} networks)"
+    return "shown" if shown else "not shown"
 
 
 def _comparisons(rows: Rows) -> list[str]:
