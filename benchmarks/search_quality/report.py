@@ -138,7 +138,7 @@ def _difference(rows: Rows, kind: str) -> str:
 
 
 def _verdict(shown: bool, *methods: Sequence[Sequence[float]]) -> str:
-    """What a comparison says, once it has as many networks of each method as it was planned with."""
+    """What a comparison says, once all networks that were planned are there."""
     found = min(map(len, methods))
     if found < NETWORKS:
         return f"undecided ({found} of {NETWORKS} networks)"
