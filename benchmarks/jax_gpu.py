@@ -100,7 +100,7 @@ class Job:
 def main() -> None:
     started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="the .npz of `search_quality.jax_train`")
+    parser.add_argument("--data", required=True, help="the .npz of `search_quality.jax_data`")
     parser.add_argument("--output_dir", required=True, type=pathlib.Path)
     parser.add_argument("--seconds", type=float, default=570)
     parser.add_argument("--processes", type=int, default=1, help="that compile a job; 1: threads")

@@ -10,7 +10,7 @@ time and in parallel threads; the loss and the two updates are two functions mor
 waits for the device.
 
 Without `--data` random crops are timed. With it a search runs on the images of a split of CamVid,
-of the .npz that `search_quality.jax_train` makes. Rows go to `--output` as soon as they are known.
+of the .npz that `search_quality.jax_data` makes. Rows go to `--output` as soon as they are known.
 Rows of different devices do not belong in one comparison. `benchmarks.jax_gpu` does both in one go.
 """
 
@@ -44,7 +44,7 @@ from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.schedules import Cosine
 from benchmarks.jax_common import Rows, count_pixels, draw_batch, mean_iou, mean_loss
-from benchmarks.search_quality import jax_train
+from benchmarks.search_quality import jax_data
 
 FLAGS = flags.FLAGS
 STARTED = time.monotonic()
@@ -456,7 +456,7 @@ def kernels(supernet, executables):
 
 def search(size):
     """Searches on the images of `--data`, as long as `--steps` and `--seconds` allow."""
-    data = jax_train.load(FLAGS.data, FLAGS.split)
+    data = jax_data.load(FLAGS.data, FLAGS.split)
     images, labels, half = (data[f"train_{name}"] for name in ("images", "labels", "half"))
     class_weights = data["class_weights"]
     schedule = Cosine(FLAGS.learning_rate, FLAGS.min_learning_rate, FLAGS.steps)
@@ -464,7 +464,7 @@ def search(size):
     supernet = bilevel.supernet
     compile_in_processes(supernet, (FLAGS.batch_size, *size, 3))
     print(COMPILED, flush=True)
-    drawing = size, jax_train.SCALES, data["mean"]
+    drawing = size, jax_data.SCALES, data["mean"]
     crops_a, crops_b, probes = (
         Crops(images[half == h], labels[half == h], seed, *drawing)
         for h, seed in ((0, FLAGS.seed), (1, FLAGS.seed + 1), (1, FLAGS.seed + 2))

@@ -2,9 +2,7 @@
 
 import dataclasses
 import itertools
-import os
 import pathlib
-import subprocess
 import sys
 import types
 
@@ -28,7 +26,7 @@ from benchmarks.search_quality import (
     cost_weights,
     ends,
     image_matrices,
-    jax_train,
+    jax_data,
     levers,
     methods,
     opinions,
@@ -83,13 +81,13 @@ def test_frames_are_held_back_for_tuning(tmp_path):
         val_images=np.full((9, 4, 4, 3), 9, np.uint8),
         val_labels=labels[[0] * 9],
     )
-    tuning = jax_train.load(str(tmp_path / "data.npz"), "tuning")
+    tuning = jax_data.load(str(tmp_path / "data.npz"), "tuning")
     assert set(np.unique(tuning["train_images"])) == {1, 2}
     assert tuning["train_half"].tolist() == [1, 1]
     # One image of the drive, padded to a batch by images that count nowhere.
-    assert len(tuning["val_images"]) == jax_train.BATCH
+    assert len(tuning["val_images"]) == jax_data.BATCH
     assert np.all(tuning["val_labels"][1:] == 255) and np.all(tuning["val_labels"][0] == 0)
-    reported = jax_train.load(str(tmp_path / "data.npz"), "reported")
+    reported = jax_data.load(str(tmp_path / "data.npz"), "reported")
     assert len(reported["train_images"]) == 4 and len(reported["val_images"]) == 16
     assert set(np.unique(reported["val_images"][:9])) == {9}
 
@@ -116,42 +114,18 @@ def test_crops_are_windows_and_pixels_are_counted_by_label_and_prediction():
     )
 
 
-PROGRAM = """
-import sys, types, time
-sys.modules["tensorflow"] = None  # the device has none
-import numpy as np, jax
-from auto_deeplab_tf.sampling import random_architecture
-from benchmarks.search_quality import jax_train, population
-population.SETTINGS.update(num_classes=11)
-generator = np.random.default_rng(0)
-labels = (generator.uniform(size=(24, 6, 8)) < 0.5).astype(np.uint8).repeat(8, 1).repeat(8, 2)
-images = (60 + 120 * labels[..., None] + generator.uniform(0, 20, (24, 48, 64, 3))).astype(np.uint8)
-labels[:, :2] = 255
-np.savez(sys.argv[1], train_images=images, train_labels=labels, val_images=images[:8],
-         train_ids=np.array(["0006R0"] * 24), train_half=np.arange(24) % 2, val_labels=labels[:8])
-data = jax_train.load(sys.argv[1], "reported")
-trainer = jax_train.Trainer(random_architecture(0, 2, 1), 2, data)
-batch, truth = trainer.draw_batch(jax.random.key(3))
-batch, truth = np.asarray(batch), np.asarray(truth)
-assert batch.shape == (8, 48, 64, 3) and truth.shape == (8, 48, 64)
-inside = truth != 255
-# The label of a pixel and its brightness still belong together, away from the borders.
-agree = ((batch[..., 0] > 130) == (truth == 1))[inside].mean()
-assert agree > 0.9, agree
-row = trainer.train(0, 200, time.monotonic() + 1000)
-again = trainer.train(0, 200, time.monotonic() + 1000)
-assert row["miou"] == again["miou"] > 0.8, (row, again)
-assert row["loss_1_8"] > row["loss_1_4"] > row["loss_1_2"] > 0
-assert trainer.train(1, 200, time.monotonic() - 1) is None
-"""
-
-
-@pytest.mark.slow
-def test_a_network_learns_on_jax(tmp_path):
-    environment = os.environ | {"KERAS_BACKEND": "jax", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "data.npz")]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-2000:]
+def test_crops_of_scaled_images_keep_pixels_and_labels_together():
+    rng = np.random.default_rng(0)
+    labels = (rng.uniform(size=(4, 6, 8)) < 0.5).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    images = 60 + 120 * labels[..., None].repeat(3, -1)
+    crops, found = jax_common.draw_batch(
+        images, labels, jax.random.key(3), 16, (48, 64), jax_data.SCALES, 30.0
+    )
+    crops, found = np.asarray(crops)[..., 0], np.asarray(found)
+    beside = found == jax_common.IGNORE
+    assert 0.02 < beside.mean() < 0.4 and np.all(crops[beside] == 30.0)
+    # But for the pixels between two blocks, which are mixed of both.
+    assert np.mean((crops[~beside] > 120) == found[~beside]) > 0.95
 
 
 def _row(kind, name, seed, val_miou, split="reported", steps=600, **changes):
