@@ -40,14 +40,13 @@ class Job:
     """A process of `jax_search` that compiles, then waits for a file before it computes.
 
     Args:
-        name: Of its log.
+        name: Of its files.
         folder: Of the log and the files that it waits for.
         end: When it has to have ended, by `time.monotonic`.
         arguments: Flags.
     """
 
     def __init__(self, name: str, folder: pathlib.Path, end: float, arguments: list[str]):
-        self.name = name
         self._log, self._go = folder / f"{name}.log", folder / f"{name}.go"
         command = [sys.executable, "-m", "benchmarks.jax_search", *arguments]
         command += [f"--wait_for={self._go}", f"--seconds={end - time.monotonic():.0f}"]
