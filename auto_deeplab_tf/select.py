@@ -24,7 +24,7 @@ import functools
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from auto_deeplab_tf import cli, config, ray_cluster, selection
@@ -50,6 +50,8 @@ _DECIDED = (
     "hold_back",
     "hold_back_groups",
 )
+# The folder may move between two starts: each training compares the data with those it began with.
+_PLACES = ("data_dir", "cache_dir")
 _DIVERGED = re.compile(r"loss became -?(nan|inf) at step")
 
 
@@ -70,8 +72,7 @@ class _Selection:
         from auto_deeplab_tf.training.run_dir import RunDir
 
         self._options = options
-        places = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
-        given: dict[str, Any] = {name: place for name, place in places.items() if place}
+        given = {name: getattr(options, name) for name in _PLACES if getattr(options, name)}
         recipe = dataclasses.replace(_recipe_of(options.train_flagfile), **given)
         self._training = recipe.with_absolute_paths()
         self._run = RunDir(options.output_dir, options, setting="output_dir")
@@ -84,7 +85,9 @@ class _Selection:
         self._recipe = _recipe_text(self._training)
         file = self._run / "train.flags"
         # Through the settings: an older version wrote no flags that are newer.
-        if file.exists() and _recipe_text(_recipe_of(str(file))) != self._recipe:
+        left_out = (*_DECIDED, *_PLACES)
+        now = _recipe_text(self._training, left_out)
+        if file.exists() and _recipe_text(_recipe_of(str(file)), left_out) != now:
             raise UserError(
                 f"{file} holds another recipe than train_flagfile={self._options.train_flagfile} "
                 "now: name another output_dir, or bring the old recipe back."
@@ -301,10 +304,10 @@ def _recipe_of(flagfile: str) -> config.TrainConfig:
     return cli.parse(config.TrainConfig, [f"--flagfile={flagfile}", *decided])
 
 
-def _recipe_text(training: config.TrainConfig) -> str:
+def _recipe_text(training: config.TrainConfig, left_out: Sequence[str] = _DECIDED) -> str:
     """The settings of the trainings as a flag file, without what the selection decides."""
     lines = config.flags_text(training).splitlines(keepends=True)
-    return "".join(line for line in lines if line[2:].partition("=")[0] not in _DECIDED)
+    return "".join(line for line in lines if line[2:].partition("=")[0] not in left_out)
 
 
 def _scores(metrics: AnyPath, rung: int) -> dict[str, Any]:

@@ -403,6 +403,18 @@ def test_folders_of_the_data_may_be_given_beside_the_recipe(places, monkeypatch)
     assert [training.data_dir, training.cache_dir] == [f"{folder}/CamVid", f"{folder}/cache"]
 
 
+def test_a_selection_resumes_where_its_data_have_moved(places, monkeypatch):
+    folder, arguments = places
+    monkeypatch.setattr(select, "run_command", FakeTrainings())
+    few = ("--num_random=2", "--rungs=1", "--json")
+    result = selected(arguments, *few)
+    (folder / "out" / "architecture.json").unlink()
+    (folder / "CamVid").rename(folder / "moved")
+    moved = (f"--data_dir={folder}/moved", f"--cache_dir={folder}/other_cache")
+    assert selected(arguments, *few, *moved) == result
+    assert f"--data_dir={folder}/moved\n" in (folder / "out" / "train.flags").read_text()
+
+
 def test_another_recipe_or_other_candidates_do_not_resume(places, monkeypatch):
     folder, arguments = places
     monkeypatch.setattr(select, "run_command", FakeTrainings())
