@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
+import re
 import sys
 import types
 
@@ -165,6 +166,10 @@ def test_report_says_where_the_searched_networks_stand(searched, percentile, sho
     other = next(line for line in text.splitlines() if line.startswith("searched minus"))
     assert f"{(searched - 0.45) / 0.001:+.1f} deviations of seeds (0.0010)" in other
     assert ("not shown" in other) == (searched < 0.45)
+    # A mean of nine draws of 0.000, 0.001, 0.002 has a deviation of 0.00027; here two differ.
+    low, high = map(float, re.search(r"95 % interval (\S+) to (\S+),", other).groups())
+    expected = np.asarray([-1.96, 1.96]) * 0.00027 * 2**0.5 + searched - 0.45
+    np.testing.assert_allclose([low, high], expected, atol=1.5e-4)
 
 
 def test_report_decides_nothing_before_all_networks_are_there():

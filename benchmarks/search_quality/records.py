@@ -12,6 +12,8 @@ import re
 import statistics
 from typing import Any
 
+import scipy.stats
+
 from auto_deeplab_tf.architecture import Architecture
 from benchmarks import rows
 from benchmarks.search_quality import trainings
@@ -91,7 +93,7 @@ def proposals(of_candidates: Rows) -> str:
 
     for key, group in sorted(grouped(of_candidates, proposer).items()):
         losses = [float(row["loss_1"]) for row in group]
-        error = statistics.stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
+        error = scipy.stats.sem(losses) if len(losses) > 1 else 0.0
         lines.append(
             f"{' '.join(key):40} {len(losses):3}  {statistics.mean(losses):.3f} ({error:.3f})  "
             f"{min(losses):.3f}"

@@ -91,26 +91,14 @@ def _paired(short: Rows, long: Rows) -> list[tuple[float, float]]:
 
 
 def _percentile(rows: Rows, kind: str) -> str:
-    """Where the networks of a kind stand among the random ones, with a bootstrap interval.
-
-    Resampled are the networks, the seeds within each, and the random networks.
-    """
+    """Where the networks of a kind stand among the random ones."""
     found, random = _seeds(rows, kind), _seeds(rows, "random")
     if not found or len(random) < 2:
         return ""
-    generator = np.random.default_rng(0)
-    standing = percentile([np.mean(s) for s in found], [np.mean(r) for r in random])
-    drawn = []
-    for _ in range(RESAMPLES):
-        chosen = [found[i] for i in generator.integers(len(found), size=len(found))]
-        means = [np.mean(generator.choice(seeds, len(seeds))) for seeds in chosen]
-        others = [random[i] for i in generator.integers(len(random), size=len(random))]
-        drawn.append(
-            percentile(means, [np.mean(generator.choice(seeds, len(seeds))) for seeds in others])
-        )
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    mean, deviation = np.mean([np.mean(r) for r in random]), _seed_deviation([*random, *found])
-    difference = np.mean([np.mean(s) for s in found]) - mean
+    standing = percentile(_means(found), _means(random))
+    low, high = _interval(percentile, found, random)
+    deviation = _seed_deviation([*random, *found])
+    difference = _difference_of_means(_means(found), _means(random))
     return (
         f"{kind} ({len(found)}) among random ({len(random)}): percentile {standing:.0f}, 95 % "
         f"interval {low:.0f} to {high:.0f}: {_verdict(low > PERCENTILE, found)} to be above "
@@ -129,12 +117,40 @@ def _difference(rows: Rows, kind: str) -> str:
     if not found or not other:
         return ""
     deviation = _seed_deviation([*found, *other])
-    difference = np.mean([np.mean(s) for s in found]) - np.mean([np.mean(s) for s in other])
+    difference = _difference_of_means(_means(found), _means(other))
+    low, high = _interval(_difference_of_means, found, other)
     shown = deviation is not None and difference > deviation
     return (
-        f"{kind} minus random search {difference:+.4f}{_in_deviations(difference, deviation)}: "
-        f"{_verdict(shown, found, other)} to be better by more than the deviation of seeds"
+        f"{kind} minus random search {difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+        f"{_in_deviations(difference, deviation)}: {_verdict(shown, found, other)} to be better by "
+        "more than the deviation of seeds"
     )
+
+
+def _difference_of_means(values: Sequence[float], others: Sequence[float]) -> float:
+    return float(np.mean(values) - np.mean(others))
+
+
+def _interval(
+    compare: Callable[[Sequence[float], Sequence[float]], float],
+    networks: Sequence[Sequence[float]],
+    others: Sequence[Sequence[float]],
+) -> tuple[float, float]:
+    """The 95 % interval of a comparison by a bootstrap: networks, and the seeds within each."""
+    generator = np.random.default_rng(0)
+
+    def drawn(some: Sequence[Sequence[float]]) -> list[float]:
+        chosen = [some[i] for i in generator.integers(len(some), size=len(some))]
+        return [float(np.mean(generator.choice(seeds, len(seeds)))) for seeds in chosen]
+
+    low, high = np.quantile(
+        [compare(drawn(networks), drawn(others)) for _ in range(RESAMPLES)], (0.025, 0.975)
+    )
+    return float(low), float(high)
+
+
+def _means(networks: Sequence[Sequence[float]]) -> list[float]:
+    return [float(np.mean(seeds)) for seeds in networks]
 
 
 def _verdict(shown: bool, *methods: Sequence[Sequence[float]]) -> str:
