@@ -179,6 +179,8 @@ def test_report_decides_nothing_before_all_networks_are_there():
     assert "shown to be" not in text
     without = [row for row in _population(0.6) if row["name"] not in ("o1", "o2")]
     assert report.report(without).count("undecided (1 of 3 networks)") == 1
+    of_few_seeds = [row for row in _population(0.6) if (row["name"], row["seed"]) != ("o1", "2")]
+    assert report.report(of_few_seeds).count("undecided (2 of 3 networks)") == 1
 
 
 def test_report_says_whether_ranks_hold_and_whose_opinion_agrees():
