@@ -41,7 +41,7 @@ from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.sampling import random_architecture
 from benchmarks import rows
 from benchmarks.search_quality import cost_weights, ends, levers, methods, opinions, records
-from benchmarks.search_quality.report import report
+from benchmarks.search_quality.report import SEEDS, report
 from benchmarks.search_quality.trainings import Training, pending, train
 
 RESULTS = pathlib.Path(__file__).with_name("results.csv")
@@ -52,7 +52,6 @@ LENGTHS = (600, 1800)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
 SCENES_NETWORKS = [f"random_{n}" for n in range(10)]
-SEEDS = range(3)
 
 
 def main() -> None:
@@ -251,7 +250,7 @@ def population(options: argparse.Namespace) -> list[Training]:
 
     planned = [t for name, a in drawn.items() for t in trainings("random", name, a, range(1))]
     published = Architecture.preset("auto_deeplab")
-    planned += trainings("published", "auto_deeplab", published, SEEDS)
+    planned += trainings("published", "auto_deeplab", published, range(SEEDS))
     first = {
         row["name"]: float(row["val_miou"])
         for row in rows.read(options.results)
@@ -260,7 +259,7 @@ def population(options: argparse.Namespace) -> list[Training]:
     if len(first) == len(drawn):
         ranked = sorted(first, key=first.__getitem__)
         for name in (ranked[-1], ranked[len(ranked) // 2], ranked[0]):
-            planned += trainings("random", name, drawn[name], SEEDS)
+            planned += trainings("random", name, drawn[name], range(SEEDS))
     return planned
 
 
@@ -313,7 +312,7 @@ def _of_method(
                 options.steps,
                 round(found.seconds),
             )
-            for seed in SEEDS
+            for seed in range(SEEDS)
         ]
     return planned
 
