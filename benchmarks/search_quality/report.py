@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import scipy.stats
 
 Rows = list[dict[str, str]]
@@ -107,9 +108,14 @@ def _percentile(rows: Rows, kind: str) -> str:
     )
 
 
-def percentile(values: Sequence[float], population: Sequence[float]) -> float:
-    """Returns the percentage of `population` below the mean of `values`; ties count half."""
-    return float(scipy.stats.percentileofscore(population, np.mean(values), kind="mean"))
+def percentile(values: npt.ArrayLike, population: npt.ArrayLike) -> np.ndarray:
+    """Returns the percentage of `population` below the mean of `values`; ties count half.
+
+    Both along the last axis.
+    """
+    mean = np.mean(values, axis=-1, keepdims=True)
+    below, above = (np.mean(of, axis=-1) for of in (population < mean, population > mean))
+    return 50 * (1 + below - above)
 
 
 def _difference(rows: Rows, kind: str) -> str:
@@ -127,25 +133,27 @@ def _difference(rows: Rows, kind: str) -> str:
     )
 
 
-def _difference_of_means(values: Sequence[float], others: Sequence[float]) -> float:
-    return float(np.mean(values) - np.mean(others))
+def _difference_of_means(values: npt.ArrayLike, others: npt.ArrayLike) -> np.ndarray:
+    return np.mean(values, axis=-1) - np.mean(others, axis=-1)
 
 
 def _interval(
-    compare: Callable[[Sequence[float], Sequence[float]], float],
+    compare: Callable[[np.ndarray, np.ndarray], np.ndarray],
     networks: Sequence[Sequence[float]],
     others: Sequence[Sequence[float]],
 ) -> tuple[float, float]:
     """The 95 % interval of a comparison by a bootstrap: networks, and the seeds within each."""
     generator = np.random.default_rng(0)
 
-    def drawn(some: Sequence[Sequence[float]]) -> list[float]:
-        chosen = [some[i] for i in generator.integers(len(some), size=len(some))]
-        return [float(np.mean(generator.choice(seeds, len(seeds)))) for seeds in chosen]
+    def drawn(some: Sequence[Sequence[float]]) -> np.ndarray:
+        """The means of as many networks, (RESAMPLES, networks)."""
+        shape = (RESAMPLES, len(some))
+        of_each = [generator.choice(seeds, (*shape, len(seeds))).mean(axis=-1) for seeds in some]
+        return np.take_along_axis(
+            np.stack(of_each), generator.integers(len(some), size=(1, *shape)), axis=0
+        )[0]
 
-    low, high = np.quantile(
-        [compare(drawn(networks), drawn(others)) for _ in range(RESAMPLES)], (0.025, 0.975)
-    )
+    low, high = np.quantile(compare(drawn(networks), drawn(others)), (0.025, 0.975))
     return float(low), float(high)
 
 
