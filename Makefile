@@ -35,7 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  "with venv" >&2; exit 1; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@echo "installing into $(VENV): several minutes where the packages are not cached"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@# Of 21,000 files those that are imported are compiled then.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	  --constraint constraints.txt --editable '.[export,references,media,ray,dev]'
 	@touch $@
 

@@ -53,7 +53,7 @@ def test_every_baseline_is_pinned():
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow)
-        if name in ("dpc_xception65", "pspnet_resnet152")
+        if name in ("deeplabv3plus_xception65", "dpc_xception65", "pspnet_resnet152")
         else name
         for name in PINNED
     ],

@@ -11,6 +11,12 @@ from export import saved_model as saved_model_lib
 SIZE = (64, 80)
 
 
+# What one channel asks of TFLite and ONNX four channels ask as well.
+four_channels = pytest.mark.parametrize(
+    "exported_from", [pytest.param(1, marks=pytest.mark.slow), 4], indirect=True
+)
+
+
 @pytest.fixture(scope="module", params=[1, 4])
 def exported_from(request, tmp_path_factory):
     """(number of channels, model.keras, images of fixed size, their class ids)."""
@@ -51,6 +57,7 @@ def test_saved_model(exported_from, tmp_path):
         assert np.mean(tf.io.decode_png(mask)[..., 0] == expected[0]) > 0.999
 
 
+@four_channels
 def test_tflite(exported_from, tmp_path):
     channels, path, images, expected = exported_from
     file = tflite.export_tflite(path, tmp_path / "f[1]" / "model.tflite", SIZE).path
@@ -58,6 +65,7 @@ def test_tflite(exported_from, tmp_path):
     assert np.mean(answer == expected[:1]) > 0.999
 
 
+@four_channels
 def test_onnx(exported_from, tmp_path):
     import onnx
 

@@ -199,16 +199,17 @@ def test_the_statistics_do_not_depend_on_how_a_step_runs(way, mirrored):
     strategy = mirrored if way == "mirrored" else tf.distribute.get_strategy()
     with strategy.scope() if way == "mirrored" else contextlib.nullcontext():
         network = small_network()
-    step = tf.function(lambda x: network(x, training=True), jit_compile=way == "xla")
+    if way == "mirrored":
+        given = mirrored.experimental_distribute_values_from_function(
+            lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
+        )
+        step = tf.function(lambda parts: mirrored.run(network, (parts,), {"training": True}))
+    else:
+        given = tf.constant(x)
+        step = tf.function(lambda x: network(x, training=True), jit_compile=way == "xla")
     for _ in range(3):
         expected(x, training=True)
-        if way == "mirrored":
-            parts = mirrored.experimental_distribute_values_from_function(
-                lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
-            )
-            tf.function(lambda parts: mirrored.run(network, (parts,), {"training": True}))(parts)
-        else:
-            step(x)
+        step(given)
     assert np.array(network.updates) == np.array(expected.updates) == 3
     for ours, theirs in zip(moving_of(network), moving_of(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-4)
