@@ -34,6 +34,8 @@ SEARCH = [
     *("--probe_every=100", "--probes=8"),
 ]
 SHORTEST_SEARCH = 120.0  # seconds
+# What `jax_search` prints when nothing is left to compile but the updates and the crops.
+COMPILED = "compiled"
 
 
 class Job:
@@ -66,7 +68,7 @@ class Job:
     @property
     def compiled(self) -> bool:
         """Whether it waits for nothing but its file."""
-        return self.running and "compiled" in self._log.read_text(errors="replace").splitlines()
+        return self.running and COMPILED in self._log.read_text(errors="replace").splitlines()
 
     @property
     def running(self) -> bool:

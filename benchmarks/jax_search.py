@@ -44,6 +44,7 @@ from auto_deeplab_tf.nn.normalization import update_weights
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.schedules import Cosine
 from benchmarks.jax_common import Rows, count_pixels, draw_batch, mean_iou, mean_loss
+from benchmarks.jax_gpu import COMPILED
 from benchmarks.search_quality import jax_data
 
 FLAGS = flags.FLAGS
@@ -51,9 +52,6 @@ STARTED = time.monotonic()
 # What a CUDA graph may hold. With CUDNN and CONVOLUTION among it, JAX 0.11.2 on an H100 ended in
 # "unknown cudnn status: 5003" at the first iteration; without them it has not run yet.
 GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,DYNAMIC_SLICE_FUSION"
-
-# What is printed when nothing is left to compile but the updates and the crops.
-COMPILED = "compiled"
 
 
 class Bilevel:

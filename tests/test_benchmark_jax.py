@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from commands import run_on_jax
 from auto_deeplab_tf.nn.supernet import build_supernet
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.schedules import Cosine
-from benchmarks import rows
+from benchmarks import jax_gpu, rows
 
 CLASSES, SIZE, STEPS = 4, (33, 49), 3
 CLASS_WEIGHTS = (0.5, 1.0, 2.0, 1.5)
@@ -113,3 +114,50 @@ def test_a_search_on_jax_scores_and_keeps_what_it_learns(tmp_path):
     assert float(found[0]["alpha_entropy"]) > float(found[-1]["alpha_entropy"])
     with np.load(tmp_path / "logits" / "60.npz") as last:
         assert np.abs(last["alpha"]).max() > 0.5
+
+
+# What `jax_gpu` sees of `jax_search`; a batch of 16 fails and one of 8 never gets ready.
+FAKE = """
+import pathlib, sys, time
+flags = dict((flag + "=").lstrip("-").split("=")[:2] for flag in sys.argv[1:])
+name = "search" if "data" in flags else flags["batch_size"] + "graphs" * ("graphs" in flags)
+def say(what):
+    with open("events", "a") as file:
+        print(name, what, file=file)
+say("starts")
+if name == "16":
+    sys.exit("out of memory")
+if name == "8":
+    time.sleep(600)
+print("compiled", flush=True)
+while not pathlib.Path(flags["wait_for"]).exists():
+    time.sleep(0.05)
+say("computes")
+"""
+
+
+@pytest.fixture
+def fake_search(tmp_path, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    (tmp_path / "benchmarks" / "jax_search.py").write_text(FAKE)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("fake_search")
+def test_on_a_gpu_each_program_is_timed_alone_and_the_search_is_last(tmp_path, monkeypatch):
+    monkeypatch.delitem(jax_gpu.TIMED, "batch_8")
+    monkeypatch.setattr(sys, "argv", ["jax_gpu", "--data=a.npz", "--output_dir=out"])
+    jax_gpu.main()
+    assert (tmp_path / "events").read_text().splitlines() == [
+        *("2 starts", "2 computes", "search starts"),
+        *("2graphs starts", "2graphs computes", "16 starts", "search computes"),
+    ]
+    assert "out of memory" in (tmp_path / "out" / "batch_16.log").read_text()
+
+
+@pytest.mark.usefixtures("fake_search")
+def test_a_program_that_compiles_too_long_is_ended(tmp_path):
+    end = time.monotonic() + 1
+    job = jax_gpu.Job("batch_8", tmp_path, end, jax_gpu.TIMED["batch_8"])
+    assert job.running and not job.wait_compiled(end) and not job.running

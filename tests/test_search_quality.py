@@ -13,7 +13,7 @@ import pytest
 import tiny_camvid
 from PIL import Image
 
-from auto_deeplab_tf import accounting, cli, config, decoding, searcher
+from auto_deeplab_tf import accounting, cli, config, data, decoding, searcher
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.data import pipeline, split
 from auto_deeplab_tf.nn.network import build_network
@@ -91,6 +91,22 @@ def test_frames_are_held_back_for_tuning(tmp_path):
     reported = jax_data.load(str(tmp_path / "data.npz"), "reported")
     assert len(reported["train_images"]) == 4 and len(reported["val_images"]) == 16
     assert set(np.unique(reported["val_images"][:9])) == {9}
+
+
+def test_camvid_is_written_as_arrays(tmp_path, monkeypatch):
+    root = tiny_camvid.write(tmp_path / "CamVid", {"train": 6, "val": 2})
+    file = tmp_path / "data.npz"
+    monkeypatch.setattr(sys, "argv", ["jax_data", f"--data_dir={root}", f"--output={file}"])
+    jax_data.main()
+    read = jax_data.load(str(file), "reported")
+    assert read["train_images"].shape == (6, 120, 160, 3)
+    source = data.open_split("camvid", "train", data_dir=root)
+    np.testing.assert_array_equal(
+        np.flatnonzero(read["train_half"]), split.source_halves(source)[1]
+    )
+    mask = Image.open(root / "trainannot" / "0016E5_00003.png").resize((160, 120), Image.NEAREST)
+    expected = np.where(np.asarray(mask) == tiny_camvid.VOID, jax_common.IGNORE, mask)
+    assert np.mean(expected == read["train_labels"][3]) > 0.9
 
 
 def test_crops_are_windows_and_pixels_are_counted_by_label_and_prediction():
