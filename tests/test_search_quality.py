@@ -21,7 +21,7 @@ from auto_deeplab_tf.sampling import random_architecture
 from auto_deeplab_tf.search_space import OPERATIONS, relaxed_edges
 from auto_deeplab_tf.segmenter import Segmenter
 from auto_deeplab_tf.training import metrics
-from benchmarks import jax_common, rows
+from benchmarks import jax_common, rows, search_signal
 from benchmarks.search_quality import __main__ as search_quality
 from benchmarks.search_quality import (
     cost_weights,
@@ -315,7 +315,8 @@ def test_checkpoints_of_a_search_agree_with_random_networks_or_not(monkeypatch, 
     assert all(float(row["p_cell"]) < 0.05 for row in found) and found[0]["search"] == "tuning-a"
 
 
-def test_each_search_is_asked_for_its_agreement_once(monkeypatch, tmp_path):
+@pytest.mark.parametrize("stage", ["agreement", "signal"])
+def test_each_search_is_asked_once(monkeypatch, tmp_path, stage):
     drawn = {"selection": "tuning-random-8", "kind": "random", "candidate": "random-3", "loss_1": 1}
     rows.write(tmp_path / "candidates.csv", [drawn])
     asked = []
@@ -325,7 +326,12 @@ def test_each_search_is_asked_for_its_agreement_once(monkeypatch, tmp_path):
         asked.append(run_dir.name)
         yield {"search": run_dir.name, "step": 20}
 
+    def gradients(run_dir, batches, **places):
+        asked.append(run_dir.name)
+        return [{"step": batches}]
+
     monkeypatch.setattr(opinions, "agreement", agreement)
+    monkeypatch.setattr(search_signal, "rows", gradients)
     # A selection has no checkpoints, a search that runs no architecture; of the reported split no
     # random network has a loss.
     for name in ("tuning-a", "tuning-b", "reported-0"):
@@ -337,9 +343,9 @@ def test_each_search_is_asked_for_its_agreement_once(monkeypatch, tmp_path):
     (tmp_path / "data" / "train").mkdir()
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        _command(monkeypatch, tmp_path / "results.csv", tmp_path / "work", "--stage=agreement")
-    assert asked == ["tuning-a", "tuning-b"]
-    assert [row["search"] for row in rows.read(tmp_path / "agreement.csv")] == asked
+        _command(monkeypatch, tmp_path / "results.csv", tmp_path / "work", f"--stage={stage}")
+    assert asked == ["tuning-a", "tuning-b", *["reported-0"] * (stage == "signal")]
+    assert [row["search"] for row in rows.read(tmp_path / f"{stage}.csv")] == asked
 
 
 def test_a_prediction_is_taught_by_some_networks_and_asked_of_the_others():
@@ -852,7 +858,15 @@ def test_records_of_searches_and_selections_are_tables_and_figures(tmp_path):
     chain = trainings.shortest_chain(random_architecture(0, 3, 2))
     assert float(candidate["shortest_chain"]) == pytest.approx(chain)
     agreement = [{"search": "tuning-none", "step": "40", "tau_cell": "0.3", "tau_path": "0.1"}]
-    records.draw(_population(0.6), epochs, candidates, agreement, tmp_path)
-    words = {"searches": "tuning-none, path", "proposals": "random-1800", "ranks": "searched"}
+    measured = dict.fromkeys(("signal", "noise", "persistence", "halves"), "0.5")
+    signal = {f"{of}_{name}": value for of in ("alpha", "beta") for name, value in measured.items()}
+    signals = [{"search": "tuning-none", "step": step} | signal for step in ("40", "60")]
+    records.draw(_population(0.6), epochs, candidates, agreement, signals, tmp_path)
+    words = {
+        "searches": "tuning-none, path",
+        "signal": "tuning-none, beta",
+        "proposals": "random-1800",
+        "ranks": "searched",
+    }
     for name, word in words.items():
         assert word in (tmp_path / f"evidence_{name}.svg").read_text()

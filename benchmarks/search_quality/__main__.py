@@ -18,6 +18,8 @@ run elsewhere. Stages:
   each, on generated scenes.
 - opinions: what each search thinks of each network that has a row; `opinions.csv`.
 - agreement: how each checkpoint of a search agrees with random networks; `agreement.csv`.
+- signal: the gradient of alpha and beta at each checkpoint of a search, as
+  `benchmarks.search_signal` measures it; `signal.csv`.
 - levers: what searches with one setting changed propose (tuning split); `levers.csv`.
 - perturbation: what a perturbation decodes of all searches that lie there; `perturbation.csv`.
 - cost_weights: five small searches (tuning split); `cost_weights.csv`.
@@ -39,7 +41,7 @@ from typing import Any
 
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.sampling import random_architecture
-from benchmarks import rows
+from benchmarks import rows, search_signal
 from benchmarks.search_quality import cost_weights, ends, levers, methods, opinions, records
 from benchmarks.search_quality.report import SEEDS, report
 from benchmarks.search_quality.trainings import Training, pending, train
@@ -47,7 +49,8 @@ from benchmarks.search_quality.trainings import Training, pending, train
 RESULTS = pathlib.Path(__file__).with_name("results.csv")
 # Beside the results.
 OPINIONS, PROPOSALS, TRADE_OFF = "opinions.csv", "levers.csv", "cost_weights.csv"
-ENDS, PERTURBATION, AGREEMENT = "ends.csv", "perturbation.csv", "agreement.csv"
+ENDS, PERTURBATION = "ends.csv", "perturbation.csv"
+AGREEMENT, SIGNAL, SIGNAL_BATCHES = "agreement.csv", "signal.csv", 16
 LENGTHS = (600, 1800)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
@@ -76,10 +79,10 @@ def main() -> None:
             print(opinions.prediction(candidates, split))
         print(f"\n{records.proposals(candidates)}")
         if options.figures is not None:
-            of_searches, of_checkpoints = (
-                rows.read(_beside(name, options)) for name in (records.SEARCHES, AGREEMENT)
+            of_searches, agreements, signals = (
+                rows.read(_beside(name, options)) for name in (records.SEARCHES, AGREEMENT, SIGNAL)
             )
-            tables = (of_searches, candidates, of_checkpoints)
+            tables = (of_searches, candidates, agreements, signals)
             records.draw(rows.read(options.results), *tables, options.figures)
         return
     if options.data_dir is None or options.work_dir is None:
@@ -161,15 +164,37 @@ def ask(options: argparse.Namespace) -> None:
 
 def agree(options: argparse.Namespace) -> None:
     """Writes how the searches agree with random networks, checkpoint by checkpoint."""
-    file = _beside(AGREEMENT, options)
-    done = {row["search"] for row in rows.read(file)}
     candidates = rows.read(_beside(records.CANDIDATES, options))
-    for folders in _splits(options):
+
+    def found(folders: methods.Folders, run_dir: pathlib.Path) -> Iterable[dict[str, Any]]:
         losses = opinions.first_losses(candidates, folders.split)
+        return opinions.agreement(run_dir, losses, **folders.places()) if losses else ()
+
+    _of_each_search(AGREEMENT, found, options)
+
+
+def measure_signal(options: argparse.Namespace) -> None:
+    """Writes what the gradient of alpha and beta says, checkpoint by checkpoint."""
+
+    def found(folders: methods.Folders, run_dir: pathlib.Path) -> Iterable[dict[str, Any]]:
+        for row in search_signal.rows(run_dir, SIGNAL_BATCHES, **folders.places()):
+            yield {"search": run_dir.name} | row
+
+    _of_each_search(SIGNAL, found, options)
+
+
+def _of_each_search(
+    name: str,
+    found: Callable[[methods.Folders, pathlib.Path], Iterable[dict[str, Any]]],
+    options: argparse.Namespace,
+) -> None:
+    """Adds to a table what is found of each search that has no row there."""
+    file = _beside(name, options)
+    done = {row["search"] for row in rows.read(file)}
+    for folders in _splits(options):
         for run_dir in folders.searches():
-            if run_dir.name not in done and losses:
-                found = list(opinions.agreement(run_dir, losses, **folders.places()))
-                rows.write(file, [*rows.read(file), *found])
+            if run_dir.name not in done:
+                rows.write(file, [*rows.read(file), *found(folders, run_dir)])
 
 
 def train_ends(options: argparse.Namespace) -> None:
@@ -342,6 +367,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     **{name: functools.partial(carry_out, plan) for name, plan in PLANS.items()},
     "opinions": ask,
     "agreement": agree,
+    "signal": measure_signal,
     "levers": pull,
     "perturbation": perturb,
     "cost_weights": weigh,

@@ -105,7 +105,8 @@ def draw(
     results: Rows,
     of_searches: Rows,
     of_candidates: Rows,
-    of_checkpoints: Rows,
+    agreements: Rows,
+    signals: Rows,
     folder: pathlib.Path,
 ) -> None:
     """Draws the figures into a folder, as SVG.
@@ -114,14 +115,16 @@ def draw(
         results: Rows of `results.csv`.
         of_searches: Of `searches`.
         of_candidates: Of `candidates`.
-        of_checkpoints: Of `opinions.agreement`.
-        folder: Where `evidence_searches.svg`, `evidence_proposals.svg` and `evidence_ranks.svg`
-            are written.
+        agreements: Of `opinions.agreement`.
+        signals: Of `search_signal`, with the name of each search.
+        folder: Where `evidence_searches.svg`, `evidence_signal.svg`, `evidence_proposals.svg` and
+            `evidence_ranks.svg` are written.
     """
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "search_quality", "font.size": 8}):
-        _draw_searches(of_searches, of_checkpoints, folder / "evidence_searches.svg")
+        _draw_searches(of_searches, agreements, folder / "evidence_searches.svg")
+        _draw_signals(signals, folder / "evidence_signal.svg")
         _draw_proposals(of_candidates, folder / "evidence_proposals.svg")
         _draw_ranks(results, folder / "evidence_ranks.svg")
 
@@ -148,6 +151,36 @@ def _draw_searches(epochs: Rows, checkpoints: Rows, file: pathlib.Path) -> None:
     miou.set(xlabel="step", ylabel="mIoU on 40 images")
     agreement.set(xlabel="step", ylabel="tau of log-probabilities with random networks")
     _save(figure, (entropy, miou, agreement), file)
+
+
+def _draw_signals(checkpoints: Rows, file: pathlib.Path) -> None:
+    """Signal over noise of the mean gradients of alpha and beta, and whether they last."""
+    figure, all_axes = _figure(3)
+    signal, *of_variables = all_axes
+    for color, (name, of_search) in enumerate(
+        grouped(checkpoints, lambda row: row["search"]).items()
+    ):
+        later = [row for row in of_search if row["alpha_persistence"]]
+        for variable, line, axes in zip(("alpha", "beta"), "-:", of_variables, strict=True):
+            ratios = [
+                float(row[f"{variable}_signal"]) / float(row[f"{variable}_noise"]) for row in later
+            ]
+            persistence, halves = (
+                [float(row[f"{variable}_{column}"]) for row in later]
+                for column in ("persistence", "halves")
+            )
+            for on, values, style, label in (
+                (signal, ratios, line, variable),
+                (axes, persistence, "-", "with the checkpoint before"),
+                (axes, halves, ":", "of two halves of the images"),
+            ):
+                steps = [int(row["step"]) for row in later]
+                curve = {"color": f"C{color}", "label": f"{name}, {label}", "linewidth": 1.2}
+                on.plot(steps, values, style, **curve)
+    signal.set(xlabel="step", ylabel="signal over that of noise")
+    for variable, axes in zip(("alpha", "beta"), of_variables, strict=True):
+        axes.set(xlabel="step", ylabel=f"correlation of mean gradients of {variable}")
+    _save(figure, all_axes, file)
 
 
 def _draw_proposals(rows: Rows, file: pathlib.Path) -> None:
