@@ -46,11 +46,7 @@ def main() -> None:
     options = cli.read(config.DecodeConfig)
     logits, source = _read(options)
     output = as_path(options.output or as_path(options.run_dir) / "architecture.json")
-    cell = (
-        decoding.decode_cell(logits.alpha, logits.edge)
-        if options.selection == "alpha"
-        else _perturbed_cell(options)
-    )
+    cell = decoding.decode_cell(logits.alpha, logits.edge)
     ranked = choose(logits, cell, options)
     best = ranked[0]
     architecture = Architecture(
@@ -97,18 +93,6 @@ def _read(options: config.DecodeConfig) -> tuple[decoding.Logits, AnyPath]:
             "atrous=separable."
         )
     return logits._replace(atrous=atrous or "separable"), path
-
-
-def _perturbed_cell(options: config.DecodeConfig) -> Any:
-    """Selects the cell by perturbation, with the weights of the run on batches of its train_b."""
-    from auto_deeplab_tf import searcher
-
-    return searcher.perturbed_cell(
-        str(options.run_dir),
-        options.perturbation_batches,
-        data_dir=options.data_dir,
-        cache_dir=options.cache_dir,
-    )
 
 
 def choose(logits: decoding.Logits, cell: Any, options: config.DecodeConfig) -> list[Choice]:
@@ -189,9 +173,6 @@ def _nothing_fits(limits: Cost, multiplier: int, costs: decoding.PathCosts) -> s
 def _provenance(options: config.DecodeConfig, source: AnyPath, best: Choice) -> dict[str, Any]:
     """What the search said of itself, and under `decode` what was decided here."""
     decided: dict[str, Any] = {"logits": str(source), "log_prob": best.log_prob}
-    if options.selection != "alpha":
-        decided["selection"] = options.selection
-        decided["perturbation_batches"] = options.perturbation_batches
     if best.costs:
         multiplier = max(best.costs)
         decided["filter_multiplier"] = multiplier

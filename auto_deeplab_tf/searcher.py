@@ -12,14 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf import decoding, method
-from auto_deeplab_tf.architecture import Architecture, Edge
+from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.config import (
     ArchitectureSearchConfig,
     BilevelConfig,
     SearchConfig,
     from_flags_text,
 )
-from auto_deeplab_tf.data import pipeline, source, split
+from auto_deeplab_tf.data import source
 from auto_deeplab_tf.data.source import Source
 from auto_deeplab_tf.errors import MissingFileError, UserError
 from auto_deeplab_tf.files import as_path
@@ -27,7 +27,7 @@ from auto_deeplab_tf.nn.backend import require_tensorflow
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import Supernet
 from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
-from auto_deeplab_tf.training import inputs, loop, losses, optimizers, perturbation
+from auto_deeplab_tf.training import inputs, loop, losses, optimizers
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.checkpoints import Checkpoints, steps_in
 from auto_deeplab_tf.training.schedules import Cosine, arch_learning_rate
@@ -325,27 +325,6 @@ class ArchitectureSearch:
         """The fast modes of the search, by name; empty for the search as the paper has it."""
         return self.model.supernet.settings.fast_modes
 
-    def perturbed_cell(self, batches: Any) -> tuple[tuple[Edge, Edge], ...]:
-        """Selects the cell by what the loss loses without each candidate; see `perturbation`.
-
-        Args:
-            batches: (images, labels) as in training, of train_b; read again for each candidate.
-
-        Raises:
-            UserError: If the search has partial channels: alpha is not all that an edge has there.
-        """
-        if self.model.supernet.settings.partial_channels > 1:
-            raise UserError("selection by perturbation needs a search with partial_channels=1.")
-        alpha, beta = map(
-            keras.ops.convert_to_numpy,
-            method.relax(*map(keras.ops.convert_to_tensor, self.logits)),
-        )
-        return perturbation.select_cell(
-            lambda candidate: self.model.relaxed_loss(candidate, beta, batches),
-            alpha,
-            self.model.supernet.seed,
-        )
-
     def decode(self, provenance: Mapping[str, Any] | None = None) -> Architecture:
         """Reads off the strongest cell and the most probable path (paper, sec. 3.3).
 
@@ -469,24 +448,6 @@ def restored(
     search = from_options(settings, train, 1)
     search.checkpoints(folder).restore()
     return search, settings, train
-
-
-def perturbed_cell(
-    run_dir: str | os.PathLike[str], num_batches: int, **places: str | None
-) -> tuple[tuple[Edge, Edge], ...]:
-    """Selects the cell of a run by perturbation, on the first batches of its train_b.
-
-    Args:
-        run_dir: Folder of the search.
-        num_batches: Number of batches.
-        **places: See `restored`.
-    """
-    search, settings, train = restored(run_dir, **places)
-    _, train_b = split.source_halves(train)
-    batches = pipeline.training_batches(
-        train, train_b, stream=1, **pipeline.batch_options(settings)
-    )
-    return search.perturbed_cell(batches.take(num_batches).cache())
 
 
 def _flag_or_auto(text: str) -> bool | None:

@@ -100,11 +100,7 @@ class _Selection:
             with self._run:
                 write_text(self._run / "train.flags", self._recipe)
                 if not self._table.rows:
-                    found = selection.candidates(
-                        *self._settings(),
-                        self._perturbed_cell if self._options.perturbation_batches else None,
-                        **self._network,
-                    )
+                    found = selection.candidates(*self._settings(), **self._network)
                     self._table.add(found, self._options.rungs)
                 self._score_inherited()
                 with self._cluster() as self._ray:
@@ -139,16 +135,6 @@ class _Selection:
     @functools.cached_property
     def _more_draws(self) -> list[selection.Candidate]:
         return selection.more_draws(*self._settings(), **self._network)
-
-    def _perturbed_cell(self, run: str) -> Any:
-        from auto_deeplab_tf import searcher
-
-        return searcher.perturbed_cell(
-            run,
-            self._options.perturbation_batches,
-            data_dir=self._training.data_dir,
-            cache_dir=self._training.cache_dir,
-        )
 
     def _score_inherited(self) -> None:
         if not self._options.inherited_batches:

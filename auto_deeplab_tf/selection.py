@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from auto_deeplab_tf import accounting, config, decoding, predictor, sampling
@@ -66,7 +66,6 @@ class Candidate:
 def candidates(
     options: config.SelectConfig,
     sizes: config.NetworkSizesConfig,
-    perturbed_cell: Callable[[str], Any] | None = None,
     **network: Any,
 ) -> list[Candidate]:
     """Returns the candidates within the budget: paths and samples of each search, then random ones.
@@ -74,8 +73,6 @@ def candidates(
     Args:
         options: How many of each, and the budget.
         sizes: Channels of the networks.
-        perturbed_cell: Folder of a search -> its cell by perturbation, which is then a candidate on
-            the best path; None: there is no such candidate.
         **network: More arguments of `accounting.count`.
 
     Raises:
@@ -88,8 +85,6 @@ def candidates(
     for number, (run, logits) in enumerate(draws.searches.items()):
         name, cell = f"search-{number}", decoding.decode_cell(logits.alpha, logits.edge)
         found += draws.paths(f"{name}-path", run, cell, options.paths_per_search)
-        if perturbed_cell is not None:
-            found += draws.paths(f"{name}-perturbation", run, perturbed_cell(run), 1)
         found += draws.samples(f"{name}-sample", run, options.samples_per_search)
     found += draws.random(options.num_random)
     if not found:

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import tiny_camvid
 from commands import call, latest_variables, snapshot
-from commands import run as run_command
 
 from auto_deeplab_tf import cli, config, search, searcher
-from auto_deeplab_tf import decode as decode_command
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.data import source
 from auto_deeplab_tf.decoding import decode, load_logits
@@ -197,22 +195,6 @@ def test_a_run_directory_of_another_configuration_is_refused(short, here, more, 
     with pytest.raises(ValueError, match=message):
         here(short, *SHORT, *more)
     assert snapshot(short) == before
-
-
-def test_a_finished_search_is_decoded_by_perturbation(finished, tmp_path, monkeypatch):
-    output = tmp_path / "perturbed.json"
-    command = ("decode", f"--run_dir={finished}", f"--output={output}", "--json")
-    done = run_command(*command, "--selection=perturbation", "--perturbation_batches=1")
-    assert done.returncode == 0, done.stderr
-    architecture = Architecture.load(output)
-    logits = load_logits(finished / "logits.npz")
-    assert architecture.levels == decode(logits.alpha, logits.beta, "separable").levels
-    assert architecture.provenance["decode"]["selection"] == "perturbation"
-    bare = tmp_path / "bare"
-    shutil.copytree(finished, bare, ignore=shutil.ignore_patterns("checkpoints"))
-    flags = [f"--run_dir={bare}", "--selection=perturbation"]
-    with pytest.raises((ValueError, OSError), match="bare has no checkpoints"):
-        call(decode_command, config.DecodeConfig, flags, monkeypatch)
 
 
 def test_a_collapse_ends_the_run_where_told_and_resumes_where_not(here, tmp_path):

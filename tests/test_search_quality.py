@@ -648,35 +648,6 @@ def _ended_search(folder):
     random_architecture(0, 3, 2).save(folder / "architecture.json")
 
 
-def test_a_perturbation_stands_beside_the_decoded_network(tmp_path, monkeypatch):
-    commands = []
-
-    def run(command, log, core):
-        commands.append(command)
-        log.with_suffix("").mkdir()
-        (log.with_suffix("") / "candidates.csv").write_text(
-            "candidate,loss_1\nsearch-0-path-1,0.7\nsearch-0-perturbation-1,0.6\n"
-        )
-        return 10.0
-
-    monkeypatch.setattr(methods.trainings, "run", run)
-    for name in ("tuning-none", "tuning-adam", "reported-0"):
-        _ended_search(tmp_path / "work" / "searches" / name)
-    for folder in ("trainannot", "train"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    rows.write(tmp_path / "perturbation.csv", [{"search": "tuning-none"}])
-    flags = ["--stage=perturbation", "--steps=1800"]
-    _command(monkeypatch, tmp_path / "results.csv", tmp_path / "work", *flags)
-    _, *found = rows.read(tmp_path / "perturbation.csv")
-    assert [row["search"] for row in found] == ["tuning-adam", "reported-0"]
-    for row, command in zip(found, commands, strict=True):
-        assert (row["decoded_loss"], row["perturbation_loss"]) == ("0.7", "0.6")
-        chosen = cli.parse(config.SelectConfig, command[3:])
-        assert chosen.search_runs == (str(tmp_path / "work" / "searches" / row["search"]),)
-        assert (chosen.paths_per_search, chosen.perturbation_batches, chosen.rungs) == (1, 4, 1)
-
-
 def test_cost_weights_are_searched_once_each(tmp_path, monkeypatch):
     searched = []
 

@@ -87,16 +87,6 @@ def test_candidates_are_drawn_by_the_probabilities_of_a_search(tmp_path):
     assert (found[2].kind, found[2].source) == ("searched", run_dir)
 
 
-def test_the_choice_of_a_perturbation_is_a_candidate_on_the_best_path(tmp_path):
-    run_dir = search_run(tmp_path / "a")
-    cell = sampling.random_architecture(3, 4, 2).cell
-    found = selection.candidates(
-        options(search_runs=(run_dir,), paths_per_search=1), SIZES, lambda run: cell, **NETWORK
-    )
-    assert [candidate.name for candidate in found] == ["search-0-path-1", "search-0-perturbation-1"]
-    assert found[1].architecture == Architecture(found[0].architecture.levels, cell, "separable")
-
-
 def test_a_network_that_two_searches_agree_on_is_one_candidate(tmp_path):
     runs = tuple(search_run(tmp_path / name) for name in "ab")
     found = selection.candidates(options(search_runs=runs, paths_per_search=1), SIZES, **NETWORK)

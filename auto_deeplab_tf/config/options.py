@@ -611,29 +611,6 @@ class DecodeConfig(StemAndHeadConfig, OutputConfig):
         "separable)",
         group="decoding",
     )
-    selection: str = flag(
-        "alpha",
-        "what decides the cell: the largest alpha, or what the loss loses without each candidate",
-        group="decoding",
-        choices=("alpha", "perturbation"),
-    )
-    perturbation_batches: int = flag(
-        4, "batches of train_b for each candidate of a perturbation", group="decoding", minimum=1
-    )
-    data_dir: str | None = changed(
-        DataFilesConfig,
-        "data_dir",
-        None,
-        help="folder of the data set, for a perturbation (default: that of the run)",
-        group="decoding",
-    )
-    cache_dir: str | None = changed(
-        DatasetConfig,
-        "cache_dir",
-        None,
-        help="folder of the prepared records, for a perturbation (default: that of the run)",
-        group="decoding",
-    )
     top_k: int | None = flag(
         None, "also write the K best paths beside the output, as .csv", group="decoding", minimum=1
     )
@@ -655,12 +632,6 @@ class DecodeConfig(StemAndHeadConfig, OutputConfig):
     def _check(self) -> None:
         super()._check()
         _check_exactly_one(self, "run_dir", "logits")
-        if self.selection == "perturbation" and self.run_dir is None:
-            raise FieldError(
-                "selection=perturbation needs run_dir: it reads the weights of the search",
-                "selection",
-                "run_dir",
-            )
         if self.logits is not None and self.output is None:
             raise FieldError(
                 "logits needs output: the architecture file to write", "logits", "output"
@@ -797,11 +768,6 @@ class SelectConfig(HoldBackConfig, RayConfig, TimeLimitConfig, OutputConfig):
         4,
         "training batches that estimate statistics for the scores with inherited weights (0: no "
         "such scores)",
-        minimum=0,
-    )
-    perturbation_batches: int = _candidates(
-        0,
-        "batches of train_b that select a further cell of each search by perturbation (0: none)",
         minimum=0,
     )
     max_multi_adds: int | None = _budget(None, "most Multi-Adds of a candidate", minimum=1)

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from auto_deeplab_tf import decoding, method
@@ -393,20 +392,6 @@ class BilevelModel(keras.Model):
             self.ignore_label,
         )
         return {"val_decoded_miou": scores(matrix)["miou"]}
-
-    def relaxed_loss(self, alpha: Any, beta: Any, batches: Any) -> float:
-        """Returns the mean loss at another alpha and beta, with the statistics of each batch.
-
-        Args:
-            alpha: float32 [B (B + 3) / 2, num_ops], probabilities, not logits; likewise:
-            beta: float32 [L, 4, 3].
-            batches: (images, labels) as in training.
-        """
-        sums = np.zeros(2)
-        for images, labels in batches:
-            logits = self.supernet.forward(images, True, relaxed=(alpha, beta)).logits
-            sums += [float(value) for value in self.loss_function(labels, logits)]
-        return float(sums[0] / max(sums[1], 1.0))
 
     def get_config(self) -> dict[str, Any]:
         """See Keras."""

@@ -21,7 +21,6 @@ run elsewhere. Stages:
 - signal: the gradient of alpha and beta at each checkpoint of a search, as
   `benchmarks.search_signal` measures it; `signal.csv`.
 - levers: what searches with one setting changed propose (tuning split); `levers.csv`.
-- perturbation: what a perturbation decodes of all searches that lie there; `perturbation.csv`.
 - cost_weights: five small searches (tuning split); `cost_weights.csv`.
 - ends: stems and heads (tuning split); `ends.csv`.
 - latencies: of the networks of that file, on a machine that does nothing else.
@@ -49,8 +48,8 @@ from benchmarks.search_quality.trainings import Training, pending, train
 RESULTS = pathlib.Path(__file__).with_name("results.csv")
 # Beside the results.
 OPINIONS, PROPOSALS, TRADE_OFF = "opinions.csv", "levers.csv", "cost_weights.csv"
-ENDS, PERTURBATION = "ends.csv", "perturbation.csv"
-AGREEMENT, SIGNAL, SIGNAL_BATCHES = "agreement.csv", "signal.csv", 16
+ENDS, AGREEMENT, SIGNAL = "ends.csv", "agreement.csv", "signal.csv"
+SIGNAL_BATCHES = 16
 LENGTHS = (600, 1800)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
@@ -105,13 +104,6 @@ def pull(options: argparse.Namespace) -> None:
     """Tries the levers that have no row."""
     file, folders, core = _beside(PROPOSALS, options), _splits(options)[0], _core(options)
     _append(file, levers.left(rows.read(file), folders, options.steps, core))
-
-
-def perturb(options: argparse.Namespace) -> None:
-    """Tries the selection by perturbation on all searches that have no row."""
-    file, core = _beside(PERTURBATION, options), _core(options)
-    for folders in _splits(options):
-        _append(file, levers.perturbed(rows.read(file), folders, options.steps, core))
 
 
 def weigh(options: argparse.Namespace) -> None:
@@ -369,13 +361,12 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "agreement": agree,
     "signal": measure_signal,
     "levers": pull,
-    "perturbation": perturb,
     "cost_weights": weigh,
     "ends": train_ends,
     "latencies": time_ends,
     "records": record,
 }
-WITH_STEPS = {*PLANS, "levers", "perturbation"} - {"length"}
+WITH_STEPS = {*PLANS, "levers"} - {"length"}
 
 
 if __name__ == "__main__":

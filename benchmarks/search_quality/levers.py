@@ -79,37 +79,6 @@ def left(
         }
 
 
-def perturbed(
-    done: list[dict[str, str]], folders: methods.Folders, steps: int, core: int | None
-) -> Iterator[dict[str, Any]]:
-    """Yields the rows that are not done: of each search that has ended the decoded network and the
-    one that a perturbation selects, on the same path.
-
-    Args:
-        done: Rows that are there.
-        folders: Of either split.
-        steps: See `left`; likewise:
-        core: See there.
-    """
-    there = {row["search"] for row in done}
-    for search in folders.searches():
-        if search.name in there:
-            continue
-        chosen = [f"--search_runs={search}", "--perturbation_batches=4"]
-        folder = search.with_name(f"{search.name}-perturbation-{steps}")
-        loss = {
-            row["candidate"].split("-")[2]: float(row["loss_1"])
-            for row in methods.first_rung(folder, chosen, steps, folders, core)
-        }
-        yield {
-            "search": search.name,
-            "decoded_loss": loss["path"],
-            # Where the two cells are the same it is one candidate.
-            "perturbation_loss": loss.get("perturbation", loss["path"]),
-            "commit": rows.machine()["commit"],
-        }
-
-
 def _row(name: str, flags: str, candidates: list[dict[str, str]]) -> dict[str, Any]:
     """The row of a lever, from the rows of its candidates; the best path stands by itself."""
     drawn = [row for row in candidates if "-path-" not in row["candidate"]]
