@@ -10,6 +10,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny_camvid
 from PIL import Image
 
@@ -28,6 +29,7 @@ from benchmarks.search_quality import (
     ends,
     image_matrices,
     jax_data,
+    latency,
     levers,
     methods,
     opinions,
@@ -151,7 +153,7 @@ def _row(kind, name, seed, val_miou, split="reported", steps=600, **changes):
     row = dict.fromkeys(columns, 1) | numbers | {"multi_adds": 160e6, "filter_multiplier": 18}
     row |= {"kind": kind, "name": name, "architecture": name, "seed": seed, "split": split}
     row |= {"steps": steps, "val_miou": val_miou, "val_miou_low": 0, "val_miou_high": 1}
-    row["levels"] = "01"
+    row |= {"levels": "01", "cell_share": 0.7}
     row["command"] = "-".join(map(str, (kind, name, split, seed, steps)))
     return {key: str(int(v) if key == "multi_adds" else v) for key, v in (row | changes).items()}
 
@@ -189,14 +191,18 @@ def test_report_says_where_the_searched_networks_stand(searched, percentile, sho
 
 
 def test_report_decides_nothing_before_all_networks_are_there():
-    rows = [row for row in _population(0.6) if row["name"] != "s2"]
-    text = report.report(rows)
-    assert text.count("undecided (2 of 3 networks)") == 2
-    assert "shown to be" not in text
-    without = [row for row in _population(0.6) if row["name"] not in ("o1", "o2")]
-    assert report.report(without).count("undecided (1 of 3 networks)") == 1
-    of_few_seeds = [row for row in _population(0.6) if (row["name"], row["seed"]) != ("o1", "2")]
-    assert report.report(of_few_seeds).count("undecided (2 of 3 networks)") == 1
+    def verdicts(without):
+        """Of searched networks: among random ones, then against random search."""
+        rows = [row for row in _population(0.6) if (row["name"], row["seed"]) not in without]
+        found = re.findall(r"^searched .*: (.+) to be", report.report(rows), re.M)
+        assert len(found) == 2
+        return found
+
+    assert verdicts([]) == ["shown", "shown"]
+    assert verdicts([("s2", seed) for seed in "012"]) == ["undecided (2 of 3 networks)"] * 2
+    of_random_search = [("o1", seed) for seed in "012"] + [("o2", seed) for seed in "012"]
+    assert verdicts(of_random_search) == ["shown", "undecided (1 of 3 networks)"]
+    assert verdicts([("o1", "2")]) == ["shown", "undecided (2 of 3 networks)"]
 
 
 def test_report_says_whether_ranks_hold_and_whose_opinion_agrees():
@@ -785,24 +791,37 @@ def test_report_compares_stems_and_heads_at_equal_cost_and_latency():
     assert " ms" not in text
     assert text.count("-0.0400 (0.0000)") == 1 and text.count("+0.0400 (0.0000)") == 1
 
-    def latency(row):
+    def milliseconds(row):
         """1 ms for 40 M, and 1 ms for each 8 filters of the stem's first convolution."""
         return int(row["multi_adds"]) / 40e6 + int(row["stem_channels"].split(",")[0]) / 8
 
-    timed = [row | {ends.LATENCY: str(latency(row))} for row in rows]
+    timed = [row | {latency.COLUMN: str(milliseconds(row))} for row in rows]
     lines = ends.report(timed).splitlines()
     assert "at a latency of 4.50 ms" in lines[0]
     assert lines[1].endswith(" 0.240") and lines[2].endswith(" 0.220") and len(lines) == 7
     assert ends.report(rows[:11]) == ""
 
 
-def test_latency_is_measured_of_each_row(monkeypatch):
-    monkeypatch.setattr(ends, "ROUNDS", 1)
-    monkeypatch.setattr(ends, "CALLS", 2)
-    rows = _ends_rows(lambda design: 0.5)[:2]
-    found = ends.latencies(rows)
-    assert all(float(row[ends.LATENCY]) > 0 for row in found)
-    assert [row["name"] for row in found] == [row["name"] for row in rows]
+def test_latency_is_measured_of_each_network_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "CALLS", 2)
+    built = []
+    forward = latency._forward
+
+    def counted(architecture, design, image):
+        built.append(design)
+        return forward(architecture, design, image)
+
+    monkeypatch.setattr(latency, "_forward", counted)
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", lambda n: None)
+    monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", lambda n: None)
+    of_ends = _ends_rows(lambda design: 0.5)[1:2]
+    rows.write(tmp_path / "ends.csv", of_ends)
+    rows.write(tmp_path / "results.csv", [_row("random", "random_3", seed, 0.5) for seed in (0, 1)])
+    _command(monkeypatch, tmp_path / "results.csv", tmp_path, "--stage=latencies")
+    assert built == [ends.trainings()[1].design, population.DESIGN]
+    for file in ("ends.csv", "results.csv"):
+        assert all(float(row["latency_ms"]) > 0 for row in rows.read(tmp_path / file))
 
 
 def test_records_of_searches_and_selections_are_tables_and_figures(tmp_path):

@@ -23,7 +23,7 @@ run elsewhere. Stages:
 - levers: what searches with one setting changed propose (tuning split); `levers.csv`.
 - cost_weights: five small searches (tuning split); `cost_weights.csv`.
 - ends: stems and heads (tuning split); `ends.csv`.
-- latencies: of the networks of that file, on a machine that does nothing else.
+- latencies: of all networks of that file and of `results.csv`, on a machine that does nothing else.
 - records: what all searches and selections left behind; `searches.csv`, `candidates.csv`.
 """
 
@@ -41,7 +41,16 @@ from typing import Any
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.sampling import random_architecture
 from benchmarks import rows, search_signal
-from benchmarks.search_quality import cost_weights, ends, levers, methods, opinions, records
+from benchmarks.search_quality import (
+    cost_weights,
+    ends,
+    latency,
+    levers,
+    methods,
+    opinions,
+    records,
+)
+from benchmarks.search_quality.population import DESIGN, Design
 from benchmarks.search_quality.report import SEEDS, report
 from benchmarks.search_quality.trainings import Training, pending, train
 
@@ -195,14 +204,24 @@ def train_ends(options: argparse.Namespace) -> None:
     run_all(pending(ends.trainings(), rows.read(file)), file, options)
 
 
-def time_ends(options: argparse.Namespace) -> None:
-    """Writes the latency of all stems and heads that have a row, of one CPU thread."""
+def time_networks(options: argparse.Namespace) -> None:
+    """Writes the latency of all networks that have a row, of one CPU thread."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    file = _beside(ENDS, options)
-    rows.write(file, ends.latencies(rows.read(file)))
+    planned = {training.name: training for training in ends.trainings()}
+
+    def network(row: dict[str, str]) -> tuple[Architecture, Design]:
+        if row["name"] in planned:
+            return planned[row["name"]].architecture, planned[row["name"]].design
+        return _architecture(row["kind"], row["name"], options), DESIGN
+
+    tables = {file: rows.read(file) for file in (_beside(ENDS, options), options.results)}
+    found = latency.measured(network(row) for table in tables.values() for row in table)
+    for file, table in tables.items():
+        timed = [row | {latency.COLUMN: f"{found[network(row)]:.3f}"} for row in table]
+        rows.write(file, timed)
 
 
 def record(options: argparse.Namespace) -> None:
@@ -336,7 +355,7 @@ def _of_method(
 
 def _architecture(kind: str, name: str, options: argparse.Namespace) -> Architecture:
     """The network of a row of the reported split."""
-    if kind == "random":
+    if kind in ("random", "trial"):
         return random_architecture(int(name.removeprefix("random_")))
     if kind == "published":
         return Architecture.preset(name)
@@ -363,7 +382,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "levers": pull,
     "cost_weights": weigh,
     "ends": train_ends,
-    "latencies": time_ends,
+    "latencies": time_networks,
     "records": record,
 }
 WITH_STEPS = {*PLANS, "levers"} - {"length"}

@@ -1,4 +1,4 @@
-"""What a stem and a head are worth in small networks: trainings, latencies and their comparison.
+"""What a stem and a head are worth in small networks: trainings and their comparison.
 
 Each design of `DESIGNS` is trained with each architecture at each budget, on the tuning split, into
 `ends.csv`. Of two designs the better one has the higher mean mIoU, at equal Multi-Adds and at equal
@@ -8,15 +8,12 @@ latency, which is read off between the two budgets.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import scipy.stats
 
 from auto_deeplab_tf.sampling import random_architecture
-from benchmarks import process
-from benchmarks.search_quality import population
+from benchmarks.search_quality import latency, population
 from benchmarks.search_quality.population import DESIGN
 from benchmarks.search_quality.report import Rows, grouped
 from benchmarks.search_quality.trainings import Training
@@ -33,8 +30,6 @@ DESIGNS = (
     dataclasses.replace(DESIGN, head_channels=8, decoder_channels=4),
     dataclasses.replace(DESIGN, head_channels=32, decoder_channels=16),
 )
-LATENCY = "latency_ms"
-ROUNDS, CALLS = 7, 15
 
 
 def trainings() -> list[Training]:
@@ -60,39 +55,6 @@ def _name(number: int, design: population.Design) -> str:
     return "-".join([f"random_{number}", f"{design.multi_adds // 10**6}M", stem, *head])
 
 
-def latencies(rows: Rows) -> Rows:
-    """Returns the rows with the latency of each network, in milliseconds of this process.
-
-    That is from one image to its class ids. All networks take turns: the median of some calls of
-    each, then the median of some such rounds.
-
-    Args:
-        rows: Of `ends.csv`.
-    """
-    import tensorflow as tf
-
-    image = tf.random.uniform([1, *population.TASK["input_size"], 3], 0, 255)
-    planned = {training.name: training for training in trainings()}
-    calls = [_forward(planned[row["name"]], image) for row in rows]
-    rounds = [[process.median_seconds(call, CALLS) for call in calls] for _ in range(ROUNDS)]
-    found = 1000 * np.median(rounds, axis=0)
-    return [row | {LATENCY: f"{ms:.3f}"} for row, ms in zip(rows, found, strict=True)]
-
-
-def _forward(training: Training, image: Any) -> Callable[[], Any]:
-    import tensorflow as tf
-
-    from auto_deeplab_tf.nn.network import build_network
-    from auto_deeplab_tf.segmenter import Segmenter
-
-    multiplier = population.filter_multiplier(training.architecture, training.design)
-    classes = population.TASK["num_classes"]
-    channels = training.design.channels
-    model = Segmenter(build_network(training.architecture, classes, multiplier, **channels))
-    forward = tf.function(model.class_ids, autograph=False)
-    return lambda: forward(image).numpy()
-
-
 def report(rows: Rows) -> str:
     """Returns the comparison of the designs, from `ends.csv`; nothing without rows.
 
@@ -104,7 +66,7 @@ def report(rows: Rows) -> str:
     if not whole:
         return ""
     compared = [row for group in whole for row in group]
-    timed = all(row.get(LATENCY) for row in compared)
+    timed = all(row.get(latency.COLUMN) for row in compared)
     header = (
         f"Stems and heads, mean mIoU of {len(whole)} architectures after {STEPS} steps at each "
         "budget; difference to the first (standard error)"
@@ -115,8 +77,8 @@ def report(rows: Rows) -> str:
         for of_design in designs.values()
     ]
     mious = [_at_budgets(of_design, "val_miou") for of_design in designs.values()]
-    times = [_at_budgets(of_design, LATENCY) for of_design in designs.values() if timed]
-    latency = np.mean(times[0]) if timed else 0.0
+    times = [_at_budgets(of_design, latency.COLUMN) for of_design in designs.values() if timed]
+    middle = np.mean(times[0]) if timed else 0.0
     lines = []
     for index, (stem, head, decoder) in enumerate(designs):
         line = f"stem {stem:9} head {head:>2} decoder {decoder:>2}"
@@ -129,10 +91,10 @@ def report(rows: Rows) -> str:
             line += f"   {np.mean(differences):+.4f} ({scipy.stats.sem(differences):.4f})"
         if timed:
             slope = np.diff(mious[index]) / np.diff(times[index])
-            line += f"   {mious[index][0] + slope.item() * (latency - times[index][0]):.3f}"
+            line += f"   {mious[index][0] + slope.item() * (middle - times[index][0]):.3f}"
         lines.append(line)
     if timed:
-        header += f"; at a latency of {latency:.2f} ms"
+        header += f"; at a latency of {middle:.2f} ms"
     return "\n".join([header, *lines])
 
 

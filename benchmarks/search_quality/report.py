@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
+from benchmarks.search_quality import latency
+
 Rows = list[dict[str, str]]
 RESAMPLES = 10_000
 PERCENTILE = 90.0  # Searched networks have to lie above it, with the whole interval.
@@ -49,7 +51,8 @@ def report(rows: Rows, opinions: Sequence[dict[str, str]] = ()) -> str:
 
 def _networks(rows: Rows) -> str:
     lines = [
-        "kind           network                 split     steps  F   Multi-Adds  mIoU of each seed"
+        "kind           network                 split     steps  F   Multi-Adds  cells  parameters"
+        "  latency  mIoU of each seed"
     ]
     groups = grouped(rows, lambda row: (row["split"], row["kind"], row["name"], int(row["steps"])))
     for (split, kind, name, steps), group in sorted(groups.items()):
@@ -61,7 +64,8 @@ def _networks(rows: Rows) -> str:
         row = group[0]
         lines.append(
             f"{kind:14} {name:23} {split:9} {steps:5}  {row['filter_multiplier']:3} "
-            f"{int(row['multi_adds']) / 1e6:7.0f} M    {mious}"
+            f"{int(row['multi_adds']) / 1e6:7.0f} M    {float(row['cell_share']):4.0%}   "
+            f"{int(row['params']):9,}  {row.get(latency.COLUMN, ''):>7}  {mious}"
         )
     return "\n".join(lines)
 
@@ -172,9 +176,8 @@ def _verdict(shown: bool, *methods: Sequence[Sequence[float]]) -> str:
 def _comparisons(rows: Rows) -> list[str]:
     """Those of PROTOCOL.md on one set of images; empty where a kind has no rows."""
     return [
-        compare(rows, kind)
-        for kind in ("searched", "predicted")
-        for compare in (_percentile, _difference)
+        *(_percentile(rows, kind) for kind in ("searched", "predicted", "random_search")),
+        *(_difference(rows, kind) for kind in ("searched", "predicted")),
     ]
 
 
@@ -248,7 +251,8 @@ def _tau(pairs: Sequence[tuple[float, float]]) -> str:
     result = scipy.stats.kendalltau(*zip(*pairs, strict=True))
     if np.isnan(result.statistic):
         return "the same for all"
-    return f"{result.statistic:+.2f} (p {result.pvalue:.3f})"
+    p = f"p {result.pvalue:.3f}" if result.pvalue >= 0.001 else "p < 0.001"
+    return f"{result.statistic:+.2f} ({p})"
 
 
 def _seeds(rows: Rows, kind: str) -> list[list[float]]:
