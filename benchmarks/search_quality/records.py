@@ -161,6 +161,7 @@ def _draw_signals(checkpoints: Rows, file: pathlib.Path) -> None:
         grouped(checkpoints, lambda row: row["search"]).items()
     ):
         later = [row for row in of_search if row["alpha_persistence"]]
+        steps = [int(row["step"]) for row in later]
         for variable, line, axes in zip(("alpha", "beta"), "-:", of_variables, strict=True):
             ratios = [
                 float(row[f"{variable}_signal"]) / float(row[f"{variable}_noise"]) for row in later
@@ -174,7 +175,6 @@ def _draw_signals(checkpoints: Rows, file: pathlib.Path) -> None:
                 (axes, persistence, "-", "with the checkpoint before"),
                 (axes, halves, ":", "of two halves of the images"),
             ):
-                steps = [int(row["step"]) for row in later]
                 curve = {"color": f"C{color}", "label": f"{name}, {label}", "linewidth": 1.2}
                 on.plot(steps, values, style, **curve)
     signal.set(xlabel="step", ylabel="signal over that of noise")
