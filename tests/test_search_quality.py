@@ -765,6 +765,17 @@ def test_the_second_set_repeats_what_the_reported_split_has(tmp_path, monkeypatc
     assert "searched (1) among random (10): percentile 100" in text
     assert "scenes, 2 networks" not in report.report(rows.read(results)[-2:])
 
+    # One seed of each of three networks is all that is planned here: a percentile is decided, a
+    # difference in deviations of seeds cannot be.
+    others = [
+        _row(kind, f"{kind}_{n}", 0, 0.9, "scenes")
+        for kind, numbers in (("searched", (1, 2)), ("random_search", range(3)))
+        for n in numbers
+    ]
+    text = report.report([*rows.read(results), *others]).partition("Generated scenes")[2]
+    assert "searched (3) among random (10): percentile 100, 95 % interval 100 to 100: shown" in text
+    assert re.search(r"searched minus random search \+0.0000.*no network has two\)$", text, re.M)
+
 
 def _ends_rows(miou):
     """Rows of all trainings but one: the last architecture is not complete."""

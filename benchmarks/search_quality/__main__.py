@@ -286,7 +286,7 @@ def population(options: argparse.Namespace) -> list[Training]:
 
     planned = [t for name, a in drawn.items() for t in trainings("random", name, a, range(1))]
     published = Architecture.preset("auto_deeplab")
-    planned += trainings("published", "auto_deeplab", published, range(SEEDS))
+    planned += trainings("published", "auto_deeplab", published, range(SEEDS["reported"]))
     first = {
         row["name"]: float(row["val_miou"])
         for row in rows.read(options.results)
@@ -295,7 +295,7 @@ def population(options: argparse.Namespace) -> list[Training]:
     if len(first) == len(drawn):
         ranked = sorted(first, key=first.__getitem__)
         for name in (ranked[-1], ranked[len(ranked) // 2], ranked[0]):
-            planned += trainings("random", name, drawn[name], range(SEEDS))
+            planned += trainings("random", name, drawn[name], range(SEEDS["reported"]))
     return planned
 
 
@@ -348,7 +348,7 @@ def _of_method(
                 options.steps,
                 round(found.seconds),
             )
-            for seed in range(SEEDS)
+            for seed in range(SEEDS["reported"])
         ]
     return planned
 

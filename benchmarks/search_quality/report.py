@@ -15,7 +15,8 @@ from benchmarks.search_quality import latency
 Rows = list[dict[str, str]]
 RESAMPLES = 10_000
 PERCENTILE = 90.0  # Searched networks have to lie above it, with the whole interval.
-NETWORKS, SEEDS = 3, 3  # Of each method, and of each of these; before, nothing is decided.
+NETWORKS = 3  # Of each method; before, nothing is decided.
+SEEDS = {"reported": 3, "scenes": 1}  # Of each of these networks.
 KEPT_RANKS = 0.7  # Tau between two lengths of training at which the shorter one will do.
 LOWER_IS_BETTER = ("loss_1_8", "loss_1_4", "loss_1_2")
 OPINIONS = (
@@ -36,11 +37,11 @@ OPINIONS = (
 
 def report(rows: Rows, opinions: Sequence[dict[str, str]] = ()) -> str:
     """Returns the page that `--report` prints, from results.csv and opinions.csv."""
-    reported = [row for row in rows if row["split"] == "reported"]
+    reported = _of_split(rows, "reported")
     parts = [
         _networks(rows),
         _lengths([row for row in rows if row["kind"] == "trial"]),
-        *_comparisons(reported),
+        *_comparisons(rows, "reported"),
         _second_set(rows),
         _opinions("tuning", [row for row in rows if row["kind"] == "trial"]),
         _opinions("reported", reported),
@@ -95,20 +96,20 @@ def _paired(short: Rows, long: Rows) -> list[tuple[float, float]]:
     ]
 
 
-def _percentile(rows: Rows, kind: str) -> str:
-    """Where the networks of a kind stand among the random ones."""
+def _percentile(rows: Rows, kind: str, planned: int) -> str:
+    """Where the networks of a kind, of so many seeds each, stand among the random ones."""
     found, random = _seeds(rows, kind), _seeds(rows, "random")
     if not found or len(random) < 2:
         return ""
     standing = percentile(_means(found), _means(random))
     low, high = _interval(percentile, found, random)
+    verdict = _verdict(low > PERCENTILE, planned, found)
     deviation = _seed_deviation([*random, *found])
     difference = _difference_of_means(_means(found), _means(random))
     return (
         f"{kind} ({len(found)}) among random ({len(random)}): percentile {standing:.0f}, 95 % "
-        f"interval {low:.0f} to {high:.0f}: {_verdict(low > PERCENTILE, found)} to be above "
-        f"{PERCENTILE:.0f}\ndifference to the random mean {difference:+.4f}"
-        + _in_deviations(difference, deviation)
+        f"interval {low:.0f} to {high:.0f}: {verdict} to be above {PERCENTILE:.0f}"
+        f"\ndifference to the random mean {difference:+.4f}" + _in_deviations(difference, deviation)
     )
 
 
@@ -122,19 +123,22 @@ def percentile(values: npt.ArrayLike, population: npt.ArrayLike) -> np.ndarray:
     return 50 * (1 + below - above)
 
 
-def _difference(rows: Rows, kind: str) -> str:
+def _difference(rows: Rows, kind: str, planned: int) -> str:
+    """By how much the networks of a kind are better than those of random search."""
     found, other = _seeds(rows, kind), _seeds(rows, "random_search")
     if not found or not other:
         return ""
     deviation = _seed_deviation([*found, *other])
     difference = _difference_of_means(_means(found), _means(other))
     low, high = _interval(_difference_of_means, found, other)
-    shown = deviation is not None and difference > deviation
-    return (
+    said = (
         f"{kind} minus random search {difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
-        f"{_in_deviations(difference, deviation)}: {_verdict(shown, found, other)} to be better by "
-        "more than the deviation of seeds"
+        f"{_in_deviations(difference, deviation)}"
     )
+    if deviation is None:  # without which the rule says nothing
+        return said
+    verdict = _verdict(difference > deviation, planned, found, other)
+    return f"{said}: {verdict} to be better by more than the deviation of seeds"
 
 
 def _difference_of_means(values: npt.ArrayLike, others: npt.ArrayLike) -> np.ndarray:
@@ -165,20 +169,28 @@ def _means(networks: Sequence[Sequence[float]]) -> list[float]:
     return [float(np.mean(seeds)) for seeds in networks]
 
 
-def _verdict(shown: bool, *methods: Sequence[Sequence[float]]) -> str:
-    """What a comparison says, once all networks that were planned are there."""
-    found = min(sum(len(seeds) >= SEEDS for seeds in method) for method in methods)
+def _verdict(shown: bool, planned: int, *methods: Sequence[Sequence[float]]) -> str:
+    """What a comparison says, once all networks are there with the seeds that were planned."""
+    found = min(sum(len(seeds) >= planned for seeds in method) for method in methods)
     if found < NETWORKS:
         return f"undecided ({found} of {NETWORKS} networks)"
     return "shown" if shown else "not shown"
 
 
-def _comparisons(rows: Rows) -> list[str]:
+def _comparisons(rows: Rows, split: str) -> list[str]:
     """Those of PROTOCOL.md on one set of images; empty where a kind has no rows."""
+    of_split, planned = _of_split(rows, split), SEEDS[split]
     return [
-        *(_percentile(rows, kind) for kind in ("searched", "predicted", "random_search")),
-        *(_difference(rows, kind) for kind in ("searched", "predicted")),
+        *(
+            _percentile(of_split, kind, planned)
+            for kind in ("searched", "predicted", "random_search")
+        ),
+        *(_difference(of_split, kind, planned) for kind in ("searched", "predicted")),
     ]
+
+
+def _of_split(rows: Rows, split: str) -> Rows:
+    return [row for row in rows if row["split"] == split]
 
 
 def _in_deviations(difference: float, deviation: float | None) -> str:
@@ -197,12 +209,11 @@ def _seed_deviation(networks: Iterable[Sequence[float]]) -> float | None:
 
 def _second_set(rows: Rows) -> str:
     """The comparisons on the generated scenes, and whether the networks have the same order."""
-    scenes = [row for row in rows if row["split"] == "scenes"]
-    pairs = _paired(scenes, _longest([row for row in rows if row["split"] == "reported"]))
+    pairs = _paired(_of_split(rows, "scenes"), _longest(_of_split(rows, "reported")))
     if len(pairs) < 3:
         return ""
     title = f"Generated scenes, {len(pairs)} networks: tau with the reported split {_tau(pairs)}"
-    return "\n".join([title, *filter(None, _comparisons(scenes))])
+    return "\n".join([title, *filter(None, _comparisons(rows, "scenes"))])
 
 
 def _opinions(title: str, rows: Rows) -> str:
