@@ -81,7 +81,7 @@ def test_a_supernet_of_grey_images_is_one_of_coloured_images_that_agree():
         grey(images(3, (2, 40, 45)))
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_segmenter_follows(channels, tmp_path):
     keras.utils.set_random_seed(1)
     settings = {"mean": MEAN[:channels], "std": STD[:channels]}

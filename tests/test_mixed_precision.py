@@ -46,7 +46,7 @@ def train(network, steps, size, learning_rate=5e-3):
     return losses
 
 
-@pytest.mark.parametrize("atrous", ["full", "separable"])
+@pytest.mark.parametrize("atrous", [pytest.param("full", marks=pytest.mark.slow), "separable"])
 def test_auto_deeplab_learns_in_mixed_precision(atrous):
     keras.utils.set_random_seed(0)
     architecture = Architecture((0, 1), PUBLISHED.cell, atrous)

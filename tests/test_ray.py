@@ -29,6 +29,7 @@ def test_an_address_without_a_cluster_is_named(address):
             pass
 
 
+@pytest.mark.slow
 @needs_ray
 def test_images_are_predicted_as_without_and_what_is_written_is_skipped(tmp_path):
     from auto_deeplab_tf import build_network

@@ -464,6 +464,7 @@ def test_two_devices_equal_one(mirrored):
         assert progress == np.float32(2 / 3) and draws == 3
 
 
+@pytest.mark.slow
 def test_two_devices_share_a_last_batch_of_one_image(mirrored):
     """Filled up by an image that is ignored: with statistics at rest both count the same."""
     images, masks = examples(5)

@@ -338,6 +338,7 @@ def test_bad_input_is_answered_by_one_line_and_nothing_is_written(case, places, 
     assert not cache.exists() or not any(cache.iterdir())
 
 
+@pytest.mark.slow
 def test_a_baseline_is_trained_by_its_name(places, tmp_path):
     others = {name: value for name, value in places.items() if name != "architecture"}
     more = ["--steps=2", "--steps_per_epoch=1", "--drop_path_keep=1", "--overlays=0"]

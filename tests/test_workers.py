@@ -16,6 +16,8 @@ from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.decoding import load_logits
 from auto_deeplab_tf.served import load_segmenter
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 900  # of the pair, on cores that others use too
 DATA = "--dataset=camvid --batch_size=2 --json".split()
 RUN = "--crop_size=33x41 --steps_per_epoch=2 --checkpoint_every_steps=3 --seed=3".split()
@@ -211,7 +213,6 @@ def wait_for_step(run_dir, step, pair, seconds=SECONDS):
     raise AssertionError("the run does not get there")
 
 
-@pytest.mark.slow
 def test_workers_that_are_killed_or_told_to_end_resume_on_one_device(tmp_path):
     """One of two is killed, then one is told to end; one device does the rest.
 

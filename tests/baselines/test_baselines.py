@@ -75,7 +75,9 @@ def test_counts(name):
         assert f"{count / 1e6:.2f}" == figure
 
 
-@pytest.mark.parametrize("name", ["dpc_xception65", "frrn_b", "pspnet_resnet101"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("dpc_xception65", marks=pytest.mark.slow), "frrn_b", "pspnet_resnet101"]
+)
 def test_any_size(name):
     """Odd sizes, the smallest size, and sizes that are known at the call only."""
     network = small(name)
@@ -88,6 +90,7 @@ def test_any_size(name):
         close(any_size(x), expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_published_size_is_traced():
     for name in ("dpc_xception65", "frrn_b", "pspnet_resnet101"):
         network = small(name)

@@ -77,7 +77,12 @@ def check_close(ours, theirs, tolerance):
     ("run", "remat", "kwargs"),
     [
         (eager_results, False, {}),
-        (eager_results, False, {"atrous": "full", "share_operations": False}),
+        pytest.param(
+            eager_results,
+            False,
+            {"atrous": "full", "share_operations": False},
+            marks=pytest.mark.slow,
+        ),
         (traced_results, False, {}),
         (traced_results, True, {}),
     ],
@@ -97,7 +102,10 @@ def check_xla(run, **kwargs):
     check_close(run(net), expected, 5e-4)
 
 
-@pytest.mark.parametrize(("run", "num_layers"), [(eager_results, 2), (traced_results, 1)])
+@pytest.mark.parametrize(
+    ("run", "num_layers"),
+    [pytest.param(eager_results, 2, marks=pytest.mark.slow), (traced_results, 1)],
+)
 def test_functions_that_xla_compiles_equal_the_others_at_an_odd_crop(run, num_layers):
     check_xla(run, num_layers=num_layers, num_blocks=1)
 
@@ -160,7 +168,9 @@ def test_the_pullback_of_a_segment_that_keeps_computes_no_convolution_again():
     assert convolutions(Execution(remat=False)) == (0, 0)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "dtype", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_mixed_precision_keeps_alpha_beta_statistics_and_logits_in_float32(dtype):
     net = supernet(dtype)
     logits, moments, gradients = eager_results(net)

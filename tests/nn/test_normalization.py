@@ -193,7 +193,9 @@ def test_a_network_counts_what_updates_its_statistics():
     assert int(network.updates) == 500
 
 
-@pytest.mark.parametrize("way", ["function", "xla", "mirrored"])
+@pytest.mark.parametrize(
+    "way", ["function", "xla", pytest.param("mirrored", marks=pytest.mark.slow)]
+)
 def test_the_statistics_do_not_depend_on_how_a_step_runs(way, mirrored):
     expected, x = small_network(), images(SHAPE)
     strategy = mirrored if way == "mirrored" else tf.distribute.get_strategy()

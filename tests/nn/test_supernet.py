@@ -49,8 +49,10 @@ def small_supernet(num_layers=3, seed=0, **kwargs):
     "kwargs",
     [
         {"num_blocks": 2},
-        {"atrous": "full", "num_layers": 2},
-        {"share_operations": False, "num_layers": 2, "num_blocks": 2},
+        pytest.param({"atrous": "full", "num_layers": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            {"share_operations": False, "num_layers": 2, "num_blocks": 2}, marks=pytest.mark.slow
+        ),
         {"num_layers": 5, "num_blocks": 1, "filter_multiplier": 1},
         {"num_layers": 1, "num_blocks": 1},
     ],

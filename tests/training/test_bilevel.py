@@ -109,7 +109,7 @@ def test_the_decoded_score_is_that_of_its_own_statistics_and_changes_nothing(mod
     assert bilevel.score(batches[:1])["val_miou"] != pytest.approx(both, abs=1e-3)
 
 
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("traced", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_weight_of_the_cost_is_added_to_the_gradient_of_alpha_and_beta(traced):
     gradients = {}
     for weight in (0.0, 2.0):

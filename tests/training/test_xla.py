@@ -69,7 +69,11 @@ def values(variables):
 @pytest.mark.parametrize(
     ("make", "modes"),
     # Without draws: XLA has a generator of its own.
-    [(bilevel, {}), (bilevel, {"partial_channels": 2}), (segmenter, {})],
+    [
+        (bilevel, {}),
+        pytest.param(bilevel, {"partial_channels": 2}, marks=pytest.mark.slow),
+        (segmenter, {}),
+    ],
     ids=["bilevel", "bilevel_partial", "decoded"],
 )
 def test_a_whole_training_step_is_that_without_xla_at_an_odd_crop(make, modes):
