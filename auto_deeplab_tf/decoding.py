@@ -431,15 +431,10 @@ def alpha_entropy(alpha_logits: Any) -> float:
 def beta_entropy(beta_logits: Any) -> float:
     """Returns the mean entropy of beta, in nats, over the (layer, level) that a path can leave."""
     log_beta = log_softmax_beta(beta_logits)
-    return float(np.mean(_entropy(log_beta)[left_by_paths(len(log_beta))]))
-
-
-def left_by_paths(num_layers: int) -> np.ndarray:
-    """Returns bool [L, 4]: the nodes, of every (layer, level), that a path can leave."""
-    left = np.zeros((num_layers, NUM_LEVELS), bool)
-    for row in transitions(num_layers):
+    left = np.zeros(log_beta.shape[:2], bool)
+    for row in transitions(len(log_beta)):
         left[row.layer, row.from_level] = True
-    return left
+    return float(np.mean(_entropy(log_beta)[left]))
 
 
 def unidentified_transitions(num_layers: int) -> tuple[Transition, ...]:

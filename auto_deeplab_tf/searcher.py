@@ -77,7 +77,7 @@ class ArchitectureSearch:
         mean, std: of red, green, blue: images are normalised (x - mean) / std.
         ignore_label: label of the pixels that count nowhere.
         class_weights: weight of each class in the loss, or None.
-        path_temperature, entropy_weight: see `BilevelModel`.
+        path_temperature: see `BilevelModel`.
         seed: of the initial weights, alpha and beta.
         dtype_policy: "float32", "mixed_bfloat16" or "mixed_float16": the dtype of the features.
             Variables, alpha, beta, statistics, softmax and loss are float32 always.
@@ -96,7 +96,6 @@ class ArchitectureSearch:
         ignore_label: int = 255,
         class_weights: Sequence[float] | Mapping[int, float] | None = None,
         path_temperature: Any = 1.0,
-        entropy_weight: Any = 0.0,
         seed: int = 0,
         dtype_policy: str = "float32",
         **keywords: Any,
@@ -114,7 +113,6 @@ class ArchitectureSearch:
             ignore_label=ignore_label,
             class_weights=inputs.checked_class_weights(class_weights, num_classes),
             path_temperature=path_temperature,
-            entropy_weight=entropy_weight,
         )
 
     def compile(
@@ -402,8 +400,6 @@ def from_options(options: SearchConfig, train: Source, total_steps: int) -> Arch
         path_temperature=keras.optimizers.schedules.PolynomialDecay(
             options.path_temperature, total_steps, options.min_path_temperature
         ),
-        entropy_weight=options.entropy_weight
-        and keras.optimizers.schedules.PolynomialDecay(0.0, updates, options.entropy_weight),
         seed=options.seed,
         dtype_policy=options.dtype_policy,
     )

@@ -29,7 +29,7 @@ AUTO: typing.Literal["auto"] = "auto"  # Where a field allows it: chosen from th
 
 # Flags that are gone, with the text of their old default. A flags.txt that holds one at its default
 # is read without it; any other value was a choice that this version cannot follow.
-RETIRED = {"mix_predecessors": "false"}
+RETIRED = {"mix_predecessors": "false", "entropy_weight": "0.0"}
 
 _BOUNDS = {
     "minimum": (operator.ge, "at least"),

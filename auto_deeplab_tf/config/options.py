@@ -529,12 +529,6 @@ class SearchConfig(ArchitectureSearchConfig, RunConfig, ThreadsConfig):
         "paper's 0.003 to 0.15)",
         above=0,
     )
-    entropy_weight: float = _optimisation(
-        0.0,
-        "W: add the entropy of alpha and beta to their loss, weighted from 0 at their first step "
-        "to W at the end",
-        minimum=0,
-    )
     decoded_batches: int = flag(
         4,
         "training batches that estimate the statistics of the decoded network, which each "

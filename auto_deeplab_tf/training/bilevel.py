@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from auto_deeplab_tf import decoding, method
+from auto_deeplab_tf import decoding
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.config import BilevelConfig
 from auto_deeplab_tf.errors import UserError
@@ -18,21 +18,17 @@ from auto_deeplab_tf.training import distribution, losses, whole_images
 from auto_deeplab_tf.training.metrics import score, scores
 from auto_deeplab_tf.training.optimizers import with_loss_scaling
 
-_SCHEDULES = ("path_temperature", "entropy_weight")
-
 
 @keras.saving.register_keras_serializable(package="auto_deeplab_tf")
 class BilevelModel(keras.Model):
     """The supernet with the two alternating updates of `method.bilevel_update`.
 
         1. w <- w - step(grad_w L_trainA(w, a) + weight_decay * w)
-        2. a <- a - step(grad_a (L_trainB(w, a) + cost_weight * log(C(a) / C(0))
-                                 + entropy_weight * H(a))
+        2. a <- a - step(grad_a (L_trainB(w, a) + cost_weight * log(C(a) / C(0)))
                          + arch_weight_decay * a)
 
     a stands for the logits of alpha and beta; step is what the optimizer makes of a gradient; C is
-    the `nn.expected_cost.ExpectedCost` of the decoded cells, H the mean entropy of alpha's edges
-    plus that of beta's nodes; `cost_weight` and `entropy_weight` are 0 by default.
+    the `nn.expected_cost.ExpectedCost` of the decoded cells; `cost_weight` is 0 by default.
 
     L is the mean over the pixels of the global batch that are not ignored. The second update sees
     the weights of the first, uses statistics of its own batch, and leaves the moving ones alone.
@@ -46,7 +42,6 @@ class BilevelModel(keras.Model):
             gradient; `batch_norm_decay` is the limit of the moving statistics' decay, which is
             smaller during the first steps (`nn.normalization.update_weights`).
         path_temperature: of sampled paths: a number, or a Keras schedule of it over the steps.
-        entropy_weight: a number, or a Keras schedule of it over the updates of alpha and beta.
 
     Attributes:
         completed_steps: tf.Variable, int64.
@@ -65,7 +60,6 @@ class BilevelModel(keras.Model):
         ignore_label: int = 255,
         class_weights: Any = None,
         path_temperature: Any = 1.0,
-        entropy_weight: Any = 0.0,
         **kwargs: Any,
     ):
         settings, others = BilevelConfig.given(settings, kwargs)
@@ -75,7 +69,6 @@ class BilevelModel(keras.Model):
         self.ignore_label = ignore_label
         self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
         self.path_temperature = path_temperature
-        self.entropy_weight = entropy_weight
         self.expected_cost = ExpectedCost(supernet.settings, self.settings.cost)
         if self.settings.cost_weight:
             # Counted here once: a step is traced, where it could not become a number.
@@ -302,32 +295,14 @@ class BilevelModel(keras.Model):
             + share * scale * self.settings.arch_weight_decay * tf.convert_to_tensor(variable)
             for gradient, variable in zip(gradients, variables, strict=True)
         ]
-        if self.settings.cost_weight or self.entropy_weight:
+        if self.settings.cost_weight:
             logits = [tf.convert_to_tensor(variable) for variable in variables[:2]]
             with tf.GradientTape() as tape:
                 tape.watch(logits)
-                penalty = self._penalty(*logits)
+                penalty = self.settings.cost_weight * self.expected_cost.log_ratio(*logits)
             for index, gradient in enumerate(tape.gradient(penalty, logits)):
                 gradients[index] += share * scale * gradient
         self.architecture_optimizer.apply_gradients(zip(gradients, variables, strict=True))
-
-    def _penalty(self, alpha_logits, beta_logits):
-        """What the cost and the entropy add to the loss of alpha and beta."""
-        penalty = tf.zeros(())
-        if self.settings.cost_weight:
-            ratio = self.expected_cost.log_ratio(alpha_logits, beta_logits)
-            penalty += self.settings.cost_weight * ratio
-        if self.entropy_weight:
-            weight = self.entropy_weight
-            if callable(weight):
-                weight = weight(self.architecture_optimizer.iterations)
-            alpha, beta = method.relax(alpha_logits, beta_logits)
-            left = decoding.left_by_paths(beta.shape[0])
-            of_edges = -tf.reduce_sum(tf.math.xlogy(alpha, alpha), axis=-1)
-            of_nodes = -tf.reduce_sum(tf.math.xlogy(beta, beta), axis=-1)
-            of_nodes = tf.reduce_sum(of_nodes * left) / left.sum()
-            penalty += weight * (tf.reduce_mean(of_edges) + of_nodes)
-        return penalty
 
     def score(self, batches: tf.data.Dataset) -> dict[str, float]:
         """Scores the supernet on labelled whole images by one confusion matrix.
@@ -401,26 +376,17 @@ class BilevelModel(keras.Model):
             "ignore_label": self.ignore_label,
             "class_weights": self.class_weights,
             **dataclasses.asdict(self.settings),
-            **{
-                name: keras.saving.serialize_keras_object(getattr(self, name))
-                for name in _SCHEDULES
-            },
+            "path_temperature": keras.saving.serialize_keras_object(self.path_temperature),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "BilevelModel":
         """See Keras."""
-        supernet = keras.saving.deserialize_keras_object(
-            config.pop("supernet"), custom_objects=custom_objects
+        supernet, path_temperature = (
+            keras.saving.deserialize_keras_object(config.pop(name), custom_objects=custom_objects)
+            for name in ("supernet", "path_temperature")
         )
-        schedules = {
-            name: keras.saving.deserialize_keras_object(
-                config.pop(name), custom_objects=custom_objects
-            )
-            for name in _SCHEDULES
-            if name in config  # an older file may lack one
-        }
-        return cls(supernet, **schedules, **config)
+        return cls(supernet, path_temperature=path_temperature, **config)
 
     def get_compile_config(self) -> dict[str, Any]:
         """See Keras."""

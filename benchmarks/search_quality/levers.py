@@ -38,7 +38,6 @@ LEVERS = {
     "adam": _ADAM,
     "adam_fast_alpha": f"{_ADAM} --arch_learning_rate=0.06",
     "adam_no_decay": f"{_ADAM} --arch_weight_decay=0",
-    "adam_entropy": f"{_ADAM} --entropy_weight=1",
 }
 
 

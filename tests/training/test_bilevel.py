@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from auto_deeplab_tf import decoding, method
+from auto_deeplab_tf import decoding
 from auto_deeplab_tf.errors import RunError
 from auto_deeplab_tf.nn.execution import Execution
 from auto_deeplab_tf.nn.supernet import build_supernet
-from auto_deeplab_tf.search_space import transitions
 from auto_deeplab_tf.training import loop, metrics
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.checkpoints import Checkpoints
@@ -128,52 +127,6 @@ def test_the_weight_of_the_cost_is_added_to_the_gradient_of_alpha_and_beta(trace
     ):
         assert np.abs(cost).max() > 1e-3
         np.testing.assert_allclose(ours, without + 2.0 * cost, atol=2e-5)
-
-
-def test_the_entropy_is_added_to_the_loss_by_a_weight_that_grows_with_alpha_s_updates():
-    rng = np.random.default_rng(7)
-    logits = [rng.normal(size=shape).astype("float32") for shape in ((2, 8), (2, 4, 3))]
-    growing = keras.optimizers.schedules.PolynomialDecay(0.0, 4, 2.0)
-    steps = {}
-    for weight in (0.0, growing):
-        bilevel = model(arch_weight_decay=0.0, entropy_weight=weight)
-        bilevel.compile(keras.optimizers.SGD(0.0), keras.optimizers.SGD(1.0))
-        bilevel.train_step(pair(0)[0])  # of the weights alone: it does not count
-        steps[weight] = []
-        for _ in range(3):
-            for variable, start in zip(
-                bilevel.supernet.architecture_variables, logits, strict=True
-            ):
-                variable.assign(start)
-            bilevel.train_step(pair(0))
-            ends = architecture_of(bilevel)
-            steps[weight].append([a - b for a, b in zip(logits, ends, strict=True)])
-    watched = list(map(tf.constant, logits))
-    with tf.GradientTape() as tape:
-        tape.watch(watched)
-        alpha, beta = method.relax(*watched)
-        left = sorted({(row.layer, row.from_level) for row in transitions(len(beta))})
-        entropy = mean_entropy(list(alpha)) + mean_entropy([beta[node] for node in left])
-    reported = decoding.alpha_entropy(logits[0]) + decoding.beta_entropy(logits[1])
-    assert float(entropy) == pytest.approx(reported, rel=1e-5)
-    gradients = tape.gradient(entropy, watched)
-    for expected, ours, without in zip((0.0, 0.5, 1.0), steps[growing], steps[0.0], strict=True):
-        for a, b, gradient in zip(ours, without, gradients, strict=True):
-            assert np.abs(gradient).max() > 1e-3
-            np.testing.assert_allclose(a, b + expected * gradient, atol=2e-5)
-
-
-def test_a_configuration_of_before_the_entropy_is_read():
-    saved = model(num_layers=1, path_temperature=3.0, entropy_weight=2.0).get_config()
-    again = BilevelModel.from_config(dict(saved))
-    assert (again.path_temperature, again.entropy_weight) == (3.0, 2.0)
-    del saved["entropy_weight"]
-    assert BilevelModel.from_config(saved).entropy_weight == 0.0
-
-
-def mean_entropy(distributions):
-    kept = [tf.boolean_mask(each, each > 0) for each in distributions]
-    return -sum(tf.reduce_sum(each * tf.math.log(each)) for each in kept) / len(kept)
 
 
 def test_the_architecture_step_sees_the_weights_after_their_update():

@@ -42,7 +42,7 @@ def batch(seed, count=2):
 def bilevel(modes):
     supernet = build_supernet(CLASSES, 1, 1, 2, input_size=SIZE, **modes)
     settings = {"batch_norm_decay": 0.9, "cost_weight": 0.5, "gradient_clip_norm": 1.0}
-    model = BilevelModel(supernet, entropy_weight=0.5, **settings)
+    model = BilevelModel(supernet, **settings)
     # Not Adam, whose first step is as long for a gradient near 0.
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9), keras.optimizers.SGD(0.05))
     return model, (batch(0), batch(1)), model.architecture_optimizer
