@@ -657,11 +657,10 @@ def _ended_search(folder):
 def test_cost_weights_are_searched_once_each(tmp_path, monkeypatch):
     searched = []
 
-    def search(run_dir, seed, folders, core, changed):
-        settings = cli.parse(
-            config.SearchConfig, [f"--flagfile={methods.SEARCH}", f"--run_dir={run_dir}", *changed]
-        )
+    def run(command, log, core):
+        settings = cli.parse(config.SearchConfig, command[3:])
         searched.append(settings.cost_weight)
+        run_dir = pathlib.Path(settings.run_dir)
         run_dir.mkdir(parents=True)
         columns = dict.fromkeys(cost_weights.SEEN, "1") | {"expected_cost": str(9 - len(searched))}
         text = ",".join(columns) + "\n" + ",".join(columns.values()) + "\n"
@@ -671,7 +670,8 @@ def test_cost_weights_are_searched_once_each(tmp_path, monkeypatch):
         )
         return 7.0
 
-    monkeypatch.setattr(methods, "search", search)
+    monkeypatch.setattr(trainings, "run", run)
+    monkeypatch.setattr(trainings, "split_folder", lambda *_: tmp_path / "data")
     folders = methods.Folders("tuning", tmp_path / "data", tmp_path / "work")
     found = list(cost_weights.left([{"cost_weight": "0.1"}], folders, 0))
     assert searched == [row["cost_weight"] for row in found] == [0.0, 0.03, 0.3, 1.0]
