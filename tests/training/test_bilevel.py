@@ -129,6 +129,12 @@ def test_the_weight_of_the_cost_is_added_to_the_gradient_of_alpha_and_beta(trace
         np.testing.assert_allclose(ours, without + 2.0 * cost, atol=2e-5)
 
 
+def test_a_model_comes_back_from_its_configuration():
+    saved = model(num_layers=1, path_temperature=3.0, cost_weight=2.0).get_config()
+    again = BilevelModel.from_config(saved)
+    assert (again.path_temperature, again.settings.cost_weight) == (3.0, 2.0)
+
+
 def test_the_architecture_step_sees_the_weights_after_their_update():
     both, separate = model(), model()
     both.train_step(pair(0))
