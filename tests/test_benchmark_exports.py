@@ -43,6 +43,7 @@ def run_forked(command):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_each_row_has_the_score_of_the_model(places, monkeypatch):
     monkeypatch.setattr(rows_lib, "run", run_forked)
     rows_file = places / "rows.csv"

@@ -163,6 +163,7 @@ def test_records_are_those_of_a_local_folder_and_resume(camvid, tmp_path, ram, m
         source_lib.open_split("camvid", "train", data_dir=camvid, cache_dir=ram)
 
 
+@pytest.mark.slow
 def test_a_training_on_ram_resumes_and_its_model_is_evaluated_there(camvid, tmp_path, ram, capsys):
     cell = ((Edge("prev", "sep_3x3"), Edge("prev_prev", "max_pool_3x3")),)
     results = {}

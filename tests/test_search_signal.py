@@ -51,6 +51,7 @@ def test_only_moves_that_can_be_learnt_count():
     assert mask[2, 1].all() and not mask[2, 0, 0], "a move that leaves the trellis"
 
 
+@pytest.mark.slow
 def test_a_search_is_measured_at_its_checkpoints(tmp_path):
     path = tmp_path / "run"
     data = tiny_camvid.write(tmp_path / "CamVid", {"train": 16, "val": 2})

@@ -155,11 +155,12 @@ def _interval(
 
     def drawn(some: Sequence[Sequence[float]]) -> np.ndarray:
         """The means of as many networks, (RESAMPLES, networks)."""
-        shape = (RESAMPLES, len(some))
-        of_each = [generator.choice(seeds, (*shape, len(seeds))).mean(axis=-1) for seeds in some]
-        return np.take_along_axis(
-            np.stack(of_each), generator.integers(len(some), size=(1, *shape)), axis=0
-        )[0]
+        number = generator.integers(len(some), size=(RESAMPLES, len(some)))
+        means = np.empty(number.shape)
+        for this, seeds in enumerate(some):
+            places = number == this
+            means[places] = generator.choice(seeds, (places.sum(), len(seeds))).mean(axis=-1)
+        return means
 
     low, high = np.quantile(compare(drawn(networks), drawn(others)), (0.025, 0.975))
     return float(low), float(high)

@@ -76,7 +76,12 @@ def test_counts(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("dpc_xception65", marks=pytest.mark.slow), "frrn_b", "pspnet_resnet101"]
+    "name",
+    [
+        pytest.param("dpc_xception65", marks=pytest.mark.slow),
+        pytest.param("frrn_b", marks=pytest.mark.slow),
+        "pspnet_resnet101",
+    ],
 )
 def test_any_size(name):
     """Odd sizes, the smallest size, and sizes that are known at the call only."""
@@ -121,7 +126,9 @@ def test_a_step_reaches_every_weight(name, dtype):
     assert np.all(np.isfinite(network(x)))
 
 
-@pytest.mark.parametrize("name", ["dpc_xception65", "frrn_b", "pspnet_resnet101"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("dpc_xception65", marks=pytest.mark.slow), "frrn_b", "pspnet_resnet101"]
+)
 def test_a_file_gives_the_same_output(name, tmp_path):
     settings = {"mean": (1.0, 2.0, 3.0), "batch_norm_decay": 0.9}
     model = Segmenter(small(name, **settings), class_names=[*"abcde"])
@@ -135,6 +142,7 @@ def test_a_file_gives_the_same_output(name, tmp_path):
     np.testing.assert_array_equal(again(x), expected)
 
 
+@pytest.mark.slow
 def test_a_file_is_read_where_nothing_was_imported(tmp_path):
     """All that a reader has imported is what `load_segmenter` needs."""
     model = Segmenter(small("frrn_b"))

@@ -258,6 +258,7 @@ def test_tf_trt_publishes_what_answers_like_keras(model_file, tmp_path, tf_trt):
         tensorrt.export_tensorrt(model_file, output, (33, 40), "tf_trt")
 
 
+@pytest.mark.slow
 def test_tf_trt_with_a_lost_variable_publishes_nothing(model_file, tmp_path, tf_trt, zeroed):
     with pytest.raises(common.Disagreement, match="the TF-TRT model disagrees with the"):
         tensorrt.export_tensorrt(model_file, tmp_path / "model", (33, 40), "tf_trt")

@@ -76,7 +76,7 @@ def check_close(ours, theirs, tolerance):
 @pytest.mark.parametrize(
     ("run", "remat", "kwargs"),
     [
-        (eager_results, False, {}),
+        pytest.param(eager_results, False, {}, marks=pytest.mark.slow),
         pytest.param(
             eager_results,
             False,

@@ -66,7 +66,8 @@ def trace(network, size):
 
 
 @pytest.mark.parametrize(
-    ("filter_multiplier", "millions"), [(20, "10.15"), (32, "21.62"), (48, "44.42")]
+    ("filter_multiplier", "millions"),
+    [(20, "10.15"), pytest.param(32, "21.62", marks=pytest.mark.slow), (48, "44.42")],
 )
 def test_published_parameter_counts(filter_multiplier, millions):
     network = build_network("auto_deeplab", 19, filter_multiplier)

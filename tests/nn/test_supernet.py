@@ -53,7 +53,9 @@ def small_supernet(num_layers=3, seed=0, **kwargs):
         pytest.param(
             {"share_operations": False, "num_layers": 2, "num_blocks": 2}, marks=pytest.mark.slow
         ),
-        {"num_layers": 5, "num_blocks": 1, "filter_multiplier": 1},
+        pytest.param(
+            {"num_layers": 5, "num_blocks": 1, "filter_multiplier": 1}, marks=pytest.mark.slow
+        ),
         {"num_layers": 1, "num_blocks": 1},
     ],
     ids=["shared", "full", "own", "five_layers", "one_layer"],
@@ -276,6 +278,7 @@ def test_wrong_arguments_are_refused_by_name(argument, value):
         build_supernet(**{"num_classes": 5, argument: value})
 
 
+@pytest.mark.slow
 def test_jax_gives_the_same_logits_from_the_same_weights(tmp_path):
     """The other backend in a process of its own: nothing in nn/ may be TensorFlow's alone."""
     supernet = small_supernet(num_layers=2, num_blocks=2)
