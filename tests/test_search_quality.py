@@ -861,11 +861,15 @@ def test_records_of_searches_and_selections_are_tables_and_figures(tmp_path):
     agreement = [{"search": "tuning-none", "step": "40", "tau_cell": "0.3", "tau_path": "0.1"}]
     measured = dict.fromkeys(("signal", "noise", "persistence", "halves"), "0.5")
     signal = {f"{of}_{name}": value for of in ("alpha", "beta") for name, value in measured.items()}
-    signals = [{"search": "tuning-none", "step": step} | signal for step in ("40", "60")]
+    signals = [
+        {"search": search, "step": step} | signal
+        for search in ("reported-0", "reported-1", "tuning-none")
+        for step in ("40", "60")
+    ]
     records.draw(_population(0.6), epochs, candidates, agreement, signals, tmp_path)
     words = {
         "searches": "tuning-none, path",
-        "signal": "tuning-none, beta",
+        "signal": "noise alone",
         "proposals": "random-1800",
         "ranks": "searched",
     }

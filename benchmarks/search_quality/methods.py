@@ -166,7 +166,7 @@ def _select(
     A budget in `chosen` replaces the one of PROTOCOL.md: of a flag given twice the last counts.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    recipe = _beside(folder, ".flags")
+    recipe = _with_ending(folder, ".flags")
     flags = [f"--steps={steps}", f"--steps_per_epoch={steps // trainings.PARTS}"]
     lines = [f"--flagfile={trainings.RECIPE}", *folders.flags(), *flags]
     recipe.write_text("\n".join(lines) + "\n")
@@ -185,12 +185,12 @@ def _select(
 
 def _once(command: list[str], folder: pathlib.Path, core: int | None) -> float:
     """Runs the command that fills a folder unless it has ended; returns its CPU seconds."""
-    done = _beside(folder, ".done")
+    done = _with_ending(folder, ".done")
     if not done.exists():
-        done.write_text(f"{trainings.run(command, _beside(folder, '.seconds'), core)}\n")
+        done.write_text(f"{trainings.run(command, _with_ending(folder, '.seconds'), core)}\n")
     return float(done.read_text())
 
 
-def _beside(folder: pathlib.Path, ending: str) -> pathlib.Path:
+def _with_ending(folder: pathlib.Path, ending: str) -> pathlib.Path:
     """A file named like a folder, which may have a dot in its name."""
     return folder.with_name(folder.name + ending)

@@ -154,33 +154,31 @@ def _draw_searches(epochs: Rows, checkpoints: Rows, file: pathlib.Path) -> None:
 
 
 def _draw_signals(checkpoints: Rows, file: pathlib.Path) -> None:
-    """Signal over noise of the mean gradients of alpha and beta, and whether they last."""
-    figure, all_axes = _figure(3)
-    signal, *of_variables = all_axes
-    for color, (name, of_search) in enumerate(
-        grouped(checkpoints, lambda row: row["search"]).items()
+    """What the gradients of alpha and beta say: mean and range of the reported split's searches."""
+    of_reported = [row for row in checkpoints if row["search"].startswith("reported")]
+    later = [row for row in of_reported if row["alpha_persistence"]]
+    of_step = sorted(grouped(later, lambda row: int(row["step"])).items())
+    figure, (signal, alpha, beta) = _figure(3)
+    for axes, variable, column, color, label in (
+        (signal, "alpha", "signal", "C0", "alpha"),
+        (signal, "beta", "signal", "C1", "beta"),
+        (signal, "alpha", "noise", "C7", "noise alone"),
+        (alpha, "alpha", "halves", "C2", "of two halves of the images"),
+        (alpha, "alpha", "persistence", "C3", "with the checkpoint before"),
+        (beta, "beta", "halves", "C2", "of two halves of the images"),
+        (beta, "beta", "persistence", "C3", "with the checkpoint before"),
     ):
-        later = [row for row in of_search if row["alpha_persistence"]]
-        steps = [int(row["step"]) for row in later]
-        for variable, line, axes in zip(("alpha", "beta"), "-:", of_variables, strict=True):
-            ratios = [
-                float(row[f"{variable}_signal"]) / float(row[f"{variable}_noise"]) for row in later
-            ]
-            persistence, halves = (
-                [float(row[f"{variable}_{column}"]) for row in later]
-                for column in ("persistence", "halves")
-            )
-            for on, values, style, label in (
-                (signal, ratios, line, variable),
-                (axes, persistence, "-", "with the checkpoint before"),
-                (axes, halves, ":", "of two halves of the images"),
-            ):
-                curve = {"color": f"C{color}", "label": f"{name}, {label}", "linewidth": 1.2}
-                on.plot(steps, values, style, **curve)
-    signal.set(xlabel="step", ylabel="signal over that of noise")
-    for variable, axes in zip(("alpha", "beta"), of_variables, strict=True):
+        steps = [step for step, _ in of_step]
+        values = [[float(row[f"{variable}_{column}"]) for row in rows] for _, rows in of_step]
+        means, lowest, highest = (
+            [of_values(v) for v in values] for of_values in (statistics.mean, min, max)
+        )
+        axes.plot(steps, means, color, label=label, linewidth=1.2)
+        axes.fill_between(steps, lowest, highest, color=color, alpha=0.15)
+    signal.set(xlabel="step", ylabel="|mean| / deviation, median entry")
+    for axes, variable in ((alpha, "alpha"), (beta, "beta")):
         axes.set(xlabel="step", ylabel=f"correlation of mean gradients of {variable}")
-    _save(figure, all_axes, file)
+    _save(figure, (signal, alpha, beta), file)
 
 
 def _draw_proposals(rows: Rows, file: pathlib.Path) -> None:
