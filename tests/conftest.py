@@ -30,7 +30,6 @@ SLOW_FILES = (
     "test_xla.py",
     "test_readme.py",
     "test_ninth_operation.py",
-    "test_benchmark_jax.py",
     "test_tensorrt.py",
     "test_tflite.py",
     "test_untrusted_models.py",

@@ -43,6 +43,7 @@ save(losses=np.asarray(losses), **variables)
 """
 
 
+@pytest.mark.slow
 def test_steps_on_jax_are_those_of_the_bilevel_model(tmp_path):
     generator = np.random.default_rng(0)
     images = generator.uniform(0, 255, (STEPS, 2, *SIZE, 3)).astype("float32")

@@ -105,7 +105,9 @@ def test_published_size_is_traced():
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_a_step_reaches_every_weight(name, dtype):
     network = small(name, dtype=dtype)
     x = images((2, 65, 97, 3))

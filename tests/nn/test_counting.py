@@ -40,7 +40,10 @@ def test_counting_alone_equals_the_built_network(seed):
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("frrn_b", {"width_multiplier": 0.1}), ("pspnet_resnet101", {"width_multiplier": 0.05})],
+    [
+        ("frrn_b", {"width_multiplier": 0.1}),
+        pytest.param("pspnet_resnet101", {"width_multiplier": 0.05}, marks=pytest.mark.slow),
+    ],
 )
 def test_equal_to_the_graph_profiler(name, settings):
     """At 256x192 every atrous rate divides its map, so nothing is padded for it."""

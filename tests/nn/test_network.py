@@ -274,6 +274,7 @@ def test_mixed_precision():
     assert Network.from_config(mixed.get_config()).decoder.compute_dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_jax_gives_the_same_logits_from_the_same_weights(tmp_path):
     """The other backend in a process of its own: nothing in nn/ may be TensorFlow's alone."""
     architecture = Architecture((1, 0), JAX_CELL, "separable")

@@ -172,7 +172,11 @@ def decoded(levels, num_blocks=3, seed=0):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("modes", [{}, {"partial_channels": 2}], ids=["exact", "partial"])
+@pytest.mark.parametrize(
+    "modes",
+    [{}, pytest.param({"partial_channels": 2}, marks=pytest.mark.slow)],
+    ids=["exact", "partial"],
+)
 def test_a_decoded_pass_computes_the_path_alone_as_the_plain_formulation_does(training, modes):
     levels = (1, 0, 1)
     _, arrays = decoded(levels, num_blocks=2)
@@ -278,7 +282,6 @@ def test_wrong_arguments_are_refused_by_name(argument, value):
         build_supernet(**{"num_classes": 5, argument: value})
 
 
-@pytest.mark.slow
 def test_jax_gives_the_same_logits_from_the_same_weights(tmp_path):
     """The other backend in a process of its own: nothing in nn/ may be TensorFlow's alone."""
     supernet = small_supernet(num_layers=2, num_blocks=2)
