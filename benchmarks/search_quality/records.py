@@ -158,6 +158,7 @@ def _draw_signals(checkpoints: Rows, file: pathlib.Path) -> None:
     of_reported = [row for row in checkpoints if row["search"].startswith("reported")]
     later = [row for row in of_reported if row["alpha_persistence"]]
     of_step = sorted(grouped(later, lambda row: int(row["step"])).items())
+    steps = [step for step, _ in of_step]
     figure, (signal, alpha, beta) = _figure(3)
     for axes, variable, column, color, label in (
         (signal, "alpha", "signal", "C0", "alpha"),
@@ -168,7 +169,6 @@ def _draw_signals(checkpoints: Rows, file: pathlib.Path) -> None:
         (beta, "beta", "halves", "C2", "of two halves of the images"),
         (beta, "beta", "persistence", "C3", "with the checkpoint before"),
     ):
-        steps = [step for step, _ in of_step]
         values = [[float(row[f"{variable}_{column}"]) for row in rows] for _, rows in of_step]
         means, lowest, highest = (
             [of_values(v) for v in values] for of_values in (statistics.mean, min, max)
