@@ -1,7 +1,8 @@
 """Decodes alpha and beta into an architecture.
 
 Reads the logits of a search and writes the architecture file that train takes, with a drawing of
-path and cell beside it (.svg, .png). With a budget, the most probable path that keeps it.
+path and cell beside it (.svg, .png) and heat maps of alpha and beta (STEM_alpha_beta.svg). With a
+budget, the most probable path that keeps it.
 """
 
 from __future__ import annotations
@@ -59,8 +60,14 @@ def main() -> None:
     if table:
         write_atomically(table, _csv(ranked).encode())
     drawings = visualize.save_architecture_drawing(architecture, output, logits.beta)
+    heat_maps = visualize.save_heat_maps(architecture, output, logits.alpha, logits.beta)
     architecture.save(output)
-    files = {"architecture": output, "svg": drawings[0], "png": drawings[1]}
+    files = {
+        "architecture": output,
+        "svg": drawings[0],
+        "png": drawings[1],
+        "alpha_beta": heat_maps,
+    }
     if table:
         files["table"] = table
     if options.json:
@@ -269,6 +276,7 @@ def in_words(
         )
     lines.append(f"Architecture: {files['architecture']}")
     lines.append(f"Drawing:      {files['svg']}, {files['png']}")
+    lines.append(f"Alpha, beta:  {files['alpha_beta']}")
     if "table" in files:
         lines.append(f"Best paths:   {files['table']}")
     return "\n".join(lines)

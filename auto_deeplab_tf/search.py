@@ -223,6 +223,7 @@ def _write_result(
     )
     decoding.save_logits(run / "logits.npz", alpha, beta, options.atrous, search.edge_logits)
     visualize.save_architecture_drawing(architecture, run / "architecture", beta)
+    visualize.save_heat_maps(architecture, run / "architecture", alpha, beta)
     # Last: where it exists, the run is complete.
     architecture.save(run / "architecture.json")
 

@@ -22,14 +22,10 @@ from matplotlib.patheffects import Stroke, withStroke
 
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.decoding import (
-    decode_cell,
-    log_softmax_beta,
     masked_softmax_beta,
-    num_blocks_of,
     number_of_paths,
     softmax_alpha,
     unidentified_transitions,
-    viterbi,
 )
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.files import AnyPath, as_path, write_atomically
@@ -116,6 +112,16 @@ def save_architecture_drawing(
     save_figure(figure, svg)
     save_figure(figure, png)
     return svg, png
+
+
+def save_heat_maps(
+    architecture: Architecture, path: str | os.PathLike[str], alpha_logits: Any, beta_logits: Any
+) -> AnyPath:
+    """Writes `heat_map_figure` beside `path`, as STEM_alpha_beta.svg; returns its path."""
+    stem = as_path(path).with_suffix("")
+    svg = stem.with_name(f"{stem.name}_alpha_beta.svg")
+    save_figure(heat_map_figure(architecture, alpha_logits, beta_logits), svg)
+    return svg
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -318,13 +324,13 @@ def _concat(axes: Axes, ys: list[float], x: float) -> None:
 # --- Heat maps ---
 
 
-def heat_map_figure(alpha_logits: Any, beta_logits: Any, edge_logits: Any = None) -> Figure:
-    """Draws alpha and beta as heat maps, with what decoding takes framed.
+def heat_map_figure(architecture: Architecture, alpha_logits: Any, beta_logits: Any) -> Figure:
+    """Draws alpha and beta as heat maps, with what the architecture takes of them framed.
 
     Args:
+        architecture: Decoded from them, also by a budget.
         alpha_logits: float [B (B + 3) / 2, 8].
-        beta_logits: float [L, 4, 3]; hatched where no path goes.
-        edge_logits: float [B (B + 3) / 2] of a search with partial channels.
+        beta_logits: float [L, 4, 3]; gray where no path goes.
     """
     alpha, beta = softmax_alpha(alpha_logits), masked_softmax_beta(beta_logits)
     num_edges, num_layers = len(alpha), len(beta)
@@ -344,10 +350,10 @@ def heat_map_figure(alpha_logits: Any, beta_logits: Any, edge_logits: Any = None
         return axes
 
     axes = panel(left, alpha_size, r"$\alpha$ (softmax over operations)")
-    edges = relaxed_edges(num_blocks_of(alpha_logits))
+    edges = relaxed_edges(architecture.num_blocks)
     decoded = {
         (edge.index, OPERATIONS.index(kept.op))
-        for block, kept_edges in enumerate(decode_cell(alpha_logits, edge_logits))
+        for block, kept_edges in enumerate(architecture.cell)
         for kept in kept_edges
         for edge in edges
         if (edge.block, edge.source) == (block, kept.source)
@@ -364,7 +370,7 @@ def heat_map_figure(alpha_logits: Any, beta_logits: Any, edge_logits: Any = None
     reached = {row[:3] for row in transitions(num_layers)}
     table = np.full((len(rows), num_layers), np.nan)
     framed = set()
-    levels, _ = viterbi(log_softmax_beta(beta_logits))
+    levels = architecture.levels
     for index, (level, move) in enumerate(rows):
         for layer in range(num_layers):
             if (layer, level, move) in reached:
@@ -394,7 +400,8 @@ def _heat_map(
                   color="white" if value > 0.6 else _INK)  # fmt: skip
     for row, column in framed:
         corner = (column - 0.5, row - 0.5)
-        axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=_PATH, lw=1.6, zorder=3))
+        frame = Rectangle(corner, 1, 1, fill=False, ec=_PATH, lw=1.6, zorder=3, clip_on=False)
+        axes.add_patch(frame)
     for spine in axes.spines.values():
         spine.set_visible(False)
 

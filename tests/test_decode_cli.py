@@ -89,6 +89,7 @@ def test_a_run_is_decoded_into_its_own_folder(tmp_path, decoded):
         "architecture.json",
         "architecture.png",
         "architecture.svg",
+        "architecture_alpha_beta.svg",
         "logits.npz",
     ]
     written = Architecture.load(tmp_path / "architecture.json")

@@ -214,7 +214,7 @@ def test_a_search_on_ram_is_decoded_there(camvid, ram, monkeypatch, capsys):
     found = without(names(ram / "run"), "events.out", "checkpoints/")
     assert found == {
         *("architecture.json", "architecture.png", "architecture.svg", "flags.txt", "logits.npz"),
-        *("data.json", "metrics.csv", "split.json"),
+        *("architecture_alpha_beta.svg", "data.json", "metrics.csv", "split.json"),
     }
     searched = Architecture.load(ram / "run" / "architecture.json")
     again = [f"--run_dir={ram}/run", f"--output={ram}/decoded.json"]

@@ -96,7 +96,8 @@ def test_a_search_leaves_what_the_interfaces_promise(finished):
     assert set(members) == {"train_a", "train_b"}
     assert not set(members["train_a"]) & set(members["train_b"])
     assert abs(len(members["train_a"]) - len(members["train_b"])) <= 1
-    for name in ("flags.txt", "architecture.svg", "architecture.png", "logs"):
+    drawings = ("architecture.svg", "architecture.png", "architecture_alpha_beta.svg")
+    for name in ("flags.txt", *drawings, "logs"):
         assert (finished / name).exists(), name
 
 

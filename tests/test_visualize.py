@@ -116,7 +116,7 @@ def test_no_two_texts_meet_and_none_leaves_the_figure(num_layers, num_blocks):
     figures = [
         visualize.architecture_figure(architecture, beta),
         visualize.architecture_figure(architecture),
-        visualize.heat_map_figure(alpha, beta),
+        visualize.heat_map_figure(architecture, alpha, beta),
     ]
     for figure in figures:
         figure.canvas.draw()
@@ -180,6 +180,15 @@ def test_the_picture_shows_the_path(tmp_path):
     assert (np.abs(image.astype(int) - red).sum(axis=-1) < 10).sum() > 200
 
 
+def test_heat_maps_lie_beside_the_architecture(tmp_path):
+    alpha, beta, architecture = random_search(4, 5, 2)
+    paths = [tmp_path / "x.json", tmp_path / "again" / "x"]
+    files = [visualize.save_heat_maps(architecture, path, alpha, beta) for path in paths]
+    assert files[0] == tmp_path / "x_alpha_beta.svg"
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert "atrous 5×5" in files[0].read_text()
+
+
 def test_beta_of_another_search_is_refused():
     _, _, architecture = random_search(6, 4, 2)
     with pytest.raises(ValueError, match="beta has 5 layers and the architecture 4"):
@@ -200,9 +209,11 @@ def framed_cells(axes):
     }
 
 
-def test_heat_maps_frame_what_is_decoded():
-    alpha, beta, architecture = random_search(8, 6, 3)
-    alpha_axes, beta_axes = visualize.heat_map_figure(alpha, beta).axes
+@pytest.mark.parametrize("decoded_from", [8, 9])
+def test_heat_maps_frame_what_the_architecture_takes(decoded_from):
+    alpha, beta, _ = random_search(8, 6, 3)
+    _, _, architecture = random_search(decoded_from, 6, 3)
+    alpha_axes, beta_axes = visualize.heat_map_figure(architecture, alpha, beta).axes
     np.testing.assert_allclose(alpha_axes.images[0].get_array(), decoding.softmax_alpha(alpha))
     # Rows counted apart from the table: block b starts at row b (b + 3) / 2.
     assert framed_cells(alpha_axes) == {

@@ -56,6 +56,7 @@ majority = metrics["trivial_predictors"]["position_majority"]["miou"]
 rows = [
     ("alpha and beta, metrics per epoch", "search/logits.npz, search/metrics.csv"),
     ("architecture, and its drawing", "architecture.json, architecture.svg, architecture.png"),
+    ("alpha and beta as heat maps", "architecture_alpha_beta.svg"),
     ("trained network", "train/model.keras"),
     ("scores and overlays", "evaluate/metrics.json, evaluate/"),
     ("masks of single images", "predict/"),
