@@ -190,6 +190,18 @@ def test_report_says_where_the_searched_networks_stand(searched, percentile, sho
     np.testing.assert_allclose([low, high], expected, atol=1.5e-4)
 
 
+def test_report_says_what_a_choice_among_random_networks_could_gain():
+    (text,) = re.findall("^deviation of random .*", report.report(_population(0.6)), re.M)
+    of_training, of_seeds, of_networks, gain = map(float, re.findall(r"[-+]?0\.\d{4}", text))
+    assert of_training == pytest.approx(0.005 * np.arange(20).std(ddof=1), abs=1e-4)
+    assert of_seeds == 0.001
+    drawn = np.random.default_rng(0).normal(size=(40_000, methods.DRAWS)).max(axis=1)
+    assert gain == pytest.approx(of_networks * drawn.mean(), rel=0.01)
+    # Where seeds differ by more than networks, nothing is known of the networks.
+    noisy = [_row("published", "p", seed, 0.1 * seed) for seed in range(3)]
+    assert "so of networks 0.0000" in report.report(_population(0.6) + noisy)
+
+
 def test_report_decides_nothing_before_all_networks_are_there():
     def verdicts(without):
         """Of searched networks: among random ones, then against random search."""

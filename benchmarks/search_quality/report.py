@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from benchmarks.search_quality import latency
+from benchmarks.search_quality import latency, methods
 
 Rows = list[dict[str, str]]
 RESAMPLES = 10_000
@@ -113,6 +113,23 @@ def _percentile(rows: Rows, kind: str, planned: int) -> str:
     )
 
 
+def _choice(rows: Rows) -> str:
+    """How much the choice among random networks could gain where no seed disturbed it."""
+    random = _seeds(rows, "random")
+    of_seeds = _seed_deviation(_seeds(rows))
+    if of_seeds is None or len(random) < 2:
+        return ""
+    of_training = np.std([seeds[0] for seeds in random], ddof=1)
+    of_networks = np.sqrt(max(0.0, of_training**2 - of_seeds**2))
+    draws = methods.DRAWS
+    best = scipy.stats.norm.ppf((draws - 0.375) / (draws + 0.25))  # Blom (1958)
+    return (
+        f"deviation of random networks, one training each, {of_training:.4f}; of seeds "
+        f"{of_seeds:.4f}; so of networks {of_networks:.4f}: the truly best of {draws} normal draws "
+        f"would be {best * of_networks:+.4f} from their mean"
+    )
+
+
 def percentile(values: npt.ArrayLike, population: npt.ArrayLike) -> np.ndarray:
     """Returns the percentage of `population` below the mean of `values`; ties count half.
 
@@ -182,6 +199,7 @@ def _comparisons(rows: Rows, split: str) -> list[str]:
     """Those of PROTOCOL.md on one set of images; empty where a kind has no rows."""
     of_split, planned = _of_split(rows, split), SEEDS[split]
     return [
+        _choice(of_split),
         *(
             _percentile(of_split, kind, planned)
             for kind in ("searched", "predicted", "random_search")
@@ -267,9 +285,10 @@ def _tau(pairs: Sequence[tuple[float, float]]) -> str:
     return f"{result.statistic:+.2f} ({p})"
 
 
-def _seeds(rows: Rows, kind: str) -> list[list[float]]:
-    """The mIoU of each seed, for each network of a kind."""
-    groups = grouped((row for row in rows if row["kind"] == kind), lambda row: row["name"])
+def _seeds(rows: Rows, kind: str | None = None) -> list[list[float]]:
+    """The mIoU of each seed, for each network of a kind, or for all."""
+    of_kind = (row for row in rows if kind in (None, row["kind"]))
+    groups = grouped(of_kind, lambda row: (row["kind"], row["name"]))
     return [[float(row["val_miou"]) for row in group] for group in groups.values()]
 
 
