@@ -42,9 +42,8 @@ def test_a_search_is_decoded_in_a_folder_of_any_name(tmp_path, monkeypatch, name
     monkeypatch.setattr(cli, "read", lambda _: options)
     decode.main()
     written = sorted(path.name for path in (tmp_path / name).iterdir())
-    assert written == sorted(
-        ["logits.npz", *(f"{name}{suffix}" for suffix in (".json", ".csv", ".svg", ".png"))]
-    )
+    endings = (".json", ".csv", ".svg", ".png", "_alpha_beta.svg")
+    assert written == sorted(["logits.npz", *(name + ending for ending in endings)])
     assert Architecture.load(tmp_path / name / f"{name}.json").atrous == "full"
 
 
