@@ -77,12 +77,7 @@ def architecture_figure(architecture: Architecture, beta_logits: Any = None) -> 
     Raises:
         ValueError: Where beta has another number of layers than the architecture.
     """
-    beta = None if beta_logits is None else masked_softmax_beta(beta_logits)
-    if beta is not None and len(beta) != architecture.num_layers:
-        raise UserError(
-            f"beta has {len(beta)} layers and the architecture {architecture.num_layers}: "
-            "they are not of the same search."
-        )
+    beta = None if beta_logits is None else _beta_of(architecture, beta_logits)
     trellis_width = _LABELS + (architecture.num_layers + 2) * _LAYER_PITCH + 0.3
     trellis_height = _TITLE + NUM_LEVELS * _LEVEL_PITCH + 0.55
     cell_width = _LABELS + architecture.num_blocks * _BLOCK_PITCH + 0.95
@@ -331,8 +326,11 @@ def heat_map_figure(architecture: Architecture, alpha_logits: Any, beta_logits: 
         architecture: Decoded from them, also by a budget.
         alpha_logits: float [B (B + 3) / 2, 8].
         beta_logits: float [L, 4, 3]; gray where no path goes.
+
+    Raises:
+        ValueError: Where beta has another number of layers than the architecture.
     """
-    alpha, beta = softmax_alpha(alpha_logits), masked_softmax_beta(beta_logits)
+    alpha, beta = softmax_alpha(alpha_logits), _beta_of(architecture, beta_logits)
     num_edges, num_layers = len(alpha), len(beta)
     rows = [(level, move) for level, move in np.argwhere(move_mask(1)[0]).tolist()]
     cell = 0.3
@@ -407,6 +405,17 @@ def _heat_map(
 
 
 # --- Pieces of both ---
+
+
+def _beta_of(architecture: Architecture, beta_logits: Any) -> np.ndarray:
+    """Beta, checked to be of the architecture's search."""
+    beta = masked_softmax_beta(beta_logits)
+    if len(beta) != architecture.num_layers:
+        raise UserError(
+            f"beta has {len(beta)} layers and the architecture {architecture.num_layers}: "
+            "they are not of the same search."
+        )
+    return beta
 
 
 def _new_figure(width: float, height: float) -> Figure:

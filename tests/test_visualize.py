@@ -190,9 +190,11 @@ def test_heat_maps_lie_beside_the_architecture(tmp_path):
 
 
 def test_beta_of_another_search_is_refused():
-    _, _, architecture = random_search(6, 4, 2)
+    alpha, _, architecture = random_search(6, 4, 2)
     with pytest.raises(ValueError, match="beta has 5 layers and the architecture 4"):
         visualize.architecture_figure(architecture, np.zeros((5, 4, 3)))
+    with pytest.raises(ValueError, match="beta has 5 layers and the architecture 4"):
+        visualize.heat_map_figure(architecture, alpha, np.zeros((5, 4, 3)))
 
 
 def test_unknown_format_is_refused(tmp_path):
