@@ -544,6 +544,25 @@ def _command(monkeypatch, results, work_dir, *flags):
     search_quality.main()
 
 
+def test_one_command_runs_all_stages_until_one_fails(monkeypatch, tmp_path):
+    """In the order that the module's docstring has them in."""
+    commands = []
+
+    def run(command, check):
+        commands.append(command)
+        return types.SimpleNamespace(returncode=3 * (command[-1] == "--stage=scenes"))
+
+    monkeypatch.setattr(search_quality.subprocess, "run", run)
+    with pytest.raises(SystemExit, match="3"):
+        _command(monkeypatch, tmp_path / "results.csv", tmp_path, "--cores=0,1")
+    described = re.findall(r"^- (\w+):", search_quality.__doc__, re.MULTILINE)
+    assert list(search_quality.STAGES) == described
+    begun = described[: described.index("scenes") + 1]
+    assert [command[-1] for command in commands] == [f"--stage={stage}" for stage in begun]
+    for command in commands:
+        assert command[1:3] == ["-m", "benchmarks.search_quality"] and "--cores=0,1" in command
+
+
 def test_what_a_method_found_is_kept_for_other_machines(tmp_path, monkeypatch):
     """Killed after the first of its trainings; the next machine has another work folder."""
     asked, trained = [], []
@@ -841,7 +860,8 @@ def test_latency_is_measured_of_each_network_once(monkeypatch, tmp_path):
     of_ends = _ends_rows(lambda design: 0.5)[1:2]
     rows.write(tmp_path / "ends.csv", of_ends)
     rows.write(tmp_path / "results.csv", [_row("random", "random_3", seed, 0.5) for seed in (0, 1)])
-    _command(monkeypatch, tmp_path / "results.csv", tmp_path, "--stage=latencies")
+    for _ in range(2):
+        _command(monkeypatch, tmp_path / "results.csv", tmp_path, "--stage=latencies")
     assert built == [ends.trainings()[1].design, population.DESIGN]
     for file in ("ends.csv", "results.csv"):
         assert all(float(row["latency_ms"]) > 0 for row in rows.read(tmp_path / file))

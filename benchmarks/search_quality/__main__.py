@@ -1,13 +1,16 @@
 """Runs what PROTOCOL.md asks for, or what is left of it, and reports from results.csv.
 
-    python -m benchmarks.search_quality --data_dir=/path/to/CamVid --work_dir=DIR --stage=length
+    python -m benchmarks.search_quality --data_dir=/path/to/CamVid --work_dir=DIR [--stage=STAGE]
     python -m benchmarks.search_quality --report [--figures=docs]
 
 Every training is a process of its own, bound to a core; `--cores=0,1` runs two at a time. The same
 command after a kill resumes; what a method has found lies in `found/`, so that its trainings can be
-run elsewhere. Stages:
+run elsewhere. Without `--stage` all of them run, in this order:
 
 - length: six random networks at 600 and 1,800 steps (tuning split).
+- levers: what searches with one setting changed propose (tuning split); `levers.csv`.
+- cost_weights: five small searches (tuning split); `cost_weights.csv`.
+- ends: stems and heads (tuning split); `ends.csv`.
 - population: 20 random networks, the published one, more seeds for the best, the median and the
   worst (reported split).
 - random_search: three, and three seeds of each winner (reported split).
@@ -16,15 +19,13 @@ run elsewhere. Stages:
 - searched: three searches with a selection, together of the same cost, likewise.
 - scenes: the second set: all that was found, the published network and ten random ones, one seed
   each, on generated scenes.
+- records: what all searches and selections left behind; `searches.csv`, `candidates.csv`.
 - opinions: what each search thinks of each network that has a row; `opinions.csv`.
 - agreement: how each checkpoint of a search agrees with random networks; `agreement.csv`.
 - signal: the gradient of alpha and beta at each checkpoint of a search, as
   `benchmarks.search_signal` measures it; `signal.csv`.
-- levers: what searches with one setting changed propose (tuning split); `levers.csv`.
-- cost_weights: five small searches (tuning split); `cost_weights.csv`.
-- ends: stems and heads (tuning split); `ends.csv`.
-- latencies: of all networks of that file and of `results.csv`, on a machine that does nothing else.
-- records: what all searches and selections left behind; `searches.csv`, `candidates.csv`.
+- latencies: of all networks of `ends.csv` and of `results.csv`, on a machine that does nothing
+  else.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ import csv
 import functools
 import pathlib
 import queue
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -72,11 +75,13 @@ def main() -> None:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--data_dir", type=pathlib.Path, help="CamVid")
     parser.add_argument("--work_dir", type=pathlib.Path, help="run folders and records")
-    parser.add_argument("--stage", choices=STAGES, default="length")
+    parser.add_argument("--stage", choices=STAGES, help="one alone")
     parser.add_argument(
         "--numbers", default="0,1,2", help="of a method's three: those that run, comma-separated"
     )
-    parser.add_argument("--steps", type=int, help="length of the reported trainings")
+    parser.add_argument(
+        "--steps", type=int, default=LENGTHS[-1], help="length of the reported trainings"
+    )
     parser.add_argument("--cores", default="0", help="cores, comma-separated; a training on each")
     options = parser.parse_args()
     if options.report:
@@ -95,8 +100,13 @@ def main() -> None:
         return
     if options.data_dir is None or options.work_dir is None:
         parser.error("--data_dir and --work_dir are needed, or --report")
-    if options.stage in WITH_STEPS and options.steps is None:
-        parser.error("--steps is needed: what --stage=length has shown to be enough")
+    if options.stage is None:
+        # Each in a process of its own: the latencies want a TensorFlow that has not begun.
+        for stage in STAGES:
+            command = [sys.executable, "-m", __spec__.parent, *sys.argv[1:], f"--stage={stage}"]
+            if code := subprocess.run(command, check=False).returncode:
+                raise SystemExit(code)
+        return
     STAGES[options.stage](options)
 
 
@@ -205,7 +215,13 @@ def train_ends(options: argparse.Namespace) -> None:
 
 
 def time_networks(options: argparse.Namespace) -> None:
-    """Writes the latency of all networks that have a row, of one CPU thread."""
+    """Writes the latency of all networks that have a row, of one CPU thread.
+
+    All anew where one has none: those of two machines do not compare.
+    """
+    tables = {file: rows.read(file) for file in (_beside(ENDS, options), options.results)}
+    if all(row.get(latency.COLUMN) for table in tables.values() for row in table):
+        return
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -217,7 +233,6 @@ def time_networks(options: argparse.Namespace) -> None:
             return planned[row["name"]].architecture, planned[row["name"]].design
         return _architecture(row["kind"], row["name"], options), DESIGN
 
-    tables = {file: rows.read(file) for file in (_beside(ENDS, options), options.results)}
     found = latency.measured(network(row) for table in tables.values() for row in table)
     for file, table in tables.items():
         timed = [row | {latency.COLUMN: f"{found[network(row)]:.3f}"} for row in table]
@@ -366,26 +381,22 @@ def _found(name: str, options: argparse.Namespace) -> pathlib.Path:
     return _beside("found", options) / f"{name}.json"
 
 
-PLANS = {
-    "length": length,
-    "population": population,
-    "random_search": random_search,
-    "predicted": predicted,
-    "searched": searched,
-    "scenes": scenes,
-}
 STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
-    **{name: functools.partial(carry_out, plan) for name, plan in PLANS.items()},
-    "opinions": ask,
-    "agreement": agree,
-    "signal": measure_signal,
+    "length": functools.partial(carry_out, length),
     "levers": pull,
     "cost_weights": weigh,
     "ends": train_ends,
-    "latencies": time_networks,
+    "population": functools.partial(carry_out, population),
+    "random_search": functools.partial(carry_out, random_search),
+    "predicted": functools.partial(carry_out, predicted),
+    "searched": functools.partial(carry_out, searched),
+    "scenes": functools.partial(carry_out, scenes),
     "records": record,
+    "opinions": ask,
+    "agreement": agree,
+    "signal": measure_signal,
+    "latencies": time_networks,
 }
-WITH_STEPS = {*PLANS, "levers"} - {"length"}
 
 
 if __name__ == "__main__":
