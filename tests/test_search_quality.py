@@ -225,12 +225,15 @@ def test_report_says_whether_ranks_hold_and_whose_opinion_agrees():
 
     rows = [trial(n, 600, 0.1 * n) for n in range(6)]
     rows += [trial(n, 1800, 0.1 * n + (0.15 if n == 0 else 0)) for n in range(6)]
+    # Longer than what is compared: the ranks are asked of it, the opinions are not.
+    rows += [trial(n, 5400, -0.1 * n) for n in range(4)]
     text = report.report(rows)
     assert "600 against 1800 steps, 6 networks: tau 0.87, ranks hold" in text
+    assert "1800 against 5400 steps, 4 networks: tau -0.67, not shown to hold" in text
     # A low loss is a good opinion, so its sign is turned; one pair of 15 is in the other order.
     for line in ("-loss_1_8         +0.87", "num_pools         -0.87", "mean_level        +0.87"):
         assert f"  {line}" in text
-    swapped = [row | {"val_miou": str(-float(row["val_miou"]))} for row in rows[6:]]
+    swapped = [row | {"val_miou": str(-float(row["val_miou"]))} for row in rows[6:12]]
     assert "not shown to hold" in report.report(rows[:6] + swapped)
 
 

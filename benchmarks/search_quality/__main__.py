@@ -7,7 +7,7 @@ Every training is a process of its own, bound to a core; `--cores=0,1` runs two 
 command after a kill resumes; what a method has found lies in `found/`, so that its trainings can be
 run elsewhere. Without `--stage` all of them run, in this order:
 
-- length: six random networks at 600 and 1,800 steps (tuning split).
+- length: six random networks at 600, 1,800 and 5,400 steps (tuning split).
 - levers: what searches with one setting changed propose (tuning split); `levers.csv`.
 - cost_weights: five small searches (tuning split); `cost_weights.csv`.
 - ends: stems and heads (tuning split); `ends.csv`.
@@ -51,6 +51,7 @@ from benchmarks.search_quality import (
     levers,
     methods,
     opinions,
+    population,
     records,
 )
 from benchmarks.search_quality.population import DESIGN, Design
@@ -62,7 +63,7 @@ RESULTS = pathlib.Path(__file__).with_name("results.csv")
 OPINIONS, PROPOSALS, TRADE_OFF = "opinions.csv", "levers.csv", "cost_weights.csv"
 ENDS, AGREEMENT, SIGNAL = "ends.csv", "agreement.csv", "signal.csv"
 SIGNAL_BATCHES = 16
-LENGTHS = (600, 1800)
+LENGTHS = (600, 1800, 5400)
 TUNING_NETWORKS = range(100, 106)
 REPORTED_NETWORKS = range(20)
 SCENES_NETWORKS = [f"random_{n}" for n in range(10)]
@@ -80,7 +81,7 @@ def main() -> None:
         "--numbers", default="0,1,2", help="of a method's three: those that run, comma-separated"
     )
     parser.add_argument(
-        "--steps", type=int, default=LENGTHS[-1], help="length of the reported trainings"
+        "--steps", type=int, default=population.STEPS, help="length of the reported trainings"
     )
     parser.add_argument("--cores", default="0", help="cores, comma-separated; a training on each")
     options = parser.parse_args()
@@ -282,7 +283,7 @@ def run_all(trainings: list[Training], file: pathlib.Path, options: argparse.Nam
 
 
 def length(options: argparse.Namespace) -> list[Training]:
-    """Six random networks at two lengths, on the tuning split."""
+    """Six random networks at three lengths, on the tuning split."""
     return [
         Training("trial", f"random_{n}", "tuning", random_architecture(n), 0, steps)
         for steps in LENGTHS
@@ -290,7 +291,7 @@ def length(options: argparse.Namespace) -> list[Training]:
     ]
 
 
-def population(options: argparse.Namespace) -> list[Training]:
+def random_networks(options: argparse.Namespace) -> list[Training]:
     """The random networks and the published one, on the reported split."""
     drawn = {f"random_{n}": random_architecture(n) for n in REPORTED_NETWORKS}
 
@@ -386,7 +387,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "levers": pull,
     "cost_weights": weigh,
     "ends": train_ends,
-    "population": functools.partial(carry_out, population),
+    "population": functools.partial(carry_out, random_networks),
     "random_search": functools.partial(carry_out, random_search),
     "predicted": functools.partial(carry_out, predicted),
     "searched": functools.partial(carry_out, searched),

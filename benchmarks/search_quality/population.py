@@ -44,6 +44,7 @@ class Design:
 
 
 DESIGN = Design()
+STEPS = 1_800  # Of the trainings that are compared: see PROTOCOL.md.
 MULTI_ADDS = DESIGN.multi_adds
 TASK = {"num_classes": 11, "input_size": (120, 160)}
 SETTINGS = {**TASK, **DESIGN.channels}

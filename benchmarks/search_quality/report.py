@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from benchmarks.search_quality import latency, methods
+from benchmarks.search_quality import latency, methods, population
 
 Rows = list[dict[str, str]]
 RESAMPLES = 10_000
@@ -38,12 +38,13 @@ OPINIONS = (
 def report(rows: Rows, opinions: Sequence[dict[str, str]] = ()) -> str:
     """Returns the page that `--report` prints, from results.csv and opinions.csv."""
     reported = _of_split(rows, "reported")
+    trials = [row for row in rows if row["kind"] == "trial"]
     parts = [
         _networks(rows),
-        _lengths([row for row in rows if row["kind"] == "trial"]),
+        _lengths(trials),
         *_comparisons(rows, "reported"),
         _second_set(rows),
-        _opinions("tuning", [row for row in rows if row["kind"] == "trial"]),
+        _opinions("tuning", [row for row in trials if int(row["steps"]) <= population.STEPS]),
         _opinions("reported", reported),
         _opinions_of_searches(reported, opinions),
     ]
