@@ -99,7 +99,9 @@ def check_xla(run, **kwargs):
     net = supernet(**kwargs)
     expected = eager_results(net)
     net.execution = Execution(remat=run is traced_results, jit_compile=True)
-    check_close(run(net), expected, 2e-3)  # Roundings differ by machine: seen up to 7e-4.
+    # XLA rounds otherwise (3e-6 in the median). A value that rounds to the other side of a ReLU's
+    # zero moves a gradient by more: on one machine by 5e-3 of the largest, on another by nothing.
+    check_close(run(net), expected, 2e-2)
 
 
 @pytest.mark.parametrize(
