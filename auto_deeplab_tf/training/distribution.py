@@ -43,7 +43,6 @@ def start(options: config.RunConfig | config.EvaluateConfig) -> tf.distribute.St
     return strategy(options.distribution_strategy, options.tpu)
 
 
-@functools.cache
 def strategy(name: str, tpu: str | None = None) -> tf.distribute.Strategy:
     """Returns the strategy of a `distribution_strategy`, the same one each time.
 
@@ -59,6 +58,11 @@ def strategy(name: str, tpu: str | None = None) -> tf.distribute.Strategy:
     Raises:
         UserError: If TF_CONFIG does not fit, or there is no such TPU.
     """
+    return _strategy(name, tpu)
+
+
+@functools.cache  # of positional arguments: `strategy("mirrored", None)` is no other call
+def _strategy(name, tpu):
     if name == "one_device":
         return tf.distribute.get_strategy()
     if name == "mirrored":
