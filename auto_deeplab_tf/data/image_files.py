@@ -482,8 +482,11 @@ def _deep_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes) -> np.ndarray:
     patched = data[:4] + struct.pack(f"{order}I", start) + data[8:].ljust(start - 8, b"\0")
     with Image.open(io.BytesIO(patched + directory)) as gray:
         array = np.asarray(gray).astype(np.uint16).reshape(height, width, channels)
-    if tags.get(317, 1) == 2:  # differences between neighbours were stored
-        array = np.cumsum(array, axis=1, dtype=np.uint16)
+    if tags.get(317, 1) == 2:  # differences between neighbours were stored, anew in each tile
+        step = tags.get(322, width)
+        for left in range(0, width, step):
+            part = array[:, left : left + step]
+            np.cumsum(part, axis=1, out=part)
     return array
 
 

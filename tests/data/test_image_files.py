@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
+import tifffile
 from PIL import Image, ImageOps
 
 from auto_deeplab_tf.data import image_files, sets
@@ -34,6 +35,12 @@ def saved(image, file_format="PNG", **options):
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def tiff(array, **options):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array, **options)
     return buffer.getvalue()
 
 
@@ -191,6 +198,16 @@ def test_16_bit_tiff_files_keep_16_bits(channels, options):
     np.testing.assert_array_equal(image_files.read_image(data, info(channels, 16))[0], array)
     with pytest.raises(UserError, match='images of mine have 8 bits a channel; found 16.*"bits"'):
         image_files.read_image(data, info(channels))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("compression", ["zlib", "lzw"])
+@pytest.mark.parametrize("parts", [{"tile": (64, 64)}, {"rowsperstrip": 7}])
+def test_differences_in_a_16_bit_tiff_begin_anew_in_each_tile(channels, compression, parts):
+    pytest.importorskip("imagecodecs")
+    array = np.random.default_rng(0).integers(0, 2**16, (100, 150, channels)).astype(np.uint16)
+    data = tiff(array, photometric="rgb", compression=compression, predictor=True, **parts)
+    np.testing.assert_array_equal(image_files.decode(data).pixels(), array)
 
 
 def test_gray_tiff_files_of_16_bits():
