@@ -23,6 +23,9 @@ from auto_deeplab_tf.errors import UserError
 
 # The limit is `max_pixels` of `decode`; Pillow's own would warn below it and stop at another.
 Image.MAX_IMAGE_PIXELS = None
+# Pillow drops a fourth band of 8 bits that is not declared as alpha, such as near infrared.
+for _byte_order in (b"II", b"MM"):
+    TiffImagePlugin.OPEN_INFO[_byte_order, 2, (1,), 1, (8, 8, 8, 8), (0,)] = ("RGBA", "RGBA")
 # Of Pillow's formats those of photographs and label maps: others run programs (EPS) or are rare.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 # What Pillow raises for some broken files, beside OSError.

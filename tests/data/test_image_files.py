@@ -12,6 +12,7 @@ import tensorflow as tf
 import tifffile
 from PIL import Image, ImageOps
 
+from auto_deeplab_tf import tiling
 from auto_deeplab_tf.data import image_files, sets
 from auto_deeplab_tf.errors import UserError
 
@@ -208,6 +209,21 @@ def test_differences_in_a_16_bit_tiff_begin_anew_in_each_tile(channels, compress
     array = np.random.default_rng(0).integers(0, 2**16, (100, 150, channels)).astype(np.uint16)
     data = tiff(array, photometric="rgb", compression=compression, predictor=True, **parts)
     np.testing.assert_array_equal(image_files.decode(data).pixels(), array)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("options", [{}, {"tile": (16, 16), "compression": "zlib"}])
+def test_a_fourth_band_of_a_tiff_that_is_no_alpha_is_kept(bits, byteorder, options, tmp_path):
+    array = pixels(4, bits)
+    extra = {"photometric": "rgb", "extrasamples": ["unspecified"]}
+    data = tiff(array, byteorder=byteorder, **extra, **options)
+    assert image_files.image_traits(data) == (4, bits)
+    np.testing.assert_array_equal(image_files.read_image(data, info(4, bits))[0], array)
+    (tmp_path / "bands.tif").write_bytes(data)
+    with tiling.open_windows(tmp_path / "bands.tif", 4, 1) as windows:
+        window = windows.read(0, 0, *SIZE)
+    np.testing.assert_array_equal(window, image_files.read_photograph(data, 4))
 
 
 def test_gray_tiff_files_of_16_bits():
