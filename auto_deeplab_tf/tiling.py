@@ -184,8 +184,12 @@ class TiffWindows:
             raise UserError(f"its colours are {photometric}; windows are read of gray and RGB")
         if page.tags.valueof(_ORIENTATION, 1) != 1:
             raise UserError("it is turned by its orientation tag: save it upright")
-        if page.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
-            raise UserError(f"its pixels are {page.dtype}; 8 or 16 bits without sign are needed")
+        unsigned = page.dtype in (np.dtype(np.uint8), np.dtype(np.uint16))
+        if not unsigned or page.bitspersample not in (8, 16):
+            raise UserError(
+                f"its pixels are {page.dtype} of {page.bitspersample} bits; 8 or 16 bits without "
+                "sign are needed"
+            )
         if not 1 <= page.samplesperpixel <= 4:
             raise UserError(f"it has {page.samplesperpixel} channels; 1 to 4 are needed")
         self.size = (page.imagelength, page.imagewidth)

@@ -146,6 +146,16 @@ def test_tiffs_that_are_refused(tmp_path):
             windows.read(0, 0, 40, 40)
 
 
+@pytest.mark.parametrize(("bits", "dtype"), [(4, np.uint8), (12, np.uint16)])
+def test_tiffs_of_other_bits_are_refused(bits, dtype, tmp_path):
+    pytest.importorskip("imagecodecs")
+    image = np.zeros((40, 40), dtype)
+    path = write_tiff(tmp_path / "image.tif", image, bitspersample=bits, photometric="minisblack")
+    with pytest.raises(UserError, match=f"of {bits} bits; 8 or 16"):
+        with tiling.open_windows(path, 3, 1):
+            pass
+
+
 def test_memory_is_that_of_a_tile(tmp_path, monkeypatch):
     """A prediction of an image of 24 million pixels, in a few MB."""
     monkeypatch.setattr(tiling, "_CACHE_BYTES", 2**20)

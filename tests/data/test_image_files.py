@@ -234,6 +234,26 @@ def test_gray_tiff_files_of_16_bits():
         np.testing.assert_array_equal(ids, array)
 
 
+def test_a_tiff_of_12_bits_is_refused_as_an_image_and_read_as_ids():
+    pytest.importorskip("imagecodecs")
+    array = pixels(1, 12)
+    data = tiff(array, bitspersample=12, photometric="minisblack")
+    for read in (
+        lambda: image_files.read_image(data, info(1, 16)),
+        lambda: image_files.read_photograph(data, 3),
+    ):
+        with pytest.raises(UserError, match="must hold 8 or 16 bits a channel; found 12: scale"):
+            read()
+    np.testing.assert_array_equal(image_files.read_label(data, info()), array)
+
+
+def test_a_gray_tiff_of_4_bits_is_its_brightness():
+    pytest.importorskip("imagecodecs")
+    array = pixels(1) % 16
+    data = tiff(array, bitspersample=4, photometric="minisblack")
+    np.testing.assert_array_equal(image_files.read_photograph(data, 1)[..., 0], array * 17)
+
+
 def test_channels_are_brought_to_those_of_the_set():
     gray, rgb, rgba, gray_alpha = (pixels(n) for n in (1, 3, 4, 2))
     files = {
