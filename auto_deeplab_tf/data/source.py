@@ -266,7 +266,8 @@ def _listed(
     if data_dir is None and cache_dir is not None and sets.has_files_described(name):
         directory = _cache_dir(cache_dir)
         if (directory / records.MANIFEST).exists():
-            return preparation.of_records(sets.describe(name), directory)
+            info = dataclasses.replace(sets.describe(name), max_image_pixels=max_image_pixels)
+            return preparation.of_records(info, directory)
     return sets.find(name, data_dir, dataset_config, max_image_pixels)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from auto_deeplab_tf import data
 from auto_deeplab_tf.data import preparation, shards
 from auto_deeplab_tf.data.source import Source
+from auto_deeplab_tf.errors import UserError
 from tests.data.conftest import flip_byte
 
 
@@ -26,6 +27,13 @@ def test_the_second_opening_reads_the_cache(make_camvid, cache, monkeypatch):
     assert again.directory == first.directory
     other_split = data.open_split("camvid", "val", data_dir=root, cache_dir=cache)
     assert other_split.directory == first.directory and other_split.num_examples == 1
+
+
+def test_the_limit_of_pixels_holds_for_records_without_their_files(make_camvid, cache):
+    records = _open(make_camvid({"train": 2}, size=(18, 25)), cache).directory
+    assert _open(None, records, max_image_pixels=450).num_examples == 2
+    with pytest.raises(UserError, match="450 pixels, more than max_image_pixels=449: raise it"):
+        _open(None, records, max_image_pixels=449)
 
 
 def test_a_changed_file_is_noticed(make_camvid, cache):
