@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from auto_deeplab_tf import cli, config, image_results
 from auto_deeplab_tf.data import image_files
@@ -305,14 +305,20 @@ def encoded(path: pathlib.Path, image: np.ndarray, channels: int) -> bytes:
         channels: 1 or 3.
     """
     content = path.read_bytes()
-    if content.startswith(JPEG_MAGIC):
+    jpeg, png = content.startswith(JPEG_MAGIC), content.startswith(PNG_MAGIC)
+    if jpeg or (png and image.dtype == np.uint8 and b"eXIf" not in content and channels == 3):
         with Image.open(io.BytesIO(content)) as opened:
-            if opened.mode in ("L", "RGB"):
+            if (png or opened.mode in ("L", "RGB")) and _is_turned_alike(opened):
                 return content
-    plain = content.startswith(PNG_MAGIC) and image.dtype == np.uint8
-    if plain and b"eXIf" not in content and channels == 3:
-        return content
     return image_files.encode_png(np.rint(image).astype(np.uint8))
+
+
+def _is_turned_alike(image: Image.Image) -> bool:
+    """Whether the signature turns an image as `predict` does: it does not look into XMP."""
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    tag = ExifTags.Base.Orientation
+    return bool(exif.get(tag, 1) == image.getexif().get(tag, 1))
 
 
 def segment(options: config.ServingClientConfig) -> dict[str, Any]:

@@ -5,12 +5,13 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from auto_deeplab_tf import Segmenter
 from auto_deeplab_tf.data import image_files as data_files
 from auto_deeplab_tf.data import resizing
 from export import common, image_files
+from export.serving import client
 
 
 @pytest.mark.parametrize("size", [(20, 31), (61, 80), (90, 31), (40, 50), (33, 200)])
@@ -82,6 +83,29 @@ def test_the_graph_turns_photographs(orientation, order):
     expected = data_files.read_photograph(data, 3)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).max() <= 4
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_the_client_turns_what_only_xmp_says_to_turn(file_format, tmp_path):
+    image = Image.fromarray(common.random_images(1, (40, 51), seed=1)[0].astype(np.uint8))
+    xmp, text = '<rdf:Description tiff:Orientation="6"/>', PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp)
+    options = {"xmp": xmp.encode()} if file_format == "JPEG" else {"pnginfo": text}
+    image.save(tmp_path / "turned", file_format, **options)
+    data = (tmp_path / "turned").read_bytes()
+    turned = data_files.read_photograph(data, 3)
+    assert turned.shape == (51, 40, 3)
+    sent = client.encoded(tmp_path / "turned", turned, 3)
+    np.testing.assert_array_equal(image_files.decode(tf.constant(sent), 2**20), turned)
+
+
+@pytest.mark.parametrize("orientation", [None, 6])
+def test_the_client_sends_what_is_decoded_alike_as_it_is(orientation, tmp_path):
+    image = common.random_images(1, (40, 51), seed=1)[0].astype(np.uint8)
+    for file_format in ("JPEG", "PNG") if orientation is None else ("JPEG",):
+        data = _encoded(image, file_format, orientation)
+        (tmp_path / "image").write_bytes(data)
+        assert client.encoded(tmp_path / "image", data_files.read_photograph(data, 3), 3) == data
 
 
 def test_the_graph_refuses_what_it_would_read_otherwise():
