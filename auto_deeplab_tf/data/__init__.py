@@ -13,12 +13,13 @@ Around this way: `sets` has one module per data set, which describes it (`datase
 lists its files (`dataset.RawDataset`). `preparation` gives the records a folder that is named after
 everything they depend on, and resumes what was stopped. `records` defines the folder's format and
 `index` its table of contents. `split` halves a training set for the search, `pipeline` makes
-batches, and `tfds_builder` offers any set as a TFDS data set.
+batches, and `as_tfds` offers any set as a TFDS data set.
 """
 
 import importlib
 
-_EXPORTS = {"open_split": "source", "Source": "source", "tfds_builder": "tfds_builder"}
+# No module has the name of what it exports: importing it would hide the function.
+_EXPORTS = {"open_split": "source", "Source": "source", "tfds_builder": "as_tfds"}
 
 
 def __getattr__(name: str):

@@ -7,8 +7,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from auto_deeplab_tf import data
 from auto_deeplab_tf.data import image_files
-from auto_deeplab_tf.data.tfds_builder import tfds_builder
 from auto_deeplab_tf.errors import UserError
 
 SIZE = (18, 25)
@@ -29,7 +29,7 @@ def write(root, files, **description):
 
 def built(root):
     """Image and label of each image id, as TFDS decodes them."""
-    builder = tfds_builder("folder", data_dir=root, tfds_dir=root.parent / "tfds")
+    builder = data.tfds_builder("folder", data_dir=root, tfds_dir=root.parent / "tfds")
     builder.download_and_prepare()
     examples = tfds.as_numpy(builder.as_dataset(split="train"))
     return {e["image_id"].decode(): (e["image"], e["segmentation_label"]) for e in examples}
