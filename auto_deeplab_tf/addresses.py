@@ -14,7 +14,7 @@ def check_listens(setting: str, address: str, service: str) -> None:
 
     Args:
         setting: Name of the setting that names it.
-        address: HOST:PORT, also with SCHEME:// before it.
+        address: HOST:PORT, also with SCHEME:// before it; an IPv6 host in brackets.
         service: What should listen there, for the message.
 
     Raises:
@@ -22,6 +22,6 @@ def check_listens(setting: str, address: str, service: str) -> None:
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
-        socket.create_connection((host, int(port)), _SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
     except (OSError, ValueError) as error:
         raise FieldError(f"{setting}={address}: no {service} listens there ({error})") from None
