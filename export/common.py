@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from auto_deeplab_tf import cli
-from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
+from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES, is_hidden
 from auto_deeplab_tf.errors import MissingExtraError, MissingFileError, UserError
 from auto_deeplab_tf.search_space import CHANNEL_NAMES
 from auto_deeplab_tf.untrusted import check_keras_file
@@ -179,6 +179,8 @@ def random_images(
 def find_images(folder: str | os.PathLike[str], limit: int) -> list[pathlib.Path]:
     """Returns up to `limit` images of a folder, evenly spaced in the order of their names.
 
+    Hidden files are left out, as data sets and `predict` leave them out.
+
     Raises:
         MissingFileError: If there is no such folder, or no image in it.
     """
@@ -188,7 +190,7 @@ def find_images(folder: str | os.PathLike[str], limit: int) -> list[pathlib.Path
     found = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not is_hidden(path.name)
     )
     if not found:
         raise MissingFileError(

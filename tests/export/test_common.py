@@ -144,6 +144,8 @@ def test_calibration_images_are_spread_over_the_folder(tmp_path):
         Image.new("RGB", (4, 6), (index, 0, 0)).save(tmp_path / f"{index}.png")
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "folder.png").mkdir()
+    for name in ("._0.png", ".hidden.png"):  # AppleDouble's, which is no image, and another
+        (tmp_path / name).write_bytes(b"no image")
     names = [path.name for path in common.find_images(tmp_path, 5)]
     assert names == ["0.png", "2.png", "4.png", "7.png", "9.png"]
     Image.new("RGB", (4, 6)).save(tmp_path / "CAMERA.JPG")
