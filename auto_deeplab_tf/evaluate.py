@@ -4,10 +4,11 @@ The model is a .keras file, or the folder of a SavedModel whose signature is tha
 export.saved_model: its own, or one that another program wrote.
 
 Writes into --output_dir: metrics.json, and under overlays/ the images that --overlays asks for,
-each as ID.png (image, labels, prediction side by side) and all of them as sheet.png. Predictions
-are compared with the labels at the labels' own resolution. With --write_label_ids also
-label_ids/ID_pred_labelIds.png: predictions as the data set's own label ids (or colours) at full
-size. Cityscapes' evaluation script takes that folder, and its test server a zip of it.
+each as ID.png (image, labels, prediction side by side) and all of them as sheet.png (sheet_.png
+where that is an image's). Predictions are compared with the labels at the labels' own resolution.
+With --write_label_ids also label_ids/ID_pred_labelIds.png: predictions as the data set's own label
+ids (or colours) at full size. Cityscapes' evaluation script takes that folder, and its test server
+a zip of it.
 
 With --distribution_strategy the devices score different images. Every worker writes the label ids
 of its own; the chief writes the rest.
@@ -211,7 +212,11 @@ def _draw(output_dir: Any, samples: list[Any], names: tuple[str, ...], palette: 
         return
     folder = output_dir / "overlays"
     folder.mkdir(exist_ok=True)
-    sheets = {sample[0]: [sample] for sample in samples} | {"sheet": samples}
+    sheets = {sample[0]: [sample] for sample in samples}
+    name_of_all = "sheet"
+    while name_of_all in sheets:  # an image may have that id
+        name_of_all += "_"
+    sheets[name_of_all] = samples
     for name, rows in sheets.items():
         overlay.save_png(folder / f"{name}.png", overlay.comparison_sheet(rows, names, palette))
 
