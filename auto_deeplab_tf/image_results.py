@@ -1,4 +1,4 @@
-"""The images that a prediction is asked for, and the files that it writes for each of them."""
+"""The images and videos that a prediction is asked for, and the files that it writes for each."""
 
 import glob
 import os
@@ -9,6 +9,8 @@ from typing import Any
 from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES, is_hidden
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
 from auto_deeplab_tf.files import AnyPath, as_path
+
+_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 
 
 def find_images(argument: str) -> list[AnyPath]:
@@ -48,7 +50,7 @@ def left_out(folder: AnyPath) -> int:
 
 
 def check_names(paths: Sequence[AnyPath], output_dir: AnyPath) -> None:
-    """Checks that no result would overwrite another one, or an image.
+    """Checks that no result would overwrite another one, or an image or video that is read.
 
     Raises:
         UserError: If one would.
@@ -62,23 +64,31 @@ def check_names(paths: Sequence[AnyPath], output_dir: AnyPath) -> None:
             )
         by_stem[path.stem] = path
     inputs = {path.resolve() for path in paths}
-    for stem in by_stem:
-        for result in results_of(output_dir, stem):
+    for path in paths:
+        kind = "videos" if is_video(path) else "images"
+        for result in results_of(output_dir, path):
             if result.resolve() in inputs:
                 raise FieldError(
-                    f"{result} is one of the images and would be overwritten: name another "
+                    f"{result} is one of the {kind} and would be overwritten: name another "
                     "output_dir",
                     "output_dir",
                 )
 
 
-def results_of(output_dir: AnyPath, stem: str) -> tuple[AnyPath, AnyPath]:
-    """Returns the files of the mask and of the overlay of an image."""
-    return output_dir / f"{stem}_mask.png", output_dir / f"{stem}_overlay.png"
+def is_video(path: AnyPath) -> bool:
+    """Tells by its suffix whether a file is a video."""
+    return path.suffix.lower() in _VIDEO_SUFFIXES
+
+
+def results_of(output_dir: AnyPath, path: AnyPath) -> tuple[AnyPath, ...]:
+    """Returns the files of an image's mask and overlay, or the one of a video's overlays."""
+    if is_video(path):
+        return (output_dir / f"{path.stem}_overlay.mp4",)
+    return output_dir / f"{path.stem}_mask.png", output_dir / f"{path.stem}_overlay.png"
 
 
 def write_results(
-    image: Any, class_ids: Any, num_classes: int, palette: Any, output_dir: AnyPath, stem: str
+    image: Any, class_ids: Any, num_classes: int, palette: Any, output_dir: AnyPath, path: AnyPath
 ) -> tuple[AnyPath, AnyPath]:
     """Writes the mask and the overlay of an image.
 
@@ -88,7 +98,7 @@ def write_results(
         num_classes: Up to 256, the mask has 8 bits, else 16.
         palette: uint8 [num_classes, 3], or None for the default one.
         output_dir: Folder of the files.
-        stem: What their names begin with.
+        path: The image, after which they are named.
 
     Returns:
         The two files.
@@ -99,7 +109,7 @@ def write_results(
 
     if palette is None:
         palette = overlay.default_palette(num_classes)
-    mask, drawing = results_of(output_dir, stem)
+    mask, drawing = results_of(output_dir, path)
     overlay.save_png(mask, class_ids.astype(np.uint8 if num_classes <= 256 else np.uint16))
     overlay.save_png(drawing, overlay.overlay(overlay.displayable(image), class_ids, palette))
     return mask, drawing

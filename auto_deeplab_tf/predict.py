@@ -19,7 +19,7 @@ from auto_deeplab_tf import cli, config, prediction
 from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.files import as_path
-from auto_deeplab_tf.image_results import check_names, find_images, left_out
+from auto_deeplab_tf.image_results import check_names, find_images, is_video, left_out
 
 cli.define(config.PredictConfig)
 
@@ -79,7 +79,7 @@ def predict(options: config.PredictConfig) -> dict[str, Any]:
     for path in paths:
         try:
             row = prediction.predict(model, path, output_dir, options)
-            (videos if prediction.is_video(path) else written).append(row)
+            (videos if is_video(path) else written).append(row)
         except (OSError, ValueError) as error:
             failures.append(prediction.failure(path, error))
     return found | {"num_images": len(written)}

@@ -13,15 +13,10 @@ from auto_deeplab_tf import ray_cluster, tiling, video
 from auto_deeplab_tf.config import PredictConfig
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.files import AnyPath, as_path, local_input, local_output, write_once
-from auto_deeplab_tf.image_results import results_of, write_results
+from auto_deeplab_tf.image_results import is_video, results_of, write_results
 
 # Of what the results of a folder are: written by a prediction that skips what is written.
 _SETTINGS_FILE = "prediction.json"
-
-
-def is_video(path: AnyPath) -> bool:
-    """Tells by its suffix whether a file is a video."""
-    return path.suffix.lower() in video.SUFFIXES
 
 
 def predict(
@@ -61,7 +56,7 @@ def _predict(
     seen = model.command_input_size(image.shape[:2], options.input_size)
     class_ids = model.predict_class_ids(image, input_size=seen)
     mask, drawing = write_results(
-        image, class_ids, model.num_classes, model.palette, output_dir, path.stem
+        image, class_ids, model.num_classes, model.palette, output_dir, path
     )
     return {
         "image": str(path),
@@ -126,7 +121,7 @@ def _predict_tiled(
             part = tf.cast(resize_image(part, seen)[None], tf.float32)
             return network(part, tf.constant(size))[0].numpy()
 
-        mask, drawing = results_of(output_dir, path.stem)
+        mask, drawing = results_of(output_dir, path)
         bits = 8 if model.num_classes <= 256 else 16
         with (
             local_output(mask) as local_mask,
@@ -168,15 +163,10 @@ def _predict_video(
         image = with_channels(frame, model.input_channels)
         return overlay.overlay(frame, model.predict_class_ids(image, input_size=seen), palette)
 
-    output = _overlay_of(path, output_dir)
+    (output,) = results_of(output_dir, path)
     with local_input(path) as frames, local_output(output) as local:
         drawn = video.draw(frames, local, picture, options.max_image_pixels)
     return {"image": str(path), "overlay": str(output), **drawn}
-
-
-def _overlay_of(path: AnyPath, output_dir: AnyPath) -> AnyPath:
-    """The file of a video's overlays."""
-    return output_dir / f"{path.stem}_overlay.mp4"
 
 
 # ---- many files, on Ray
@@ -203,10 +193,7 @@ def without_written(
     written = {path.name for path in output_dir.iterdir()}
 
     def is_missing(path: AnyPath) -> bool:
-        results = (
-            [_overlay_of(path, output_dir)] if is_video(path) else results_of(output_dir, path.stem)
-        )
-        return any(result.name not in written for result in results)
+        return any(result.name not in written for result in results_of(output_dir, path))
 
     return [path for path in paths if is_missing(path)]
 

@@ -13,8 +13,6 @@ import numpy as np
 
 from auto_deeplab_tf.errors import MissingExtraError, UserError
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
-
 
 def draw(
     path: Path, output: Path, picture: Callable[[np.ndarray], np.ndarray], max_pixels: int

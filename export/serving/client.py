@@ -348,7 +348,7 @@ def segment(options: config.ServingClientConfig) -> dict[str, Any]:
                     f"{image.shape[:2]}"
                 )
             mask, drawing = image_results.write_results(
-                image, class_ids, num_classes, metadata.get("palette"), output_dir, path.stem
+                image, class_ids, num_classes, metadata.get("palette"), output_dir, path
             )
             return {
                 "image": str(path),
