@@ -61,7 +61,7 @@ class ServedModel:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"model={path} cannot be read as a SavedModel: {reason}") from error
         self._signatures = self._loaded.signatures
-        self._fixed_size = self._checked_signature()
+        self._fixed_size, self._channels = self._checked_signature()
         metadata = self._metadata()
         names = metadata.get("class_names")
         self.num_classes = None if names is None else len(names)
@@ -72,8 +72,8 @@ class ServedModel:
         self.image_size = None if size is None else (int(size[0]), int(size[1]))
         self.fingerprint = metadata.get("architecture_fingerprint")
 
-    def _checked_signature(self) -> tuple[int, int] | None:
-        """Refuses another signature; returns the height and width where they are fixed."""
+    def _checked_signature(self) -> tuple[tuple[int, int] | None, int | None]:
+        """Refuses another signature; returns (height, width) and channels, None where not fixed."""
         found = self._signatures.get("serving_default")
         if found is None:
             raise UserError(
@@ -93,8 +93,8 @@ class ServedModel:
                 f"model={self._path} takes {_shown(inputs)} and returns {_shown(outputs)}; "
                 f"needed is {_NEEDED}"
             )
-        height, width = images.shape[1:3]
-        return None if None in (height, width) else (height, width)
+        height, width, channels = images.shape[1:]
+        return None if None in (height, width) else (height, width), channels
 
     def _metadata(self) -> dict[str, Any]:
         if "metadata" not in self._signatures:
@@ -137,7 +137,8 @@ class ServedModel:
             flip: False only.
 
         Raises:
-            UserError: If there are scales or flip: they average what a SavedModel does not return.
+            UserError: If there are scales or flip: they average what a SavedModel does not return;
+                for images of other channels, or of a size that the SavedModel refuses.
         """
         if tuple(scales) != (1.0,) or flip:
             raise FieldError(
@@ -145,6 +146,11 @@ class ServedModel:
                 "which returns class ids only",
                 "scales",
                 "flip",
+            )
+        if self._channels not in (None, images.shape[-1]):
+            raise UserError(
+                f"model={self._path} takes images [N, H, W, {self._channels}]. Received: shape "
+                f"{list(images.shape)}; evaluate it on images of as many channels"
             )
         size = images.shape[1:3]
         if input_size in (None, size):
@@ -155,13 +161,24 @@ class ServedModel:
         seen = np.stack([resize_image(image, input_size) for image in images])
         return _nearest(self._serve(seen.astype("float32")), size)
 
+    def _call(self, signature: str, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        try:
+            return self._signatures[signature](**inputs)
+        except tf.errors.InvalidArgumentError as error:
+            # Between the names of the graph's nodes stands what the SavedModel itself says.
+            reason = error.message.partition("\n\t [[")[0].rpartition("\n")[2].strip()
+            raise UserError(
+                f"model={self._path} refuses the images ({reason[:300]}): give images, or an "
+                "input_size, that it takes"
+            ) from error
+
     def _serve(self, images: np.ndarray) -> np.ndarray:
-        outputs = self._signatures["serving_default"](images=tf.constant(images))
+        outputs = self._call("serving_default", images=tf.constant(images))
         return self._checked(outputs["class_ids"].numpy())
 
     def _serve_encoded(self, images: np.ndarray) -> np.ndarray:
         pngs = tf.stack([tf.io.encode_png(image) for image in images])
-        masks = self._signatures["encoded_image"](image_bytes=pngs)["mask_png_bytes"].numpy()
+        masks = self._call("encoded_image", image_bytes=pngs)["mask_png_bytes"].numpy()
         # Read as they were written: decoded to 16 bits, 8 come out multiplied by 257.
         dtype = tf.uint8 if (self.num_classes or 0) <= 256 else tf.uint16
         decoded = [tf.io.decode_png(mask, dtype=dtype).numpy()[..., 0] for mask in masks]

@@ -13,6 +13,7 @@ import tiny_camvid
 from auto_deeplab_tf import cli, config, evaluate, served
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.data import sets
+from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.segmenter import Segmenter
 from auto_deeplab_tf.served import ServedModel, load_model
 from export.saved_model import export_saved_model
@@ -73,6 +74,27 @@ def test_a_saved_model_has_the_scores_of_its_keras_file(model_file, data, tmp_pa
         assert found == {name: expected[name] for name in found}
     with pytest.raises(ValueError, match="scales and flip need a .keras file: model="):
         score(exported, data, tmp_path / "saved", "--flip")
+
+
+@pytest.mark.parametrize("model_file", [(48, 64)], ids=["one_size"], indirect=True)
+def test_images_that_a_saved_model_refuses_are_refused_in_one_line(model_file, tmp_path):
+    path = export_saved_model(model_file, tmp_path / "served", max_image_pixels=13000).path
+    model = load_model(path)
+
+    def refused(shape, words, seen=None):
+        with pytest.raises(UserError, match=words) as error:
+            model.predict_class_ids(np.zeros(shape, np.uint8), input_size=seen)
+        assert str(error.value).startswith(f"model={path} ") and "\n" not in str(error.value)
+
+    small, large = (20, 52), (120, 140)
+    words = r"refuses the images \(assertion failed: .*at least\] \[32\].*\[20 52\]\): give images,"
+    refused((1, *small, 3), words)
+    words = r"refuses the images \(.*at most\] \[13000\] .*\[120 140\].*\): give images,"
+    refused((1, *large, 3), words, model.command_input_size(large))
+    for channels in (1, 4):
+        words = rf"takes images \[N, H, W, 3\]. Received: shape \[1, 40, 52, {channels}\]; evaluate"
+        refused((1, 40, 52, channels), words)
+        refused((1, 40, 52, channels), words, model.command_input_size((40, 52)))
 
 
 def foreign(folder, answer, images=(None, None, None, 3), name="serving_default"):
