@@ -43,6 +43,7 @@ from auto_deeplab_tf.errors import (
     RunError,
     StorageError,
     UserError,
+    is_out_of_memory,
 )
 
 # TensorFlow's C++ start-up lines would stand between the user and the one line that matters. It
@@ -171,9 +172,7 @@ def _message(error: Exception, config_class: type | None) -> str | None:
         return _with_dashes(error, config_class)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    # TensorFlow is not imported for this: the error's class tells.
-    names = {base.__name__ for base in type(error).__mro__}
-    if names & {"MemoryError", "ResourceExhaustedError"}:
+    if is_out_of_memory(error):
         known = config_lib.kinds(config_class) if config_class else ()
         lower = [f"--{name}" for name in _MEMORY_FLAGS if name in known]
         remedy = f"; lower {', '.join(lower[:-1])} or {lower[-1]}" if len(lower) > 1 else ""

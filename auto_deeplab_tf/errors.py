@@ -63,3 +63,10 @@ class MissingExtraError(ImportError):
 
 class RunError(RuntimeError):
     """A run had to stop for a reason that its user can fix: the message says which, and how."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether an error is Python's or TensorFlow's for memory that is not there."""
+    # TensorFlow is not imported for this: the error's class tells.
+    names = {base.__name__ for base in type(error).__mro__}
+    return bool(names & {"MemoryError", "ResourceExhaustedError"})

@@ -1,8 +1,9 @@
 """Segments images: one, those of a folder, or those that a glob matches.
 
 Writes into --output_dir, for each image STEM.png, .jpg or .tif: STEM_mask.png (class ids) and
-STEM_overlay.png (the classes' colours laid over the image). An image that cannot be read does not
-keep the others from being segmented: it is named at the end, and the exit code is 1.
+STEM_overlay.png (the classes' colours laid over the image). An image that cannot be read, or is too
+large for the memory, does not keep the others from being segmented: it is named at the end, and the
+exit code is 1.
 
 With --tile, an image is segmented tile by tile, and a TIFF is read window by window, for images
 larger than memory. For a video, STEM_overlay.mp4 is written.

@@ -11,7 +11,7 @@ from typing import Any
 
 from auto_deeplab_tf import ray_cluster, tiling, video
 from auto_deeplab_tf.config import PredictConfig
-from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.errors import MissingExtraError, UserError, is_out_of_memory
 from auto_deeplab_tf.files import AnyPath, as_path, local_input, local_output, write_once
 from auto_deeplab_tf.image_results import is_video, results_of, write_results
 
@@ -32,12 +32,27 @@ def predict(
 
     Raises:
         OSError: If a file cannot be read or written.
-        ValueError: If it is refused.
+        ValueError: If it is refused, too large for the memory, or needs an extra.
     """
     if is_video(path):
-        return _predict_video(model, path, output_dir, options)
-    predict_image = _predict if options.tile is None else _predict_tiled
-    return predict_image(model, path, output_dir, options)
+        predict_file = _predict_video
+    else:
+        predict_file = _predict if options.tile is None else _predict_tiled
+    try:
+        return predict_file(model, path, output_dir, options)
+    except MissingExtraError as error:
+        raise UserError(str(error)) from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory: use {_smaller(path, options)}") from error
+
+
+def _smaller(path: AnyPath, options: PredictConfig) -> str:
+    """What takes less memory for a file."""
+    if is_video(path):
+        return "a smaller input_size"
+    return "tile=HxW" if options.tile is None else "a smaller tile"
 
 
 def failure(path: AnyPath, error: Exception) -> str:
