@@ -10,7 +10,11 @@ from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES, is_hidden
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
 from auto_deeplab_tf.files import AnyPath, as_path
 
+# Says of which model and settings the results in a folder are. A prediction on Ray writes it, and
+# skips what is written; every other prediction removes it, so that it is never out of date.
+SETTINGS_FILE = "prediction.json"
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+_MASK, _OVERLAY, _VIDEO_OVERLAY = "_mask.png", "_overlay.png", "_overlay.mp4"
 
 
 def find_images(argument: str) -> list[AnyPath]:
@@ -83,8 +87,13 @@ def is_video(path: AnyPath) -> bool:
 def results_of(output_dir: AnyPath, path: AnyPath) -> tuple[AnyPath, ...]:
     """Returns the files of an image's mask and overlay, or the one of a video's overlays."""
     if is_video(path):
-        return (output_dir / f"{path.stem}_overlay.mp4",)
-    return output_dir / f"{path.stem}_mask.png", output_dir / f"{path.stem}_overlay.png"
+        return (output_dir / f"{path.stem}{_VIDEO_OVERLAY}",)
+    return output_dir / f"{path.stem}{_MASK}", output_dir / f"{path.stem}{_OVERLAY}"
+
+
+def is_result(name: str) -> bool:
+    """Tells by its name whether a file is a mask or an overlay, of whatever image or video."""
+    return name.endswith((_MASK, _OVERLAY, _VIDEO_OVERLAY))
 
 
 def write_results(

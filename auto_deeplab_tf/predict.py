@@ -9,8 +9,8 @@ With --tile, an image is segmented tile by tile, and a TIFF is read window by wi
 larger than memory. For a video, STEM_overlay.mp4 is written.
 
 With --ray_address, the images are spread over a Ray cluster, and those whose results are in the
-folder already are skipped: the same command resumes what was stopped. --json then counts them, and
-lists the failures alone.
+folder already are skipped: the same command resumes what was stopped. Results that were written
+without it, or by another model, are refused. --json then counts them, and lists the failures alone.
 """
 
 import sys
@@ -20,7 +20,13 @@ from auto_deeplab_tf import cli, config, prediction
 from auto_deeplab_tf.data.dataset import IMAGE_SUFFIXES
 from auto_deeplab_tf.errors import UserError
 from auto_deeplab_tf.files import as_path
-from auto_deeplab_tf.image_results import check_names, find_images, is_video, left_out
+from auto_deeplab_tf.image_results import (
+    SETTINGS_FILE,
+    check_names,
+    find_images,
+    is_video,
+    left_out,
+)
 
 cli.define(config.PredictConfig)
 
@@ -77,6 +83,7 @@ def predict(options: config.PredictConfig) -> dict[str, Any]:
     from auto_deeplab_tf.served import load_segmenter
 
     model = load_segmenter(options.model)
+    (output_dir / SETTINGS_FILE).unlink(missing_ok=True)
     for path in paths:
         try:
             row = prediction.predict(model, path, output_dir, options)

@@ -13,10 +13,13 @@ from auto_deeplab_tf import ray_cluster, tiling, video
 from auto_deeplab_tf.config import PredictConfig
 from auto_deeplab_tf.errors import MissingExtraError, UserError, is_out_of_memory
 from auto_deeplab_tf.files import AnyPath, as_path, local_input, local_output, write_once
-from auto_deeplab_tf.image_results import is_video, results_of, write_results
-
-# Of what the results of a folder are: written by a prediction that skips what is written.
-_SETTINGS_FILE = "prediction.json"
+from auto_deeplab_tf.image_results import (
+    SETTINGS_FILE,
+    is_result,
+    is_video,
+    results_of,
+    write_results,
+)
 
 
 def predict(
@@ -193,19 +196,25 @@ def without_written(
     """Returns the files whose results are not in the folder yet, and notes there of what they are.
 
     Raises:
-        UserError: If the folder holds results of another model, or of other settings.
+        UserError: If the folder holds results of another model, of other settings, or of a
+            prediction without Ray, which does not say.
     """
+    written = {path.name for path in output_dir.iterdir()}
+    if SETTINGS_FILE not in written and any(map(is_result, written)):
+        raise UserError(
+            f"{output_dir} holds results and no {SETTINGS_FILE} that says of which model they are: "
+            "name another output_dir"
+        )
     settings = {
         "model": _digest(options.model),
         **{name: getattr(options, name) for name in ("input_size", "tile", "overlap")},
     }
     write_once(
-        output_dir / _SETTINGS_FILE,
+        output_dir / SETTINGS_FILE,
         settings,
         f"{output_dir} holds results of another model, or with another input_size, tile or "
         "overlap: name another output_dir",
     )
-    written = {path.name for path in output_dir.iterdir()}
 
     def is_missing(path: AnyPath) -> bool:
         return any(result.name not in written for result in results_of(output_dir, path))

@@ -337,6 +337,7 @@ def segment(options: config.ServingClientConfig) -> dict[str, Any]:
         num_classes = len(metadata["class_names"])
         channels = common.input_channels(metadata)
         output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / image_results.SETTINGS_FILE).unlink(missing_ok=True)
 
         def one(path: pathlib.Path) -> dict[str, Any]:
             start = time.monotonic()

@@ -26,6 +26,7 @@ from PIL import Image
 
 from auto_deeplab_tf import config
 from auto_deeplab_tf.errors import UserError
+from auto_deeplab_tf.image_results import SETTINGS_FILE
 from auto_deeplab_tf.predict import predict
 from export import common
 from export.saved_model import export_saved_model
@@ -560,6 +561,7 @@ def client_config(server, protocol, **changes):
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 def test_the_client_writes_what_predict_writes(server, photographs, predicted, protocol, tmp_path):
+    (tmp_path / SETTINGS_FILE).write_text("of a prediction on Ray, which is overwritten")
     result = segment(
         config.ServingClientConfig(
             **client_config(server, protocol), image=str(photographs), output_dir=str(tmp_path)
