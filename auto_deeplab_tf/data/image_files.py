@@ -305,13 +305,18 @@ class Decoded:
         """Returns the image as viewers show it: uint8 or uint16 [height, width, 1 to 4].
 
         Raises:
-            UserError: where it has more than 8 bits, and not 16.
+            UserError: where it has more than 8 bits, and not 16, or more than 4 channels.
         """
         image, mode = self.image, self.mode
         if 8 < self.depth < 16:  # Pillow reads 0..4095 as it is: nearly black beside 65535
             raise UserError(
                 f"an image must hold 8 or 16 bits a channel; found {self.depth}: scale it to 16 "
                 "bits, and save it so"
+            )
+        if _is_tiff(image) and (channels := image.tag_v2.get(277, 1)) > 4:  # Pillow drops them
+            raise UserError(
+                f"an image must hold up to 4 channels; found {channels}: save those to use as a "
+                "file of its own"
             )
         gray_tiff = _is_tiff(image) and mode in _GRAY_16
         if self.depth == 16 and not gray_tiff and self.format in ("PNG", "TIFF"):

@@ -345,6 +345,11 @@ def test_bands_of_a_satellite_are_refused_by_name():
     assert bands != image
     with pytest.raises(UserError, match="up to 4 channels"):
         image_files.decode(bands)
+    # Pillow opens this one, as RGB.
+    extra = io.BytesIO()
+    tifffile.imwrite(extra, pixels(5), photometric="rgb", extrasamples=(0, 0))
+    with pytest.raises(UserError, match="up to 4 channels; found 5: save those to use"):
+        image_files.decode(extra.getvalue()).pixels()
 
 
 def test_a_mask_of_equal_channels_is_told_from_one_of_colors():
