@@ -427,7 +427,7 @@ def restored(
         (search, settings, training split).
 
     Raises:
-        MissingFileError: If it is not the folder of a search, or has no checkpoint.
+        MissingFileError: If it is not the folder of a search, or has no checkpoint that is whole.
     """
     flags = as_path(run_dir) / "flags.txt"
     if not flags.is_file():
@@ -442,7 +442,10 @@ def restored(
     settings = dataclasses.replace(settings, **given)
     train = source.open_for(settings, "train")
     search = from_options(settings, train, 1)
-    search.checkpoints(folder).restore()
+    if not search.checkpoints(folder).restore():  # a single one, which is damaged
+        raise MissingFileError(
+            f"{run_dir} has no checkpoint that can be read, so there are no weights to score with."
+        )
     return search, settings, train
 
 

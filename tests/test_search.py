@@ -161,6 +161,15 @@ def interrupted(*_, **__):
     raise KeyboardInterrupt
 
 
+def test_a_single_checkpoint_that_is_damaged_gives_no_weights(short, tmp_path):
+    path = tmp_path / "damaged"
+    shutil.copytree(short, path)
+    (file,) = path.glob("checkpoints/*.data-*")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(FileNotFoundError, match="damaged has no checkpoint that can be read"):
+        searcher.restored(path)
+
+
 def test_a_dry_run_measures_what_is_needed_and_leaves_nothing(data, tmp_path):
     needs = json.loads(run(tmp_path / "run", data, "--dry_run", "--json"))
     assert not (tmp_path / "run").exists()
