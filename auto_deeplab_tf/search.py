@@ -143,8 +143,10 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         run.record_data({"train": train.fingerprint, "val": validation.fingerprint})
         run.record("split.json", members)
         if run.writes:
-            # An existing one is of a shorter run, which is resumed now.
-            (run / "architecture.json").unlink(missing_ok=True)
+            # Existing ones are of a shorter run, which is resumed now; decode and select take
+            # logits for those of a search that has ended.
+            for name in ("architecture.json", "logits.npz"):
+                (run / name).unlink(missing_ok=True)
         search = from_options(options, train, setup.total_steps)
         updates = architecture_steps(options, setup.total_steps)
         if updates < SHORT_SEARCH:
