@@ -142,11 +142,6 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         distribution.check_same_run(options, train.fingerprint, validation.fingerprint)
         run.record_data({"train": train.fingerprint, "val": validation.fingerprint})
         run.record("split.json", members)
-        if run.writes:
-            # Existing ones are of a shorter run, which is resumed now; decode and select take
-            # logits for those of a search that has ended.
-            for name in ("architecture.json", "logits.npz"):
-                (run / name).unlink(missing_ok=True)
         search = from_options(options, train, setup.total_steps)
         updates = architecture_steps(options, setup.total_steps)
         if updates < SHORT_SEARCH:
@@ -161,6 +156,12 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
             checkpoints.check_space()
         if checkpoints.restore() and run.writes:
             setup.say_stretched(run.before, int(search.model.completed_steps.numpy()))
+        run.write_flags()
+        if run.writes:
+            # Those of a shorter run, which is extended from here on: what refuses that comes
+            # before. decode and select take logits for those of a search that has ended.
+            for name in ("architecture.json", "logits.npz"):
+                (run / name).unlink(missing_ok=True)
         writers = (
             callbacks.MetricsRow(run / METRICS_FILE, METRICS),
             callbacks.TensorBoardLogs(run / "logs"),

@@ -195,8 +195,6 @@ class _Training:
                     run.record_data(data)
                     if self._architecture is not None:
                         self._architecture.save(run / ARCHITECTURE_FILE)
-                    # An existing one is of a shorter run, which is resumed now.
-                    (run / LAST_MODEL_FILE).unlink(missing_ok=True)
                     if started_from is not None:
                         write_text(run / INIT_FILE, json.dumps(started_from, indent=1) + "\n")
                 self._fit(model, is_new)
@@ -240,6 +238,10 @@ class _Training:
                 self._say_stretched(int(model.completed_steps.numpy()))
         elif not is_new:  # its only checkpoint is damaged
             self._start_from(model)
+        self._run.write_flags()
+        if self._run.writes:
+            # That of a shorter run, which is extended from here on: what refuses that comes before.
+            (self._run / LAST_MODEL_FILE).unlink(missing_ok=True)
         model.fit(
             self._batches,
             epochs=self._epochs,  # also where it stops earlier: schedules span all steps

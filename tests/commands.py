@@ -75,6 +75,11 @@ def snapshot(path):
     }
 
 
+def contents(path):
+    """All files under a folder, with their contents."""
+    return {name: content for name, (_, content) in snapshot(path).items()}
+
+
 def check_refused(done, *words):
     """Checks that a command ended with 1, one line on stderr with these words, and no result."""
     assert done.returncode == 1

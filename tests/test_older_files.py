@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from commands import call, run, snapshot
+from commands import call, contents, run
 from PIL import Image
 
 from auto_deeplab_tf import baselines, cli, config, evaluate, predict, search
@@ -133,12 +133,10 @@ def test_a_training_resumes_as_it_did(old, tmp_path, monkeypatch):
 def test_a_finished_search_stays_as_it_is(old, tmp_path, monkeypatch):
     shutil.copytree(old / "search", tmp_path / "search")
     Architecture.load(old / "search/architecture.json")
-    before = snapshot(tmp_path)
+    before = contents(tmp_path)
     flags = [f"--flagfile={tmp_path}/search/flags.txt", f"--run_dir={tmp_path}/search"]
     call(search, config.SearchConfig, flags, monkeypatch)
-    assert {name: content for name, (_, content) in snapshot(tmp_path).items()} == {
-        name: content for name, (_, content) in before.items()
-    }
+    assert contents(tmp_path) == before
 
 
 def test_logits_decode_to_the_architecture_of_then(old, tmp_path, monkeypatch):

@@ -3,13 +3,14 @@
 import json
 import shutil
 import signal
+import types
 
 import forked
 import kills
 import numpy as np
 import pytest
 import tiny_camvid
-from commands import call, latest_variables, snapshot
+from commands import call, contents, latest_variables, snapshot
 
 from auto_deeplab_tf import cli, config, search, searcher
 from auto_deeplab_tf.architecture import Architecture
@@ -183,13 +184,21 @@ def test_a_dry_run_measures_what_is_needed_and_leaves_nothing(data, tmp_path):
     assert needs["total_seconds"] == pytest.approx(needs["compile_seconds"] + running, abs=2)
 
 
-def test_other_data_than_the_run_began_with_are_refused(short, here, tmp_path):
+def test_a_longer_search_that_is_refused_leaves_the_shorter_one(short, here, tmp_path, monkeypatch):
     path = tmp_path / "other"
     shutil.copytree(short, path)
+    longer = (*SHORT, "--epochs=2")
+    before = contents(path)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="has 0.0 MiB free"):
+        patched.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=0))
+        here(path, *longer)
+    assert contents(path) == before
     known = json.loads((path / "data.json").read_text())
     (path / "data.json").write_text(json.dumps(known | {"train": "of other images"}))
+    before = contents(path)
     with pytest.raises(ValueError, match="the data have changed since the run began"):
-        here(path, *SHORT, "--epochs=2")
+        here(path, *longer)
+    assert contents(path) == before
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import kills
 import numpy as np
 import pytest
 import tiny_camvid
-from commands import latest_variables, run, snapshot
+from commands import contents, latest_variables, run, snapshot
 from PIL import Image
 
 from auto_deeplab_tf import cli, config, evaluate, overlay, predict, train
@@ -263,6 +263,18 @@ def test_a_finished_run_is_left_as_it_is(finished, places):
     assert result["val_miou"] == float(best["val_miou"])
     assert result["best_epoch"] == int(best["epoch"]) + 1
     assert snapshot(finished) == before
+
+
+def test_a_longer_run_that_is_refused_leaves_the_shorter_one(
+    finished, places, tmp_path, monkeypatch
+):
+    path = tmp_path / "longer"
+    shutil.copytree(finished, path)
+    before = contents(path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=0))
+    with pytest.raises(OSError, match="has 0.0 MiB free"):
+        train.train(same_run(places, path, "--steps=16"))
+    assert contents(path) == before
 
 
 def test_a_run_of_other_options_or_another_architecture_is_refused(finished, places, tmp_path):

@@ -300,6 +300,15 @@ def resume_conflicts(before: Config, after: Config) -> tuple[str, ...]:
     return tuple(conflicts)
 
 
+def has_grown(before: Config, after: Config) -> bool:
+    """Tells whether `after` extends a run written by `before`."""
+    return any(
+        field.metadata["on_resume"] == "grow"
+        and getattr(before, field.name) != getattr(after, field.name)
+        for field in dataclasses.fields(after)
+    )
+
+
 def rounding_changes(before: Config, after: Config) -> tuple[str, ...]:
     """Lists what a run written by `before` and resumed as `after` changes in its rounding."""
     return tuple(

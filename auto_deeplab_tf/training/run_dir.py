@@ -25,7 +25,8 @@ class RunDir:
     """The folder of one run.
 
     Making the object checks that the folder belongs to these options and writes nothing; `with`
-    makes the folder, locks it and writes `flags.txt`. A folder that is a URL is not locked.
+    makes the folder, locks it and writes `flags.txt`, unless these options extend the run: then
+    `write_flags` does. A folder that is a URL is not locked.
 
     Args:
         path: The folder.
@@ -116,8 +117,18 @@ class RunDir:
             for path in self.path.rglob(".*.partial"):
                 if is_partial(path.name):
                     path.unlink()
-        write_text(self / FLAGS_FILE, config_lib.flags_text(self._options.with_absolute_paths()))
+        if self.before is None or not config_lib.has_grown(self.before, self._options):
+            self.write_flags()
         return self
+
+    def write_flags(self) -> None:
+        """Writes `flags.txt`; called once nothing refuses to extend the run any more.
+
+        The shorter run's command is refused from here on.
+        """
+        if self.writes:
+            text = config_lib.flags_text(self._options.with_absolute_paths())
+            write_text(self / FLAGS_FILE, text)
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
