@@ -121,7 +121,11 @@ class _Training:
     def _plan(self, options: config.TrainConfig) -> tuple[int, int]:
         """Steps of an epoch, and number of epochs."""
         whole_set = max(1, len(self._kept) // options.batch_size)
-        steps_per_epoch = min(options.steps_per_epoch or whole_set, options.steps)
+        rows = self._metrics.rows()
+        if rows:  # of a run that began with fewer steps than that, epochs stay as short
+            steps_per_epoch = int(rows[0]["step"])
+        else:
+            steps_per_epoch = min(options.steps_per_epoch or whole_set, options.steps)
         return steps_per_epoch, math.ceil(options.steps / steps_per_epoch)
 
     @property

@@ -197,6 +197,16 @@ def test_a_copied_set_resumes_and_a_changed_one_does_not(places, tmp_path, capsy
         train.train(options(elsewhere, path, "--steps=12"))
 
 
+def test_a_run_that_began_with_less_than_an_epoch_keeps_its_epochs(places, tmp_path):
+    train.train(options(places, tmp_path, "--steps=2"))
+    before = metrics_of(tmp_path)
+    for steps in ("--steps=5", "--steps=6"):  # the same plan also where flags.txt has grown
+        result = train.train(options(places, tmp_path, steps))
+        assert (result["steps"], result["epochs"]) == (6, 3)
+        rows = metrics_of(tmp_path)
+        assert rows[:1] == before and [row["step"] for row in rows] == ["2", "4", "6"]
+
+
 def test_a_part_of_train_is_held_back_and_validated_on(places, tmp_path, monkeypatch):
     seen = {}
     for name in ("training_batches", "validation_batches"):
