@@ -135,12 +135,18 @@ class _Training:
 
     def finished(self) -> dict[str, Any] | None:
         """The result of a run that has nothing left to do."""
+        from auto_deeplab_tf.training.checkpoints import steps_in
+
         rows = self._metrics.rows()
         last = int(rows[-1]["step"]) if rows else 0
-        if last < self._last_epoch * self._steps_per_epoch:
+        wanted = self._last_epoch * self._steps_per_epoch
+        if last < wanted:
             return None
-        if self._is_whole and not (self._run / LAST_MODEL_FILE).exists():
-            return None
+        if not (self._run / LAST_MODEL_FILE).exists():
+            # A kill may have come between the row of an epoch and its models and checkpoint.
+            saved = max(steps_in(self._run / "checkpoints"), default=0)
+            if self._is_whole or saved < wanted:
+                return None
         return self._result(0.0)
 
     def needs(self) -> dict[str, Any]:

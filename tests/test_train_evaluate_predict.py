@@ -157,6 +157,17 @@ def test_a_training_that_stops_early_resumes_on_the_schedule_of_all_steps(
     assert all(np.array_equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_a_training_killed_between_a_row_and_its_checkpoint_has_not_stopped(places, tmp_path):
+    stopped = options(places, tmp_path, "--steps_per_epoch=1", "--stop_after_steps=1")
+    train.train(stopped)
+    rows = metrics_of(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "model.keras").unlink()
+    train.train(stopped)
+    assert checkpoints.steps_in(tmp_path / "checkpoints") == [1]
+    assert (tmp_path / "model.keras").exists() and len(metrics_of(tmp_path)) == len(rows) == 1
+
+
 def test_checkpoints_belong_to_the_order_of_the_weights_not_to_the_networks_number():
     def model(number, *weights):
         named = [
