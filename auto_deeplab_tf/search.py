@@ -87,8 +87,16 @@ class _Setup:
         distribution.check_batch_size(options.batch_size, self.strategy.num_replicas_in_sync)
         self.traced = None if options.step_mode == "auto" else options.step_mode == "traced"
 
-    def say_stretched(self, before: config.SearchConfig | None, step: int) -> None:
-        """Says what more epochs than before change in the learning rates, from a step on."""
+    def say_stretched(
+        self, before: config.SearchConfig | None, step: int, arch_rates: tuple[float, float]
+    ) -> None:
+        """Says what more epochs than before change in the learning rates, from a step on.
+
+        Args:
+            before: The settings so far; None: there were none.
+            step: The first step that follows.
+            arch_rates: That of alpha and beta so far, and from here on.
+        """
         from auto_deeplab_tf.training.schedules import Cosine, stretched
 
         options = self.options
@@ -99,6 +107,9 @@ class _Setup:
             for epochs in (before.epochs, options.epochs)
         )
         line = stretched("epochs", before.epochs, options.epochs, old, new, step)
+        old_rate, new_rate = arch_rates
+        if old_rate != new_rate:
+            line += f" Alpha and beta are updated at {new_rate:.3g} in place of {old_rate:.3g}."
         print(line, file=sys.stderr, flush=True)
 
     def batches(self, step: int, pairs: bool) -> Any:
@@ -154,8 +165,7 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
         checkpoints = search.checkpoints(run / "checkpoints", options.keep_checkpoints)
         if run.writes:
             checkpoints.check_space()
-        if checkpoints.restore() and run.writes:
-            setup.say_stretched(run.before, int(search.model.completed_steps.numpy()))
+        _restore(checkpoints, run, search, setup)
         run.write_flags()
         if run.writes:
             # Those of a shorter run, which is extended from here on: what refuses that comes
@@ -203,6 +213,22 @@ def _search(run: Any, options: config.SearchConfig) -> dict[str, Any]:
             _write_result(run, search, options, row, setup.total_steps)
         distribution.wait_for_workers()
     return _result(run, row, time.monotonic() - started)
+
+
+def _restore(checkpoints: Any, run: Any, search: Any, setup: _Setup) -> None:
+    """Reads the last checkpoint, but for the learning rate of alpha and beta.
+
+    Keras makes a constant rate a variable of the optimizer. `auto` is that of all updates, of which
+    there are more than the checkpoint knew where the run is extended.
+    """
+    optimizer = search.model.architecture_optimizer
+    rate = float(optimizer.learning_rate)
+    if not checkpoints.restore():
+        return
+    rates = float(optimizer.learning_rate), rate
+    optimizer.learning_rate = rate
+    if run.writes:
+        setup.say_stretched(run.before, int(search.model.completed_steps.numpy()), rates)
 
 
 def _write_result(

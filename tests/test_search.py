@@ -17,7 +17,7 @@ from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.data import source
 from auto_deeplab_tf.decoding import decode, load_logits
 from auto_deeplab_tf.errors import RunError
-from auto_deeplab_tf.training import distribution
+from auto_deeplab_tf.training import distribution, schedules
 
 SMALL = (
     "--dataset=camvid --crop_size=32x40 --batch_size=2 --num_layers=2 "
@@ -156,6 +156,16 @@ def test_a_longer_search_that_is_stopped_does_not_keep_the_shorter_ones_result(
     result = json.loads(printed.out)
     assert result["epochs"] == 2 and 0 <= result["val_decoded_miou"] < 1
     assert Architecture.load(path / "architecture.json").provenance["steps"] == 2
+
+
+def test_a_longer_search_updates_alpha_at_the_rate_of_all_its_epochs(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedules, "LARGEST_ARCH_LEARNING_RATE", 10.0)
+    flags = (*SHORT, "--arch_learning_rate=auto", "--decoded_batches=0")
+    for more, rate in (((), 9.0), (("--epochs=2",), 4.5)):
+        printed = here(tmp_path, *flags, *more)
+        numbers = [each for each in latest_variables(tmp_path).values() if np.ndim(each) == 0]
+        assert [each for each in (9.0, 4.5) if each in numbers] == [rate]
+    assert "up to here. Alpha and beta are updated at 4.5 in place of 9.\n" in printed.err
 
 
 def interrupted(*_, **__):
