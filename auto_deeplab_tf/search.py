@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from auto_deeplab_tf import cli, config
-from auto_deeplab_tf.errors import RunError
+from auto_deeplab_tf.errors import FieldError, RunError
 
 cli.define(config.SearchConfig)
 
@@ -76,6 +76,12 @@ class _Setup:
         from auto_deeplab_tf.data import pipeline, source, split
         from auto_deeplab_tf.training import distribution
 
+        if options.arch_start_epoch == options.epochs:
+            # No rule of the settings: earlier versions took it, and their runs can be extended.
+            raise FieldError(
+                f"arch_start_epoch={options.arch_start_epoch} must be smaller than "
+                f"epochs={options.epochs}: alpha and beta would never be updated"
+            )
         self.strategy = distribution.start(options)
         self.options = options
         self.train = source.open_for(options, "train")

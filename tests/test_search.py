@@ -18,6 +18,7 @@ from auto_deeplab_tf.data import source
 from auto_deeplab_tf.decoding import decode, load_logits
 from auto_deeplab_tf.errors import RunError
 from auto_deeplab_tf.training import distribution, schedules
+from auto_deeplab_tf.training.run_dir import RunDir
 
 SMALL = (
     "--dataset=camvid --crop_size=32x40 --batch_size=2 --num_layers=2 "
@@ -282,14 +283,22 @@ def test_the_plain_formulation_searches_and_says_that_it_is_slow(short, here, tm
         here(tmp_path / "both", "--formulation=plain", "--sampled_paths=2")
 
 
+def test_a_folder_whose_alpha_was_never_updated_can_be_extended(data, tmp_path):
+    flags = [*SMALL, f"--run_dir={tmp_path}", *data]
+    with RunDir(tmp_path, cli.parse(config.SearchConfig, [*flags, "--epochs=1"])):
+        pass
+    assert RunDir(tmp_path, cli.parse(config.SearchConfig, flags)).before.epochs == 1
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--epochs=1"], "arch_start_epoch=1 must be smaller than epochs=1: .*never be updated"),
         (["--crop_size=300x48"], "crop_size=300x48 .*32x48"),
         (["--dataset=camvid", "--data_dir=none"], "none"),
     ],
 )
-def test_data_that_do_not_fit_are_refused_and_nothing_is_written(here, tmp_path, more, message):
+def test_what_does_not_fit_is_refused_and_nothing_is_written(here, tmp_path, more, message):
     with pytest.raises((ValueError, OSError), match=message):
         here(tmp_path / "run", *more)
     assert not (tmp_path / "run").exists()
