@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from auto_deeplab_tf import cli, config
-from auto_deeplab_tf.errors import StorageError, UserError
+from auto_deeplab_tf.errors import FieldError, StorageError, UserError
 from auto_deeplab_tf.files import local_output, write_text
 from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
 
@@ -147,6 +147,12 @@ class _Training:
             saved = max(steps_in(self._run / "checkpoints"), default=0)
             if self._is_whole or saved < wanted:
                 return None
+        if not any(row["val_miou"] for row in rows):
+            raise FieldError(
+                f"stop_after_steps={self._options.stop_after_steps} must be greater than {last}: "
+                "the run has that many steps already, and none of its epochs was validated, so "
+                "there is no model yet"
+            )
         return self._result(0.0)
 
     def needs(self) -> dict[str, Any]:

@@ -168,6 +168,18 @@ def test_a_training_killed_between_a_row_and_its_checkpoint_has_not_stopped(plac
     assert (tmp_path / "model.keras").exists() and len(metrics_of(tmp_path)) == len(rows) == 1
 
 
+def test_a_training_without_a_validated_epoch_has_no_result(places, tmp_path):
+    every = ("--steps_per_epoch=1", "--validation_every_epochs=5")
+    train.train(options(places, tmp_path, *every, "--stop_after_steps=1"))
+    # As where it was to run on, and was stopped after the first epoch.
+    metrics = metrics_of(tmp_path)[0]
+    row = metrics | {name: "" for name in metrics if name.startswith("val_")}
+    (tmp_path / "metrics.csv").write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+    (tmp_path / "model.keras").unlink()
+    with pytest.raises(ValueError, match="^stop_after_steps=1 must be greater than 1: .*no model"):
+        train.train(options(places, tmp_path, *every, "--stop_after_steps=1"))
+
+
 def test_checkpoints_belong_to_the_order_of_the_weights_not_to_the_networks_number():
     def model(number, *weights):
         named = [
