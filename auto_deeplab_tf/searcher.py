@@ -262,7 +262,7 @@ class ArchitectureSearch:
 
     def _check_form(self, spec):
         """Checks the form of the batches of a dataset, (images, masks) or a pair of these."""
-        first, second = spec
+        first, second = _two(spec)
         if isinstance(first, (tuple, list)):
             for part in spec:
                 self._check_form(part)
@@ -279,7 +279,7 @@ class ArchitectureSearch:
             if isinstance(value, tf.data.Dataset):
                 self._check_form(value.element_spec)
                 return value.map(lambda *batch: checked(batch))
-            first, second = value
+            first, second = _two(value)
             if isinstance(first, (tuple, list, tf.data.Dataset)):
                 return checked(first), checked(second)
             if tf.is_tensor(second):
@@ -468,12 +468,7 @@ def _as_function(
         def pairs_at(step):
             return _from_step(pairs, step)
     else:
-        if not isinstance(data, (tuple, list)) or len(data) != 2:
-            raise UserError(
-                "data must be (train_a, train_b), a dataset of pairs, or a function "
-                f"(step, pairs) -> dataset. Received: {type(data).__name__}"
-            )
-        train_a, train_b = (_as_batches(half, batch_size) for half in data)
+        train_a, train_b = (_as_batches(half, batch_size) for half in _two(data))
         pairs = tf.data.Dataset.zip((train_a, train_b))
 
         def pairs_at(step):
@@ -490,6 +485,20 @@ def _as_function(
         lambda step, both: pairs_at(step) if both else _from_step(train_a, step),
         steps_per_epoch,
     )
+
+
+def _two(value: Any) -> Any:
+    """Checks that something is the pair that `data`, a half of it or a batch must be."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        received = type(value).__name__
+        if isinstance(value, (tuple, list)):
+            received += f" of length {len(value)}"
+        raise UserError(
+            "data must be (train_a, train_b), each (images, masks) or a dataset of such batches, "
+            "or a dataset of pairs of these, or a function (step, pairs) -> dataset. "
+            f"Received: {received}"
+        )
+    return value
 
 
 def _has_datasets(data: Any) -> bool:

@@ -95,6 +95,17 @@ def test_labels_and_images_that_do_not_fit_are_refused_or_warned_of():
     ):
         with pytest.raises(ValueError, match=rule):
             search.fit((half, half), epochs=1, verbose=0)
+    half, weighted = (images, masks), (images, masks, masks)
+    batch, weighted_batch = map(tf.data.Dataset.from_tensors, (half, weighted))
+    for data in (
+        (half, half, half),
+        (half,),
+        (weighted, weighted),
+        (weighted_batch, weighted_batch),
+        tf.data.Dataset.zip((batch, batch, batch)),
+    ):
+        with pytest.raises(ValueError, match="data must be .* Received: tuple of length [13]$"):
+            search.fit(data, epochs=1, verbose=0)
     with pytest.raises(ValueError, match="classes 0..2 and the ignore label"):
         search.fit(tf.data.Dataset.zip((batches, batches)), epochs=1, verbose=0)
     half = (images / 255, np.where(masks == 2, 255, masks))
