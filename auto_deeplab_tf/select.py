@@ -97,10 +97,11 @@ class _Selection:
         """Selects, or resumes; returns what the command reports."""
         winner_file = self._run / "architecture.json"
         if not winner_file.exists():
+            # Before the folder is made: what an error asks the user to change is free until then.
+            found = None if self._table.rows else self._candidates()
             with self._run:
                 write_text(self._run / "train.flags", self._recipe)
-                if not self._table.rows:
-                    found = selection.candidates(*self._settings(), **self._network)
+                if found:
                     self._table.add(found, self._options.rungs)
                 self._score_inherited()
                 with self._cluster() as self._ray:
@@ -131,6 +132,9 @@ class _Selection:
             "input_channels": train.info.channels,
             "input_size": options.input_size or training.image_size or training.crop_size,
         }
+
+    def _candidates(self) -> list[selection.Candidate]:
+        return selection.candidates(*self._settings(), **self._network)
 
     @functools.cached_property
     def _more_draws(self) -> list[selection.Candidate]:

@@ -13,7 +13,7 @@ from commands import run, snapshot
 
 from auto_deeplab_tf import accounting, cli, config, decoding, sampling, select, selection
 from auto_deeplab_tf.architecture import Architecture
-from auto_deeplab_tf.errors import RunError, UserError
+from auto_deeplab_tf.errors import MissingFileError, RunError, UserError
 from auto_deeplab_tf.search_space import OPERATIONS, block_sources
 
 SIZES = config.NetworkSizesConfig(
@@ -306,6 +306,29 @@ def test_predicted_candidates_are_the_best_of_many_draws(places, monkeypatch, ra
         assert (folder / "out" / "candidates.csv").read_bytes() == expected
 
 
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ("--max_params=100", "no candidate keeps max_params=100"),
+        ("--search_runs=none", "none has no logits.npz"),
+        ("--hold_back_groups=none", "the training set has no none"),
+        ("--num_predicted=1", "needs 8 other candidates"),
+        ("--data_dir=none", "none"),
+    ],
+)
+def test_a_first_command_that_is_refused_leaves_the_folder_to_the_corrected_one(
+    places, monkeypatch, wrong, text
+):
+    folder, arguments = places
+    arguments = [*arguments, "--num_random=2", "--rungs=1", "--json"]
+    monkeypatch.setattr(select, "run_command", FakeTrainings())
+    monkeypatch.setattr(selection, "MAX_TRIES", 30)
+    with pytest.raises((UserError, MissingFileError), match=text):
+        selected(arguments, wrong)
+    assert not (folder / "out").exists()
+    assert selected(arguments)["candidate"] == "random-1"
+
+
 def test_a_prediction_needs_candidates_to_learn_from(places, monkeypatch):
     folder, arguments = places
     with pytest.raises(UserError, match="needs 8 other candidates to learn from. Received: 7;"):
@@ -313,7 +336,6 @@ def test_a_prediction_needs_candidates_to_learn_from(places, monkeypatch):
     trainings = FakeTrainings()
     trainings.diverging = range(7)
     monkeypatch.setattr(select, "run_command", trainings)
-    (folder / "out").rename(folder / "old")
     with pytest.raises(RunError, match="nearly all trainings of the first rung diverged"):
         selected(arguments, "--num_random=8", "--num_predicted=2")
 
