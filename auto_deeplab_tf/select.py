@@ -168,7 +168,11 @@ class _Selection:
                 self._add_predicted(steps)
                 alive = list(table.rows)
             ranked = table.best(alive, options.rank_by, rung)
-            alive = selection.survivors(ranked, options.reduction)
+            best = selection.survivors(ranked, options.reduction)
+            # A training that diverged would do so again.
+            alive = [name for name in best if not table.has_diverged(name, rung)]
+            if not alive:
+                raise selection.diverged_error(f"all trainings of rung {rung} diverged")
             self._say(f"rung {rung} of {options.rungs}, {steps} steps: {' '.join(ranked)}")
         return alive[0]
 

@@ -144,9 +144,8 @@ def predicted_candidates(
     others = [candidate for candidate in drawn if candidate.architecture not in known]
     scored = [(candidate, score) for candidate, score in trained if score is not None]
     if len(scored) < 2:
-        raise RunError(
-            "nearly all trainings of the first rung diverged, nothing can be predicted from them: "
-            "change the recipe (a smaller learning_rate) and name another output_dir."
+        raise diverged_error(
+            "nearly all trainings of the first rung diverged, nothing can be predicted from them"
         )
     scores = predictor.predicted_scores(
         [_features(candidate) for candidate, _ in scored],
@@ -165,6 +164,13 @@ def predicted_candidates(
         )
         for candidate, score in best
     ]
+
+
+def diverged_error(text: str) -> RunError:
+    """Returns the error where too many trainings diverged, with what to do."""
+    return RunError(
+        f"{text}: change the recipe (a smaller learning_rate) and name another output_dir."
+    )
 
 
 def _features(candidate: Candidate) -> list[float]:
@@ -384,7 +390,7 @@ class Table:
             counted = (int(row[key]) for key in ("filter_multiplier", "params", "multi_adds"))
             architecture = self.architecture(name)
             candidate = Candidate(name, row["kind"], row["source"], architecture, *counted)
-            diverged = self.score(name, "loss", 1) == math.inf
+            diverged = self.has_diverged(name, 1)
             found.append((candidate, None if diverged else self.score(name, score, 1)))
         return found
 
@@ -424,11 +430,21 @@ class Table:
             **{f"steps_{rung}": steps, **{f"{key}_{rung}": worst for key, worst in _WORST.items()}},
         )
 
+    def has_diverged(self, name: str, rung: int) -> bool:
+        """Tells whether the training of a candidate diverged on a rung."""
+        return self.score(name, "loss", rung) == math.inf
+
     def best(self, names: Sequence[str], score: str, rung: int) -> list[str]:
-        """Returns candidates by a score of a rung, the best first; of equal ones the earlier."""
+        """Returns candidates by a score of a rung, the best first; of equal ones the earlier.
+
+        Those that diverged come last, behind one that has the worst score too.
+        """
         sign = 1 if score == "loss" else -1
-        scores = {name: self.score(name, score, rung) for name in names}
-        return sorted(names, key=lambda name: sign * scores[name])  # type: ignore[operator]
+        keys = {
+            name: (self.has_diverged(name, rung), sign * self.score(name, score, rung))  # type: ignore[operator]
+            for name in names
+        }
+        return sorted(names, key=keys.__getitem__)
 
     def _write(self) -> None:
         text = io.StringIO()

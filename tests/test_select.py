@@ -367,6 +367,30 @@ def test_a_candidate_that_diverges_comes_last_and_another_failure_ends_the_run(p
         selected(arguments, "--num_random=3", "--json")
 
 
+def test_where_all_trainings_diverge_none_wins(places, monkeypatch):
+    folder, arguments = places
+    arguments += ["--num_random=4", "--rungs=2", "--rank_by=val_miou", "--json"]
+    trainings = FakeTrainings()
+    trainings.diverging = range(4)
+    monkeypatch.setattr(select, "run_command", trainings)
+    for _ in range(2):  # the same command again does not find a winner either
+        with pytest.raises(RunError, match="all trainings of rung 1 diverged: change the recipe"):
+            selected(arguments)
+    assert trainings.commands == [(number, 2) for number in range(4)]
+    assert not (folder / "out" / "architecture.json").exists()
+
+
+def test_a_candidate_that_diverged_is_not_trained_again(places, monkeypatch):
+    _, arguments = places
+    arguments += ["--num_random=4", "--rungs=2", "--rank_by=val_miou", "--json"]
+    trainings = FakeTrainings()
+    trainings.diverging = (1, 2, 3)
+    monkeypatch.setattr(select, "run_command", trainings)
+    # Candidate 0 has the mIoU 0, which those that diverged are given too.
+    assert selected(arguments)["candidate"] == "random-0"
+    assert trainings.commands == [*((number, 2) for number in range(4)), (0, 4)]
+
+
 def test_a_recipe_that_an_older_version_wrote_resumes(places, monkeypatch):
     folder, arguments = places
     monkeypatch.setattr(select, "run_command", FakeTrainings())
