@@ -144,11 +144,13 @@ class _Selection:
         if not self._options.inherited_batches:
             return
         rows = self._table.rows
-        for run in self._options.search_runs or ():
+        for number, run in enumerate(dict.fromkeys(self._options.search_runs or ())):
+            # By name: the same folder may be written in another way than in the column `source`.
+            prefix = selection.prefix_of_search(number)
             left = {
                 name: self._table.architecture(name)
                 for name, row in rows.items()
-                if row["source"] == run and row["inherited_miou"] == ""
+                if name.startswith(prefix) and row["inherited_miou"] == ""
             }
             if left:
                 scores = selection.inherited_scores(run, left, self._training, self._options)

@@ -83,9 +83,9 @@ def candidates(
     draws = _Draws(options, sizes, network)
     found: list[Candidate] = []
     for number, (run, logits) in enumerate(draws.searches.items()):
-        name, cell = f"search-{number}", decoding.decode_cell(logits.alpha, logits.edge)
-        found += draws.paths(f"{name}-path", run, cell, options.paths_per_search)
-        found += draws.samples(f"{name}-sample", run, options.samples_per_search)
+        prefix, cell = prefix_of_search(number), decoding.decode_cell(logits.alpha, logits.edge)
+        found += draws.paths(f"{prefix}path", run, cell, options.paths_per_search)
+        found += draws.samples(f"{prefix}sample", run, options.samples_per_search)
     found += draws.random(options.num_random)
     if not found:
         raise draws.budget.error()
@@ -115,9 +115,15 @@ def more_draws(
     """
     draws = _Draws(options, sizes, network)
     found = draws.random(options.num_random + POOL)
-    for index, run in enumerate(draws.searches):
-        found += draws.samples(f"search-{index}-sample", run, options.samples_per_search + POOL)
+    for number, run in enumerate(draws.searches):
+        name = f"{prefix_of_search(number)}sample"
+        found += draws.samples(name, run, options.samples_per_search + POOL)
     return _different(found)
+
+
+def prefix_of_search(number: int) -> str:
+    """Returns what the names of the candidates of a search begin with, and no others."""
+    return f"search-{number}-"
 
 
 def predicted_candidates(

@@ -451,6 +451,50 @@ def test_a_selection_resumes_where_its_data_have_moved(places, monkeypatch):
     assert f"--data_dir={folder}/moved\n" in (folder / "out" / "train.flags").read_text()
 
 
+def test_a_selection_resumes_where_it_has_moved_and_its_searches_are_named_otherwise(
+    places, monkeypatch
+):
+    folder, arguments = places
+    for seed in (0, 1):
+        search_run(folder / f"search{seed}", 2, 1, seed=seed)
+    scored = []
+
+    def inherited_scores(run, architectures, *_):
+        scored.append((run, list(architectures)))
+        return [(name, 0.5) for name in architectures]
+
+    monkeypatch.setattr(selection, "inherited_scores", inherited_scores)
+    trainings = FakeTrainings()
+    monkeypatch.setattr(select, "run_command", trainings)
+    monkeypatch.chdir(folder)
+    few = ("--rungs=1", "--paths_per_search=1", "--json")
+    result = selected(arguments, *few, "--search_runs=search0,./search1")
+    names = [["search-0-path-1"], ["search-1-path-1"]]
+    assert scored == [("search0", names[0]), ("./search1", names[1])]
+
+    # As a kill before the second score leaves it; an older version wrote the paths as given.
+    (folder / "out" / "architecture.json").unlink()
+    flags = folder / "out" / "flags.txt"
+    line = f"--search_runs={folder}/search0,{folder}/search1\n"
+    assert line in flags.read_text()
+    flags.write_text(flags.read_text().replace(line, "--search_runs=search0,./search1\n"))
+    file = folder / "out" / "candidates.csv"
+    first, second, third = file.read_text().splitlines()
+    file.write_text("\n".join([first, second, third.replace(",0.5,", ",,")]) + "\n")
+    (folder / "out").rename(folder / "moved")
+    arguments = [*arguments, f"--output_dir={folder}/moved"]
+    for others in ("search1,search0", "search0"):
+        with pytest.raises(
+            UserError, match=f"search_runs={others} .the run has 'search0,./search1'"
+        ):
+            selected(arguments, *few, f"--search_runs={others}")
+    monkeypatch.setenv("HOME", str(folder))
+    del scored[:]
+    again = selected(arguments, *few, f"--search_runs=~/search0,{folder}/search1")
+    assert again["candidate"] == result["candidate"] and len(trainings.commands) == 2
+    assert scored == [(f"{folder}/search1", names[1])]
+
+
 def test_another_recipe_or_other_candidates_do_not_resume(places, monkeypatch):
     folder, arguments = places
     monkeypatch.setattr(select, "run_command", FakeTrainings())

@@ -18,7 +18,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from auto_deeplab_tf.errors import FieldError, UserError
@@ -70,8 +70,8 @@ def flag(
             allowed), "free" (it changes no result: logs, paths of caches) or "rounding" (it changes
             the order of sums alone: allowed, with a warning).
         metavar: The word for the value in `--help`.
-        path: Whether it names a file or a folder: `~` is expanded, and a resumed run may name the
-            same file in another way.
+        path: Whether it names a file or a folder, or a list of them: `~` is expanded, and a resumed
+            run may name the same file in another way.
 
     Returns:
         A `dataclasses.field`.
@@ -294,7 +294,7 @@ def resume_conflicts(before: Config, after: Config) -> tuple[str, ...]:
         rule = field.metadata["on_resume"]
         if old == new or rule in ("free", "rounding") or (rule == "grow" and new > old):
             continue
-        if field.metadata["path"] and old and new and _same_file(old, new):
+        if field.metadata["path"] and old and new and _same_files(old, new):
             continue
         conflicts.append(_changed_text(before, after, field.name))
     return tuple(conflicts)
@@ -325,11 +325,28 @@ def _changed_text(before: Config, after: Config, name: str) -> str:
     return f"{name}={new} (the run has {old!r})"
 
 
+def _same_files(old: Any, new: Any) -> bool:
+    """Tells whether two paths, or two lists of them, name the same files."""
+    if isinstance(new, str):
+        return _same_file(old, new)
+    return len(old) == len(new) and all(map(_same_file, old, new))
+
+
 def _same_file(old: str, new: str) -> bool:
     """Tells whether two paths name the same file or folder, or two files of the same content."""
     if os.path.realpath(old) == os.path.realpath(new):
         return True
     return os.path.isfile(old) and os.path.isfile(new) and filecmp.cmp(old, new, shallow=False)
+
+
+def _each(function: Callable[[str], str], value: Any) -> Any:
+    """Applies a function to a text, or to each of a list of texts."""
+    return function(value) if isinstance(value, str) else tuple(map(function, value))
+
+
+def _absolute(path: str) -> str:
+    """Returns an absolute path; what is no file, and may be the name of a preset, as it is."""
+    return os.path.abspath(path) if os.path.exists(path) else path
 
 
 # ---- the rules
@@ -405,7 +422,7 @@ class Config:
             kind = all_kinds[field.name]
             value = _check_type(field.name, kind, getattr(self, field.name))
             if field.metadata["path"] and value is not None:
-                value = os.path.expanduser(value)
+                value = _each(os.path.expanduser, value)
             object.__setattr__(self, field.name, value)
             if value is None or (kind.auto and value == AUTO):
                 continue
@@ -425,10 +442,9 @@ class Config:
     def with_absolute_paths(self) -> Self:
         """Returns the same settings, with paths that mean the same in every working directory."""
         paths = {
-            field.name: os.path.abspath(getattr(self, field.name))
+            field.name: _each(_absolute, getattr(self, field.name))
             for field in dataclasses.fields(self)
-            # What is no file may be a name, that of a preset for instance.
-            if field.metadata["path"] and os.path.exists(getattr(self, field.name) or "")
+            if field.metadata["path"] and getattr(self, field.name)
         }
         return dataclasses.replace(self, **paths)
 

@@ -698,7 +698,10 @@ class SelectConfig(HoldBackConfig, RayConfig, TimeLimitConfig, OutputConfig):
 
     resumes: ClassVar[bool] = True
     output_dir: str = flag(
-        help="folder of the selection; the same command again resumes it", metavar="DIR", path=True
+        help="folder of the selection; the same command again resumes it",
+        metavar="DIR",
+        path=True,
+        on_resume="free",  # it may have moved
     )
     train_flagfile: str = flag(
         help="flag file of train, the recipe of the trainings: data, channels, steps, optimizer",
@@ -720,7 +723,7 @@ class SelectConfig(HoldBackConfig, RayConfig, TimeLimitConfig, OutputConfig):
     )
     hold_back: float = changed(HoldBackConfig, "hold_back", 0.2, above=0, minimum=None)
     search_runs: tuple[str, ...] | None = _candidates(
-        None, "folders of searches of one search space", metavar="RUN,RUN,..."
+        None, "folders of searches of one search space", metavar="RUN,RUN,...", path=True
     )
     paths_per_search: int = _candidates(
         3, "most probable paths of each search, with its cell", minimum=1
