@@ -200,15 +200,23 @@ class _Selection:
             for name in names:
                 self._note(name, rung, steps, run_command(self._command(name, steps)))
             return
+        self._train_on_ray(names, rung, steps)
+
+    def _train_on_ray(self, names: list[str], rung: int, steps: int) -> None:
+        """As many at a time as the cluster holds: a command says the hours left as it starts."""
         run = self._ray.remote(**ray_cluster.resources(self._ray))(run_command)
-        running = {run.remote(self._command(name, steps)): name for name in names}
+        waiting = list(names)
+        running: dict[Any, str] = {}
         ended = None
-        while running:
-            (done,), _ = self._ray.wait(list(running))
+        while waiting or running:
             try:
+                while waiting and len(running) < ray_cluster.num_workers(self._ray):
+                    name = waiting.pop(0)
+                    running[run.remote(self._command(name, steps))] = name
+                (done,), _ = self._ray.wait(list(running))
                 self._note(running.pop(done), rung, steps, self._ray.get(done))
             except SystemExit as error:  # the time is up: for the others too
-                ended = error
+                ended, waiting = error, []
         if ended is not None:
             raise ended
 

@@ -1,10 +1,13 @@
 """The selection: candidates within a budget, halving, and a command that resumes after any kill."""
 
+import contextlib
 import csv
+import functools
 import json
 import math
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -421,6 +424,66 @@ def test_a_clock_is_handed_on_to_trainings_and_ends_the_selection(places, monkey
     hours = 0.0
     monkeypatch.setattr(select, "run_command", FakeTrainings())
     assert selected(arguments)["candidate"] == "random-1"
+
+
+class FakeRay:
+    """A cluster of two workers: a training runs when it is waited for, the first first."""
+
+    def __init__(self):
+        self.most_at_a_time, self.running = 0, []
+
+    def cluster_resources(self):
+        return {"CPU": 2.0}
+
+    def remote(self, **resources):
+        return lambda function: types.SimpleNamespace(
+            remote=lambda command: self.submit(functools.partial(function, command))
+        )
+
+    def submit(self, task):
+        self.running.append(task)
+        self.most_at_a_time = max(self.most_at_a_time, len(self.running))
+        return task
+
+    def wait(self, tasks):
+        return [self.running.pop(0)], self.running
+
+    def get(self, task):
+        return task()
+
+
+def test_trainings_on_a_cluster_get_the_hours_left_and_none_starts_after_the_end(
+    places, monkeypatch
+):
+    folder, arguments = places
+    arguments += ["--num_random=6", "--rungs=1", "--json", "--max_hours=2", "--ray_address=auto"]
+    ray, trainings = FakeRay(), FakeTrainings()
+    monkeypatch.setattr(
+        select.ray_cluster, "connected", lambda address: contextlib.nullcontext(ray)
+    )
+    hours, given = [0.0], []
+
+    def run_command(command):
+        hours[0] += 0.25
+        if hours[0] == 1.0:
+            return 75, 1.0, ""
+        given.append(float(command[-1].removeprefix("--max_hours=")))
+        return trainings(command)
+
+    monkeypatch.setattr(select, "run_command", run_command)
+    monkeypatch.setattr(select, "seconds_since_start", lambda: 3600 * hours[0])
+    with pytest.raises(SystemExit) as ended:
+        selected(arguments)
+    assert ended.value.code == 75 and ray.most_at_a_time == 2
+    # The fourth of six is told that the time is up: the fifth, which runs, ends; no sixth starts.
+    assert given == [2.0, 2.0, 1.75, 1.25] and not ray.running
+    assert [number for number, _ in trainings.commands] == [0, 1, 2, 4]
+
+    # Over as one of them has ended: the other that runs ends too, and no further one starts.
+    hours[0], trainings.commands[:] = 1.6, []
+    with pytest.raises(SystemExit):
+        selected([*arguments, "--max_hours=1.7", f"--output_dir={folder}/other"])
+    assert [number for number, _ in trainings.commands] == [0, 1]
 
 
 def test_folders_of_the_data_may_be_given_beside_the_recipe(places, monkeypatch):
