@@ -40,6 +40,11 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return bool(separator) and scheme.isalnum()
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Returns the text of a path that means the same in every working directory; URLs do."""
+    return os.fspath(path) if is_url(path) else os.path.abspath(path)
+
+
 def check_local(name: str, value: str | os.PathLike[str] | None) -> None:
     """Refuses a URL as the value of a setting.
 

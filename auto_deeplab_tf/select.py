@@ -30,7 +30,7 @@ from typing import Any
 from auto_deeplab_tf import cli, config, ray_cluster, selection
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.errors import RunError, UserError
-from auto_deeplab_tf.files import AnyPath, write_text
+from auto_deeplab_tf.files import AnyPath, absolute, write_text
 from auto_deeplab_tf.process import Completed, run_command, seconds_since_start
 from auto_deeplab_tf.training import termination
 
@@ -229,10 +229,11 @@ class _Selection:
             sys.executable,
             "-m",
             "auto_deeplab_tf.train",
-            f"--flagfile={self._run / 'train.flags'}",
-            f"--architecture={self._table.architecture_file(name)}",
+            # Absolute: a Ray worker runs it in another folder.
+            f"--flagfile={absolute(self._run / 'train.flags')}",
+            f"--architecture={absolute(self._table.architecture_file(name))}",
             f"--filter_multiplier={row['filter_multiplier']}",
-            f"--run_dir={self._run / 'runs' / name}",
+            f"--run_dir={absolute(self._run / 'runs' / name)}",
             f"--stop_after_steps={steps}",
             f"--hold_back={options.hold_back!r}",
             f"--hold_back_groups={','.join(options.hold_back_groups or ())}",

@@ -168,6 +168,8 @@ class FakeTrainings:
     def __call__(self, command):
         values = dict(part[2:].split("=", 1) for part in command[3:])
         folder = values["run_dir"]
+        for file in ("flagfile", "architecture"):
+            assert pathlib.Path(values[file]).is_file()
         number = int(folder.rpartition("-")[2])
         if self.fail_at == len(self.commands):
             raise KeyboardInterrupt
@@ -484,6 +486,21 @@ def test_trainings_on_a_cluster_get_the_hours_left_and_none_starts_after_the_end
     with pytest.raises(SystemExit):
         selected([*arguments, "--max_hours=1.7", f"--output_dir={folder}/other"])
     assert [number for number, _ in trainings.commands] == [0, 1]
+
+
+def test_a_training_may_run_in_another_working_directory(places, monkeypatch):
+    folder, arguments = places
+    monkeypatch.chdir(folder)
+    arguments += ["--output_dir=out", "--num_random=2", "--rungs=1", "--json"]
+    trainings = FakeTrainings()
+
+    def run_command(command):
+        with contextlib.chdir("/"):
+            return trainings(command)
+
+    monkeypatch.setattr(select, "run_command", run_command)
+    result = selected(arguments)
+    assert result["candidate"] == "random-1" and result["output_dir"] == "out"
 
 
 def test_folders_of_the_data_may_be_given_beside_the_recipe(places, monkeypatch):
