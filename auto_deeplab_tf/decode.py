@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from auto_deeplab_tf import accounting, cli, config, decoding, visualize
+from auto_deeplab_tf import cli, config, decoding, visualize
 from auto_deeplab_tf.architecture import Architecture
 from auto_deeplab_tf.errors import FieldError, MissingFileError, UserError
 from auto_deeplab_tf.files import AnyPath, as_path, write_atomically
@@ -126,7 +126,7 @@ def choose(logits: decoding.Logits, cell: Any, options: config.DecodeConfig) -> 
     limits = Cost(options.max_params or math.inf, options.max_multi_adds or math.inf)
     found: dict[tuple[int, ...], float] = {}
     for of_paths in costs.values():
-        paths = decoding.best_paths(log_beta, functools.partial(_can_keep, limits, of_paths))
+        paths = decoding.best_paths(log_beta, functools.partial(of_paths.can_keep, limits))
         found |= dict(itertools.islice(paths, wanted))
     if not found:
         raise UserError(_nothing_fits(limits, *next(iter(costs.items()))))
@@ -142,25 +142,18 @@ def _path_costs(
     logits: decoding.Logits, cell: Any, options: config.DecodeConfig, multiplier: int
 ) -> decoding.PathCosts:
     """The costs of every path at a filter multiplier, in the order of `Cost`."""
-
-    def cost(levels: tuple[int, ...]) -> tuple[int, ...]:
-        counted = accounting.count(
-            Architecture(levels=levels, cell=cell, atrous=str(logits.atrous)),
-            filter_multiplier=multiplier,
-            **{name: getattr(options, name) for name in _COUNTED_WITH},
-        )
-        return tuple(getattr(counted, name) for name in Cost._fields)
-
-    return decoding.PathCosts(len(logits.beta), cost)
+    return decoding.path_costs(
+        len(logits.beta),
+        cell,
+        str(logits.atrous),
+        Cost._fields,
+        filter_multiplier=multiplier,
+        **{name: getattr(options, name) for name in _COUNTED_WITH},
+    )
 
 
 def _keeps(cost: Any, limits: Cost) -> bool:
     return all(value <= limit for value, limit in zip(cost, limits, strict=True))
-
-
-def _can_keep(limits: Cost, costs: decoding.PathCosts, beginning: tuple[int, ...]) -> bool:
-    """Tells whether a path with this beginning may keep the limits; of a whole path, whether."""
-    return limits == (math.inf, math.inf) or _keeps(costs.least(beginning), limits)
 
 
 def _nothing_fits(limits: Cost, multiplier: int, costs: decoding.PathCosts) -> str:

@@ -13,11 +13,12 @@ import io
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from auto_deeplab_tf import accounting
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.errors import MissingFileError, UserError
 from auto_deeplab_tf.files import as_path, write_atomically
@@ -364,6 +365,15 @@ class PathCosts:
         level = beginning[-1] if beginning else 0
         return np.min([self.least((*beginning, after)) for after in _next_levels(level)], axis=0)
 
+    def can_keep(self, limits: Sequence[float], beginning: tuple[int, ...] = ()) -> bool:
+        """Tells whether a path with this beginning may keep the limits; of a whole path, whether.
+
+        Args:
+            limits: The most of each resource; inf: no limit.
+            beginning: The first levels of the path.
+        """
+        return min(limits) == math.inf or bool(np.all(self.least(beginning) <= limits))
+
     def _measured_step(self, before: int, last: int, after: int) -> np.ndarray:
         """What one more layer adds, measured on the shortest path that ends in these levels."""
         shortest = (*range(before + 1), last)
@@ -375,6 +385,26 @@ class PathCosts:
             self._step[before, last, after] + shorter[last, after] for after in _next_levels(last)
         ]
         return np.min(options, axis=0)
+
+
+def path_costs(
+    num_layers: int, cell: Any, atrous: str, resources: Sequence[str], **network: Any
+) -> PathCosts:
+    """Returns what every path costs with a cell.
+
+    Args:
+        num_layers: Length of the paths.
+        cell: Of the architectures.
+        atrous: Convolution of their atrous operations.
+        resources: Fields of `accounting.Count`, in the order of the costs.
+        **network: Arguments of `accounting.count`.
+    """
+
+    def cost(levels: tuple[int, ...]) -> tuple[int, ...]:
+        counted = accounting.count(Architecture(levels, cell, atrous), **network)
+        return tuple(getattr(counted, name) for name in resources)
+
+    return PathCosts(num_layers, cost)
 
 
 def decode(

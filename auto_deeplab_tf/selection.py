@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from auto_deeplab_tf import accounting, config, decoding, predictor, sampling
@@ -81,14 +83,24 @@ def candidates(
         UserError: If no candidate keeps the budget, with what the cheapest needs.
     """
     draws = _Draws(options, sizes, network)
-    found: list[Candidate] = []
-    for number, (run, logits) in enumerate(draws.searches.items()):
-        prefix, cell = prefix_of_search(number), decoding.decode_cell(logits.alpha, logits.edge)
-        found += draws.paths(f"{prefix}path", run, cell, options.paths_per_search)
-        found += draws.samples(f"{prefix}sample", run, options.samples_per_search)
-    found += draws.random(options.num_random)
+    drawn: dict[str, tuple[int, list[Candidate]]] = {}
+    for number, run in enumerate(draws.searches):
+        prefix = prefix_of_search(number)
+        count = options.paths_per_search
+        drawn[f"paths_per_search of {run}"] = count, draws.paths(f"{prefix}path", run, count)
+        count = options.samples_per_search
+        drawn[f"samples_per_search of {run}"] = count, draws.samples(f"{prefix}sample", run, count)
+    drawn["num_random"] = options.num_random, draws.random(options.num_random)
+    found = [candidate for _, some in drawn.values() for candidate in some]
     if not found:
         raise draws.budget.error()
+    for kind, (asked, some) in drawn.items():
+        if len(some) < asked:
+            print(
+                f"note: {kind}: {len(some)} found of {asked} asked for; a larger budget may allow "
+                "more.",
+                file=sys.stderr,
+            )
     found = _different(found)
     if options.num_predicted and len(found) < MIN_TO_PREDICT:
         raise FieldError(
@@ -209,10 +221,14 @@ class _Draws:
         if self.searches:
             self._space = _common_space(self.searches)
 
-    def paths(self, name: str, run: str, cell: Any, count: int) -> list[Candidate]:
-        """Returns the most probable paths of a search, with a cell of it."""
-        drawn = _paths(name, run, self.searches[run], cell, self._space.atrous)
-        return self._first(drawn, count)
+    def paths(self, name: str, run: str, count: int) -> list[Candidate]:
+        """Returns the most probable paths of a search, with its cell."""
+        logits, atrous = self.searches[run], self._space.atrous
+        cell = decoding.decode_cell(logits.alpha, logits.edge)
+        fits = self.budget.of_paths(len(logits.beta), cell, atrous)
+        found = self._first(_paths(name, run, logits, cell, atrous, fits), count)
+        # Where none fits, all are counted: the error names the cheapest.
+        return found or self._first(_paths(name, run, logits, cell, atrous), count)
 
     def samples(self, name: str, run: str, count: int) -> list[Candidate]:
         """Returns draws by the probabilities of a search."""
@@ -278,11 +294,19 @@ def _common_space(searches: Mapping[str, decoding.Logits]) -> _Space:
 
 
 def _paths(
-    name: str, run: str, logits: decoding.Logits, cell: Any, atrous: str
+    name: str,
+    run: str,
+    logits: decoding.Logits,
+    cell: Any,
+    atrous: str,
+    fits: Callable[[tuple[int, ...]], bool] | None = None,
 ) -> Iterator[Candidate]:
-    """The paths of a search with a cell of it, the most probable first."""
+    """The paths of a search with its cell, the most probable first.
+
+    Their ranks are those among the paths that `fits`, as `best_paths` takes it, lets through.
+    """
     log_beta = decoding.log_softmax_beta(logits.beta)
-    for rank, (levels, log_prob) in enumerate(decoding.best_paths(log_beta), start=1):
+    for rank, (levels, log_prob) in enumerate(decoding.best_paths(log_beta, fits), start=1):
         provenance = {"search": {"run_dir": run, "rank": rank, "log_prob": log_prob}}
         architecture = Architecture(levels, cell, atrous, provenance)
         yield Candidate(f"{name}-{rank}", "searched", run, architecture, log_prob=log_prob)
@@ -318,6 +342,18 @@ class _Budget:
         self._network = dataclasses.asdict(sizes) | dict(network)
         del self._network["filter_multiplier"]
         self._cheapest: Candidate | None = None
+
+    def of_paths(
+        self, num_layers: int, cell: Any, atrous: str
+    ) -> Callable[[tuple[int, ...]], bool] | None:
+        """Returns which paths may keep the budget, as `decoding.best_paths` asks; None: all."""
+        if not self._limits:
+            return None
+        multiplier = 1 if self._choose else self._multiplier
+        costs = decoding.path_costs(
+            num_layers, cell, atrous, [*self._limits], filter_multiplier=multiplier, **self._network
+        )
+        return functools.partial(costs.can_keep, [*self._limits.values()])
 
     def within(self, drawn: Iterator[Candidate]) -> Iterator[Candidate]:
         """Yields the candidates that keep the budget, with F and costs."""

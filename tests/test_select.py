@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import json
 import math
@@ -111,6 +112,28 @@ def test_candidates_keep_the_budget_by_being_left_out_or_by_their_f(tmp_path):
         assert candidate.multi_adds <= budget
         assert candidate.multi_adds == count(candidate, candidate.filter_multiplier).multi_adds
         assert count(candidate, candidate.filter_multiplier + 1).multi_adds > budget
+
+
+@pytest.mark.parametrize("fit", [False, True])
+def test_paths_within_the_budget_are_found_wherever_they_rank(tmp_path, monkeypatch, capsys, fit):
+    run_dir = search_run(tmp_path / "a", seed=1)
+    wanted = {"search_runs": (run_dir,), "paths_per_search": 34, "fit_filter_multiplier": fit}
+    sizes = dataclasses.replace(SIZES, filter_multiplier=1 if fit else 3)
+    everything = selection.candidates(
+        options(search_runs=(run_dir,), paths_per_search=34), sizes, **NETWORK
+    )
+    assert len(everything) == 34 == decoding.number_of_paths(4) and not capsys.readouterr().err
+    # The two cheapest of all; fewer tries than stand before them.
+    ranks = sorted(range(34), key=lambda rank: everything[rank].params)[:2]
+    assert min(ranks) > 3
+    monkeypatch.setattr(selection, "MAX_TRIES", 3)
+    budget = max(everything[rank].params for rank in ranks)
+    found = selection.candidates(options(**wanted, max_params=budget), sizes, **NETWORK)
+    assert [(c.architecture, c.log_prob) for c in found] == [
+        (everything[rank].architecture, everything[rank].log_prob) for rank in sorted(ranks)
+    ]
+    note = f"note: paths_per_search of {run_dir}: 2 found of 34 asked for; a larger budget may"
+    assert capsys.readouterr().err.startswith(note)
 
 
 def test_a_budget_that_nothing_meets_names_the_cheapest(monkeypatch):
