@@ -76,8 +76,8 @@ class _Selection:
         recipe = dataclasses.replace(_recipe_of(options.train_flagfile), **given)
         self._training = recipe.with_absolute_paths()
         self._run = RunDir(options.output_dir, options, setting="output_dir")
-        self._check_recipe()
         self._table = selection.Table(self._run.path)
+        self._check_recipe()
         self._ray: Any = None
 
     def _check_recipe(self) -> None:
@@ -91,6 +91,15 @@ class _Selection:
             raise UserError(
                 f"{file} holds another recipe than train_flagfile={self._options.train_flagfile} "
                 "now: name another output_dir, or bring the old recipe back."
+            )
+        # The table says it, also that of an older version.
+        counted = {int(row["filter_multiplier"]) for row in self._table.rows.values()}
+        multiplier = self._training.filter_multiplier
+        if counted - {multiplier} and not self._options.fit_filter_multiplier:
+            raise UserError(
+                f"{self._table.path} holds candidates of filter_multiplier={min(counted)}, and "
+                f"train_flagfile={self._options.train_flagfile} has {multiplier} now: name another "
+                "output_dir, or bring the old recipe back."
             )
 
     def run(self) -> dict[str, Any]:

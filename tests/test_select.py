@@ -620,6 +620,25 @@ def test_another_recipe_or_other_candidates_do_not_resume(places, monkeypatch):
         selected(arguments, "--num_random=2", "--rungs=1", "--json")
 
 
+@pytest.mark.parametrize("fit", [False, True])
+def test_a_recipe_of_another_f_resumes_only_where_the_budget_decides_it(places, monkeypatch, fit):
+    folder, arguments = places
+    monkeypatch.setattr(select, "run_command", FakeTrainings())
+    arguments += ["--num_random=2", "--rungs=1", "--json", "--max_multi_adds=1e9"]
+    arguments.append(f"--fit_filter_multiplier={fit}")
+    result = selected(arguments)
+    (folder / "out" / "architecture.json").unlink()
+    assert selected(arguments) == result
+    (folder / "out" / "architecture.json").unlink()
+    recipe = folder / "recipe.flags"
+    recipe.write_text(recipe.read_text().replace("multiplier=2", "multiplier=3"))
+    if fit:
+        assert selected(arguments) == result
+    else:
+        with pytest.raises(UserError, match="of filter_multiplier=2, and train_flagfile=.* has 3"):
+            selected(arguments)
+
+
 def test_the_command_scores_a_search_and_trains_on_one_part_of_the_data(places):
     folder, arguments = places
     searched = folder / "search"
