@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import math
 import os
@@ -45,6 +46,7 @@ from auto_deeplab_tf.errors import (
     UserError,
     is_out_of_memory,
 )
+from auto_deeplab_tf.files import as_path
 
 # TensorFlow's C++ start-up lines would stand between the user and the one line that matters. It
 # reads the variable when it is imported, and never again.
@@ -290,7 +292,7 @@ def _with_flag_files(arguments: Sequence[str], inside: tuple[str, ...] = ()) -> 
             continue
         file = os.path.expanduser(value if equals else next(rest, ""))
         beside = os.path.join(os.path.dirname(inside[-1]), file) if inside else file
-        path = beside if os.path.isfile(beside) else file
+        path = beside if inside and as_path(beside).is_file() else file
         if os.path.realpath(path) in map(os.path.realpath, inside):
             raise FlagsError(f"--flagfile={path} includes itself: {' > '.join([*inside, path])}")
         expanded += _with_flag_files(_flag_lines(path), (*inside, path))
@@ -300,12 +302,14 @@ def _with_flag_files(arguments: Sequence[str], inside: tuple[str, ...] = ()) -> 
 def _flag_lines(path: str) -> list[str]:
     """The flags of a flag file, without those that are gone and have their old default."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file]
+        text = as_path(path).read_text("utf-8-sig")
     except OSError as error:
         raise FlagsError(f"--flagfile={path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise FlagsError(f"--flagfile={path} is not a text file in UTF-8") from None
+    except UserError as error:  # a URL of an unknown filesystem
+        raise FlagsError(f"--flagfile={error}") from None
+    lines = [line.strip() for line in io.StringIO(text, newline=None)]
     kept = []
     for line in lines:
         flag = re.fullmatch(r"--?(no)?(\w+?)(?:=(.*))?", line)

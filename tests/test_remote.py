@@ -10,7 +10,7 @@ import pytest
 import tiny_camvid
 from commands import call, run
 
-from auto_deeplab_tf import cli, config, decode, evaluate, files, predict, search, train
+from auto_deeplab_tf import cli, config, decode, evaluate, files, predict, search, select, train
 from auto_deeplab_tf.architecture import Architecture, Edge
 from auto_deeplab_tf.data import shards
 from auto_deeplab_tf.data import source as source_lib
@@ -106,6 +106,42 @@ def test_an_upload_that_fails_leaves_the_old_file_and_nothing_else(ram, monkeypa
     with pytest.raises(OSError, match="lost"), files.local_output(ram / "mask.png") as local:
         local.write_bytes(b"new")
     assert names(ram) == {"mask.png"} and (ram / "mask.png").read_bytes() == b"old"
+
+
+def test_a_selection_is_made_and_resumes_behind_a_url(camvid, tmp_path, ram, monkeypatch):
+    recipe = tmp_path / "recipe.flags"
+    recipe.write_text("\n".join([*TRAIN, f"--data_dir={camvid}", f"--cache_dir={tmp_path}/cache"]))
+    trained = []
+
+    def run_command(command):
+        assert command[1:3] == ["-m", "auto_deeplab_tf.train"]
+        options = cli.parse(config.TrainConfig, command[3:])
+        assert (options.crop_size, options.steps) == ((32, 40), 4)
+        trained.append(Architecture.load(options.architecture))
+        row = f"0,{options.stop_after_steps},{len(trained)},0.5\n"
+        metrics = files.as_path(options.run_dir) / "metrics.csv"
+        files.write_text(metrics, "epoch,step,loss,val_miou\n" + row)
+        return 0, 1.0, ""
+
+    monkeypatch.setattr(select, "run_command", run_command)
+    flags = [f"--train_flagfile={recipe}", f"--output_dir={ram}", "--hold_back=0.34", "--rungs=1"]
+    flags += ["--num_layers=2", "--num_blocks=1", "--num_random=2", "--json"]
+    options = cli.parse(config.SelectConfig, flags)
+    result = select._Selection(options).run()
+    assert result["candidate"] == "random-0" and len(trained) == 2
+    (ram / "architecture.json").unlink()
+    assert select._Selection(options).run() == result and len(trained) == 2
+
+
+def test_flag_files_are_read_behind_a_url(ram):
+    files.write_text(ram / "common.flags", "--steps=7\n")
+    files.write_text(ram / "train.flags", "--flagfile=common.flags\r\n# more\r\n--run_dir=a\r\n")
+    arguments = [f"--flagfile={ram / 'train.flags'}", "--architecture=auto_deeplab"]
+    assert cli.parse(config.TrainConfig, arguments).steps == 7
+    with pytest.raises(ValueError, match="^--flagfile=ram://.*none: No such file"):
+        cli.parse(config.TrainConfig, [f"--flagfile={ram / 'none'}"])
+    with pytest.raises(cli.FlagsError, match="^--flagfile=nosuch://a: this TensorFlow reads no"):
+        cli.parse(config.TrainConfig, ["--flagfile=nosuch://a"])
 
 
 def test_a_filesystem_that_tensorflow_does_not_have_is_named(tmp_path):
