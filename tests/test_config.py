@@ -252,6 +252,12 @@ def test_a_run_resumes_under_other_names_of_its_files(tmp_path, monkeypatch):
     assert config.resume_conflicts(before, train()) == (f"init_from= (the run has {str(model)!r})",)
 
 
+def test_a_selection_may_drop_the_inherited_scores_that_a_search_cannot_give():
+    before = config.SelectConfig(output_dir="a", train_flagfile="b", search_runs=("c",))
+    after = dataclasses.replace(before, inherited_batches=0, output_dir="moved")
+    assert config.resume_conflicts(before, after) == ()
+
+
 EXPORT = {"model": "a", "output": "b", "input_size": (33, 33)}
 
 

@@ -766,6 +766,7 @@ class SelectConfig(HoldBackConfig, RayConfig, TimeLimitConfig, OutputConfig):
         "training batches that estimate statistics for the scores with inherited weights (0: no "
         "such scores)",
         minimum=0,
+        on_resume="free",  # of a search without checkpoints, 0 is what to do
     )
     max_multi_adds: int | None = _budget(None, "most Multi-Adds of a candidate", minimum=1)
     max_params: int | None = _budget(None, "most parameters of a candidate", minimum=1)
