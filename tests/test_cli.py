@@ -286,7 +286,7 @@ def test_the_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
     for config_class in COMMANDS.values():
         for field in dataclasses.fields(config_class):
             # What `--help` calls a file or a folder is one.
-            place = str(field.metadata["metavar"]).startswith(("DIR", "FILE", "PATH"))
+            place = str(field.metadata["metavar"]).startswith(("DIR", "FILE", "PATH", "RUN,"))
             assert field.metadata["path"] == place, field.name
 
 
