@@ -365,7 +365,7 @@ class PathCosts:
         level = beginning[-1] if beginning else 0
         return np.min([self.least((*beginning, after)) for after in _next_levels(level)], axis=0)
 
-    def can_keep(self, limits: Sequence[float], beginning: tuple[int, ...] = ()) -> bool:
+    def can_keep(self, limits: Sequence[float], beginning: tuple[int, ...]) -> bool:
         """Tells whether a path with this beginning may keep the limits; of a whole path, whether.
 
         Args:
