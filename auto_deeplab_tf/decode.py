@@ -132,8 +132,11 @@ def choose(logits: decoding.Logits, cell: Any, options: config.DecodeConfig) -> 
         raise UserError(_nothing_fits(limits, *next(iter(costs.items()))))
     choices = []
     for levels, log_prob in sorted(found.items(), key=lambda item: (-item[1], item[0]))[:wanted]:
-        counted = {m: Cost(*of_paths.of(levels).tolist()) for m, of_paths in costs.items()}
-        fitting = {m: cost for m, cost in counted.items() if _keeps(cost, limits)}
+        fitting = {
+            multiplier: Cost(*of_paths.of(levels).tolist())
+            for multiplier, of_paths in costs.items()
+            if of_paths.can_keep(limits, levels)
+        }
         choices.append(Choice(levels, log_prob, fitting))
     return choices
 
@@ -150,10 +153,6 @@ def _path_costs(
         filter_multiplier=multiplier,
         **{name: getattr(options, name) for name in _COUNTED_WITH},
     )
-
-
-def _keeps(cost: Any, limits: Cost) -> bool:
-    return all(value <= limit for value, limit in zip(cost, limits, strict=True))
 
 
 def _nothing_fits(limits: Cost, multiplier: int, costs: decoding.PathCosts) -> str:

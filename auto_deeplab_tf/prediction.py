@@ -12,7 +12,7 @@ from typing import Any
 from auto_deeplab_tf import ray_cluster, tiling, video
 from auto_deeplab_tf.config import PredictConfig
 from auto_deeplab_tf.errors import MissingExtraError, UserError, is_out_of_memory
-from auto_deeplab_tf.files import AnyPath, as_path, local_input, local_output, write_once
+from auto_deeplab_tf.files import AnyPath, absolute, as_path, local_input, local_output, write_once
 from auto_deeplab_tf.image_results import (
     SETTINGS_FILE,
     is_result,
@@ -244,7 +244,7 @@ def on_ray(paths: Sequence[AnyPath], options: PredictConfig) -> Iterator[str]:
         ray_data: Any = importlib.import_module("ray.data")
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         ray_data.DataContext.get_current().enable_progress_bars = False
-        rows = [{"path": _absolute(path)} for path in paths]
+        rows = [{"path": absolute(path)} for path in paths]
         workers = min(ray_cluster.num_workers(ray), len(rows))
         # Four blocks for each worker, so that none waits long for another; a block is what Ray
         # repeats where a worker dies.
@@ -258,10 +258,6 @@ def on_ray(paths: Sequence[AnyPath], options: PredictConfig) -> Iterator[str]:
         )
         for row in found.iter_rows():
             yield row["failure"]
-
-
-def _absolute(path: AnyPath) -> str:
-    return str(path.resolve())
 
 
 class _Worker:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from auto_deeplab_tf.errors import FieldError, UserError
+from auto_deeplab_tf.files import absolute
 
 Size = tuple[int, int]  # (height, width) in pixels; HEIGHTxWIDTH in text
 
@@ -346,7 +347,7 @@ def _each(function: Callable[[str], str], value: Any) -> Any:
 
 def _absolute(path: str) -> str:
     """Returns an absolute path; what is no file, and may be the name of a preset, as it is."""
-    return os.path.abspath(path) if os.path.exists(path) else path
+    return absolute(path) if os.path.exists(path) else path
 
 
 # ---- the rules

@@ -318,6 +318,11 @@ class Decoded:
                 f"an image must hold up to 4 channels; found {channels}: save those to use as a "
                 "file of its own"
             )
+        if _is_tiff(image) and self.depth == 16 and image.tag_v2.get(262, 1) not in (1, 2):
+            raise UserError(
+                "a TIFF of 16 bits must be gray, with 0 for black, or RGB: save it so, or as a PNG "
+                "of 16 bits"
+            )
         gray_tiff = _is_tiff(image) and mode in _GRAY_16
         if self.depth == 16 and not gray_tiff and self.format in ("PNG", "TIFF"):
             try:

@@ -72,7 +72,7 @@ def packed(array, depth):
     return [np.packbits(row).tobytes() for row in bits]
 
 
-def tiff16(array, order="<", predictor=1, compress=False, tile=None):
+def tiff16(array, order="<", predictor=1, compress=False, tile=None, photometric=None):
     """A TIFF of 16 bits a sample, written by hand: strips or tiles, plain or deflated."""
     height, width, channels = array.shape
 
@@ -96,10 +96,11 @@ def tiff16(array, order="<", predictor=1, compress=False, tile=None):
     places = (324, 325) if tile else (273, 279)
     tags = {
         256: [width], 257: [height], 258: [16] * channels, 259: [8 if compress else 1],
-        262: [2 if channels > 2 else 1], places[0]: offsets, 277: [channels],
+        262: [(2 if channels > 2 else 1) if photometric is None else photometric],
+        places[0]: offsets, 277: [channels],
         places[1]: [len(b) for b in blocks], 284: [1], 317: [predictor], 339: [1] * channels,
         **({322: [tile], 323: [tile]} if tile else {278: [4]}),
-        **({338: [0]} if channels == 4 else {}),
+        **({338: [0]} if channels == 4 and photometric is None else {}),
     }  # fmt: skip
     body = b"".join(blocks)
     start = 8 + len(body)
@@ -232,6 +233,13 @@ def test_gray_tiff_files_of_16_bits():
         np.testing.assert_array_equal(image_files.read_image(data, info(1, 16))[0][..., 0], array)
         ids = image_files.read_label(data, info())
         np.testing.assert_array_equal(ids, array)
+
+
+@pytest.mark.parametrize(("channels", "photometric"), [(1, 0), (4, 5)])
+def test_inverted_gray_and_cmyk_tiff_files_of_16_bits_are_refused_as_images(channels, photometric):
+    data = tiff16(pixels(channels, 16).reshape(*SIZE, channels), photometric=photometric)
+    with pytest.raises(UserError, match="of 16 bits must be gray, with 0 for black, or RGB: save"):
+        image_files.read_image(data, info(channels, 16))
 
 
 def test_a_tiff_of_12_bits_is_refused_as_an_image_and_read_as_ids():
