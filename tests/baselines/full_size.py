@@ -17,8 +17,11 @@ labels = rng.integers(0, 19, (2, 65, 97)).astype("int32")
 model = Segmenter(build_baseline(name, dtype=dtype))
 history = model.fit(x, labels, batch_size=2, epochs=2, verbose=0).history
 assert np.all(np.isfinite(history["loss"]))
+for variable in model.variables:
+    assert np.all(np.isfinite(np.asarray(variable))), variable.path
+assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
 expected = np.asarray(model(x))
-assert np.all(np.isfinite(expected)) and expected.std() > 0
+assert expected.dtype == np.float32 and np.all(np.isfinite(expected)) and expected.std() > 0
 model.save(file)
 np.testing.assert_array_equal(keras.saving.load_model(file)(x), expected)
 print("the same")
