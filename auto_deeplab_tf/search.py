@@ -227,11 +227,13 @@ def _restore(checkpoints: Any, run: Any, search: Any, setup: _Setup) -> None:
     Keras makes a constant rate a variable of the optimizer. `auto` is that of all updates, of which
     there are more than the checkpoint knew where the run is extended.
     """
+    from auto_deeplab_tf.training.schedules import current_rate
+
     optimizer = search.model.architecture_optimizer
-    rate = float(optimizer.learning_rate)
+    rate = current_rate(optimizer)
     if not checkpoints.restore():
         return
-    rates = float(optimizer.learning_rate), rate
+    rates = current_rate(optimizer), rate
     optimizer.learning_rate = rate
     if run.writes:
         setup.say_stretched(run.before, int(search.model.completed_steps.numpy()), rates)

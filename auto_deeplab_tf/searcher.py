@@ -30,7 +30,7 @@ from auto_deeplab_tf.search_space import PLAIN_MEAN, PLAIN_STD
 from auto_deeplab_tf.training import inputs, loop, losses, optimizers
 from auto_deeplab_tf.training.bilevel import BilevelModel
 from auto_deeplab_tf.training.checkpoints import Checkpoints, steps_in
-from auto_deeplab_tf.training.schedules import Cosine, arch_learning_rate
+from auto_deeplab_tf.training.schedules import Cosine, arch_learning_rate, current_rate
 
 require_tensorflow()
 
@@ -345,7 +345,7 @@ class ArchitectureSearch:
         architecture = self.decode()
         relaxed = method.relax(*map(keras.ops.convert_to_tensor, (alpha, beta)))
         return {
-            "learning_rate": float(self.model.optimizer.learning_rate),
+            "learning_rate": current_rate(self.model.optimizer),
             "alpha_entropy": decoding.alpha_entropy(alpha),
             "beta_entropy": decoding.beta_entropy(beta),
             "expected_cost": float(self.model.expected_cost(*relaxed)),

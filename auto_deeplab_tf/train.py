@@ -325,9 +325,10 @@ class _Training:
         from auto_deeplab_tf.data import pipeline
         from auto_deeplab_tf.training import distribution
         from auto_deeplab_tf.training.metrics import scores
+        from auto_deeplab_tf.training.schedules import current_rate
 
         options = self._options
-        logs = {"learning_rate": float(model.optimizer.learning_rate)}
+        logs = {"learning_rate": current_rate(model.optimizer)}
         if (epoch + 1) % options.validation_every_epochs and epoch + 1 < self._last_epoch:
             return logs
         batches = pipeline.validation_batches(

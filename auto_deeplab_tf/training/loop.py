@@ -17,7 +17,7 @@ from auto_deeplab_tf.config import RunConfig
 from auto_deeplab_tf.errors import RunError, UserError
 from auto_deeplab_tf.nn import backend
 from auto_deeplab_tf.nn.segmentation_network import UPDATES_NAME, SegmentationNetwork
-from auto_deeplab_tf.training import distribution, termination
+from auto_deeplab_tf.training import distribution, schedules, termination
 from auto_deeplab_tf.training.checkpoints import Checkpoints
 
 
@@ -316,7 +316,7 @@ def _learning_rate(optimizer, steps_ago):
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     schedule = optimizer._learning_rate
     if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-        return float(optimizer.learning_rate)
+        return schedules.current_rate(optimizer)
     return float(schedule(max(int(optimizer.iterations) - steps_ago, 0)))
 
 

@@ -42,6 +42,14 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {"initial": self.initial, "steps": self.steps}
 
 
+def current_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """Returns the learning rate of the next step.
+
+    `float(optimizer.learning_rate)` fails where a strategy copies the variable of a constant rate.
+    """
+    return float(ops.convert_to_numpy(optimizer.learning_rate))
+
+
 def stretched(
     setting: str, before: Any, after: Any, old: _Schedule, new: _Schedule, step: int
 ) -> str:

@@ -67,3 +67,16 @@ def test_an_optimizer_keeps_its_schedule_when_it_is_saved(schedule):
 def test_values_are_validated(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_current_rate_is_known_under_several_replicas_too(mirrored, wrapped):
+    def rate_of(learning_rate):
+        optimizer = keras.optimizers.Adam(learning_rate)
+        if wrapped:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        return schedules.current_rate(optimizer)
+
+    with mirrored.scope():
+        assert rate_of(0.003) == pytest.approx(0.003)
+        assert rate_of(schedules.Poly(0.05, steps=40, power=0.9)) == pytest.approx(0.05)
