@@ -125,11 +125,16 @@ def vary(segmenter, seed=0):
 def _spread(segmenter, images):
     """Sets the last layer so that each class's logit has mean 0 and deviation 3 over the images.
 
-    Where it has no bias, the deviation alone.
+    Where it has no bias, its classes are mixed so that the means vanish.
     """
     kernel, *biases = (variable.value for variable in segmenter.network.class_layer.variables)
     assert kernel.shape[-1] == NUM_CLASSES
     logits = np.asarray(segmenter(images, training=False))
+    if not biases:
+        means = logits.mean((0, 1, 2))
+        mixed = np.eye(NUM_CLASSES) - np.outer(means, means) / (means @ means)
+        kernel.assign(np.asarray(kernel) @ mixed)
+        logits = logits @ mixed
     scale = 3 / logits.std((0, 1, 2))
     kernel.assign(np.asarray(kernel) * scale)
     for bias in biases:
