@@ -237,9 +237,12 @@ def test_gray_tiff_files_of_16_bits():
 
 @pytest.mark.parametrize(("channels", "photometric"), [(1, 0), (4, 5)])
 def test_inverted_gray_and_cmyk_tiff_files_of_16_bits_are_refused_as_images(channels, photometric):
-    data = tiff16(pixels(channels, 16).reshape(*SIZE, channels), photometric=photometric)
+    array = pixels(channels, 16)
+    data = tiff16(array.reshape(*SIZE, channels), photometric=photometric)
     with pytest.raises(UserError, match="of 16 bits must be gray, with 0 for black, or RGB: save"):
         image_files.read_image(data, info(channels, 16))
+    if channels == 1:  # of a label map the stored numbers are the ids
+        np.testing.assert_array_equal(image_files.read_label(data, info()), array)
 
 
 def test_a_tiff_of_12_bits_is_refused_as_an_image_and_read_as_ids():
